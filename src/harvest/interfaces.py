@@ -1,0 +1,83 @@
+"""Every type that crosses from one room of the library into another.
+
+Letters in shapes: B clips in a batch, C captions a clip, T frames, N tubelets of a clip, K kept ones,
+L words, D width of a tower, E width of the shared space. Frame order is `[B, T, 3, H, W]` everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class HarvestError(Exception):
+    """A mistake the user can mend. The command line prints its message and no traceback."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a manifest.
+
+    `texts` are the captions of the stretch or, for a multiple-choice question, its options, with
+    `label` the index of the right one. `question` and `answer` are set for open-ended questions.
+    """
+
+    id: str
+    video: str
+    texts: tuple[str, ...] = ()
+    label: int | None = None
+    start_s: float = 0.0
+    end_s: float | None = None
+    question: str | None = None
+    answer: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.end_s is not None and self.end_s <= self.start_s:
+            raise HarvestError(f"example {self.id!r}: end_s {self.end_s} is not after start_s {self.start_s}")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Decoded frames of one stretch of a video. Checks itself."""
+
+    frames: Tensor  # uint8 [T, 3, H, W]
+    times_s: Tensor  # float64 [T], seconds in the file's clock, never decreasing
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 4 or self.frames.shape[1] != 3 or self.frames.dtype != torch.uint8:
+            raise ValueError(f"frames: expected uint8 [T, 3, H, W], got {self.frames.dtype} {list(self.frames.shape)}")
+        if self.times_s.shape != self.frames.shape[:1]:
+            raise ValueError(f"times_s: expected [{self.frames.shape[0]}], got {list(self.times_s.shape)}")
+        if (self.times_s.diff() < 0).any():
+            raise ValueError("times_s: must not decrease")
+
+
+class Batch(NamedTuple):
+    """What a loader yields and an objective takes. Integers are int64."""
+
+    video: Tensor  # uint8 [B, T, 3, H, W], normalised by the encoder; an image is a clip with T = 1
+    text_ids: Tensor  # [B, C, L]
+    example: Tensor  # [B]; equal numbers = same video, so that all its captions are positives
+    caption: Tensor  # [B, C]; the caption's number in its data set, the key of a text cache
+    label: Tensor  # [B]; -1 where there is none
+
+
+class VideoFeatures(NamedTuple):
+    tokens: Tensor  # [B, K, D] after the last norm, prefix tokens removed
+    pooled: Tensor  # [B, E], unit length
+    layers: tuple[Tensor, ...] = ()  # [B, K, D] each: the blocks that were asked for
+    attention: Tensor | None = None  # [B, T', N / T']: prefix-to-tubelet attention, only when asked for
+
+
+class TextFeatures(NamedTuple):
+    tokens: Tensor  # [B, L, D]
+    pooled: Tensor  # [B, E], unit length
+    mask: Tensor  # bool [B, L], True where there is a word, False on padding
+
+
+class Losses(NamedTuple):
+    total: Tensor  # scalar, differentiated
+    parts: dict[str, Tensor]  # detached scalars, only looked at

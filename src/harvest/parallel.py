@@ -1,0 +1,142 @@
+"""Ranks, random draws that are functions of the step, gathering and wrapping. The only file that knows of ranks.
+
+Everything random in a run is drawn from `generator_for(seed, ...)`, a function of integers such as (seed, step,
+rank). No generator lives across steps, so a stopped run repeats the unbroken one to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ContextManager, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Precision = Literal["bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class World:
+    """Who am I among the processes of this run, and which device do I compute on?"""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    """Join the processes that `torchrun` started, or be alone. Leaves the group behind a barrier.
+
+    The device is this process's GPU where there is one, else the CPU.
+    """
+    has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_gpu else torch.device("cpu")
+    if has_gpu:
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ:
+        yield World(device=device)
+        return
+    dist.init_process_group("nccl" if has_gpu else "gloo")
+    try:
+        yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+        dist.barrier()  # ranks that leave early can hang the others in destroy_process_group
+    finally:
+        dist.destroy_process_group()
+
+
+def seed_for(seed: int, *numbers: int) -> int:
+    """One 63-bit seed from several integers. The same on every machine and in every Python process."""
+    text = ",".join(str(number) for number in (seed, *numbers))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator_for(seed: int, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator that is a function of its integers, e.g. `generator_for(seed, step, rank)`."""
+    return torch.Generator(device=device).manual_seed(seed_for(seed, *numbers))
+
+
+def autocast(device: torch.device, precision: Precision) -> ContextManager[Any]:
+    """bf16 autocast on CPU and GPU alike, or nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows; backward sums every rank's gradient for our rows.
+
+    The sum is what makes the contrastive gradient independent of the number of ranks: DDP then averages over
+    ranks, and each rank's loss is the global one, so the average of sums is the exact gradient. Returning only
+    the local slice (as the reference does) gives 1 / world of it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        ctx.num_rows = rows.shape[0]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.num_rows
+        return gradient[start : start + ctx.num_rows]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate every rank's `[B, ...]` to `[G, ...]`, in rank order, with exact gradients.
+
+    Alone, it returns its argument. All ranks must bring equally many rows.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows
+    if rows.is_floating_point():
+        return _GatherRows.apply(rows)  # type: ignore[no-any-return]
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a detached scalar over ranks, for logs."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on every rank if it is true on any, so that all ranks stop at the same step."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def barrier() -> None:
+    """Wait for every rank; alone, nothing."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def wrap(objective: nn.Module, here: World) -> nn.Module:
+    """The module whose call is one training step's forward: the objective alone, or under DDP."""
+    if here.size == 1:
+        return objective
+    return nn.parallel.DistributedDataParallel(
+        objective, device_ids=[here.device.index] if here.device.type == "cuda" else None
+    )
