@@ -68,8 +68,6 @@ class Batch(NamedTuple):
 class VideoFeatures(NamedTuple):
     tokens: Tensor  # [B, K, D] after the last norm, prefix tokens removed
     pooled: Tensor  # [B, E], unit length
-    layers: tuple[Tensor, ...] = ()  # [B, K, D] each: the blocks that were asked for
-    attention: Tensor | None = None  # [B, T', N / T']: prefix-to-tubelet attention, only when asked for
 
 
 class TextFeatures(NamedTuple):

@@ -54,6 +54,13 @@ def world() -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def world_rank_size() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) when alone."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
 def seed_for(seed: int, *numbers: int) -> int:
     """One 63-bit seed from several integers. The same on every machine and in every Python process."""
     text = ",".join(str(number) for number in (seed, *numbers))
@@ -100,7 +107,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
     Alone, it returns its argument. All ranks must bring equally many rows.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world_rank_size()[1] == 1:
         return rows
     if rows.is_floating_point():
         return _GatherRows.apply(rows)  # type: ignore[no-any-return]
@@ -111,7 +118,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 def mean_over_ranks(value: Tensor) -> Tensor:
     """The mean of a detached scalar over ranks, for logs."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world_rank_size()[1] == 1:
         return value
     value = value.clone()
     dist.all_reduce(value)
@@ -120,7 +127,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 def any_rank(flag: bool, device: torch.device) -> bool:
     """True on every rank if it is true on any, so that all ranks stop at the same step."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world_rank_size()[1] == 1:
         return flag
     value = torch.tensor(float(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)

@@ -1,0 +1,143 @@
+"""The model folder: weights, sizes, tokenizer and a fingerprint that is checked on load.
+
+    model/config.json        sizes, normalisation, frame sampling, tokenizer settings, licence, fingerprint
+    model/model.safetensors  every tensor; load or fail
+    model/tokenizer.json     as the `tokenizers` library writes it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from harvest.interfaces import HarvestError
+from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
+from harvest.model.fusion import FusionConfig
+from harvest.model.tokenizer import Tokenizer, TokenizerConfig
+from harvest.model.video_text import ModelConfig, VideoTextModel
+
+FORMAT = 1
+SENTENCE = "a red circle moves to the left"
+FINGERPRINT_TOLERANCE = 2e-3
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Fill a temporary folder that takes `folder`'s place, whole or not at all, when the block ends well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.rename(folder, old / "folder")
+            os.rename(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Fill `model` with `tensors`, or raise HarvestError with the lists of what is missing, left over or misshapen."""
+    own = model.state_dict()
+    missing = sorted(own.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - own.keys())
+    wrong = [
+        f"{name}: {list(tensors[name].shape)} here, {list(own[name].shape)} expected"
+        for name in sorted(own.keys() & tensors.keys())
+        if tensors[name].shape != own[name].shape
+    ]
+    if missing or extra or wrong:
+        lists = [
+            f"{title} ({len(names)}): " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+            for title, names in (("missing", missing), ("left over", extra), ("wrong shape", wrong))
+            if names
+        ]
+        raise HarvestError(f"{source} does not hold this model's weights.\n  " + "\n  ".join(lists))
+    model.load_state_dict(dict(tensors))
+
+
+def save_model(folder: Path, model: VideoTextModel, tokenizer: Tokenizer, *, notes: Mapping[str, Any] | None = None) -> None:
+    """Write a model folder atomically. `notes` (recipe, licence, source, …) go into its config."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    config = {
+        "format": FORMAT,
+        "model": dataclasses.asdict(model.config),
+        "tokenizer": dataclasses.asdict(tokenizer.config),
+        "frame_sampling": "one frame from the middle of each of num_frames equal segments",
+        "fingerprint": _fingerprint(model, tokenizer),
+        **(notes or {}),
+    }
+    with new_folder(folder) as temporary:
+        safetensors.torch.save_file(tensors, temporary / "model.safetensors")
+        tokenizer.save(temporary / "tokenizer.json")
+        (temporary / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tokenizer]:
+    """Open a model folder in eval mode; load or fail.
+
+    With `check`, the embeddings of a built-in clip and sentence are compared with those written when it was saved.
+    """
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise HarvestError(f"{folder} is not a Harvest model folder: it has no {name}")
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("format", 0) > FORMAT:
+        raise HarvestError(f"{folder} was written by a newer Harvest (format {config['format']}): update Harvest")
+    sizes = config["model"]
+    model = VideoTextModel(
+        ModelConfig(
+            video=VideoEncoderConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in sizes["video"].items()}),
+            text=TextEncoderConfig(**sizes["text"]),
+            fusion=FusionConfig(**sizes["fusion"]) if sizes["fusion"] else None,
+            score_bias=sizes["score_bias"],
+        )
+    )
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    load_strictly(model, {name: tensor.float() for name, tensor in tensors.items()}, source=str(folder))
+    tokenizer = Tokenizer.load(folder / "tokenizer.json", TokenizerConfig(**config["tokenizer"]))
+    model.eval()
+    if check:
+        _check_fingerprint(folder, config["fingerprint"], _fingerprint(model, tokenizer))
+    return model, tokenizer
+
+
+@torch.no_grad()
+def _fingerprint(model: VideoTextModel, tokenizer: Tokenizer) -> dict[str, list[float]]:
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    size, frames = model.config.video.image_size, model.config.video.num_frames
+    places = torch.arange(frames * 3 * size * size, device=device).view(1, frames, 3, size, size)
+    clip = (places * 2654435761 % 4294967296 >> 24).to(torch.uint8)  # Knuth's multiplicative hash: fixed noise
+    values = {
+        "clip": model.encode_video(clip).pooled[0, :16],
+        "sentence": model.encode_text(tokenizer([SENTENCE]).to(device)).pooled[0, :16],
+    }
+    model.train(was_training)
+    return {name: [round(float(x), 5) for x in vector] for name, vector in values.items()}
+
+
+def _check_fingerprint(folder: Path, written: dict[str, list[float]], seen: dict[str, list[float]]) -> None:
+    for name in ("clip", "sentence"):
+        off = max(abs(a - b) for a, b in zip(written[name], seen[name], strict=True))
+        if off > FINGERPRINT_TOLERANCE:
+            raise HarvestError(
+                f"{folder}: the built-in {name} gives another embedding than when this model was saved "
+                f"(off by {off:.4f}, at most {FINGERPRINT_TOLERANCE} expected). The weights, the tokenizer or the "
+                "code are not those it was made with."
+            )

@@ -1,0 +1,98 @@
+"""Text to ids and back. A tokenizer belongs to a text tower and travels in its model folder as tokenizer.json."""
+
+from __future__ import annotations
+
+import html
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import ftfy
+import tokenizers
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    context_length: int = 77
+    pad_id: int = 49407
+    clean: Literal["none", "clip", "siglip"] = "none"
+    """What happens to a text first. CLIP: broken Unicode and HTML entities are mended. SigLIP: lower case, no
+    punctuation. Literal special tokens such as `<|endoftext|>` are removed everywhere: users could move the
+    position at which the feature is read."""
+
+
+class Tokenizer:
+    """Texts to int64 ids of one length, by the `tokenizers` library. Counts the texts that it had to cut."""
+
+    def __init__(self, core: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
+        self.core = core
+        self.config = config
+        self.truncated = 0
+        core.no_padding()
+        core.enable_truncation(config.context_length)
+        self._special = [token.content for token in core.get_added_tokens_decoder().values() if token.special]
+
+    @classmethod
+    def load(cls, path: Path, config: TokenizerConfig) -> Tokenizer:
+        return cls(tokenizers.Tokenizer.from_file(str(path)), config)
+
+    def save(self, path: Path) -> None:
+        self.core.save(str(path))
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Ids `[len(texts), context_length]`, padded at the right. Texts too long are cut and counted."""
+        encodings = self.core.encode_batch([self._clean(text) for text in texts])
+        ids = torch.full((len(texts), self.config.context_length), self.config.pad_id)
+        for row, encoding in zip(ids, encodings, strict=True):
+            row[: len(encoding.ids)] = torch.tensor(encoding.ids)
+            self.truncated += bool(encoding.overflowing)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The words of ids, without special tokens."""
+        return self.core.decode(ids).strip()
+
+    def words(self, text: str) -> list[int]:
+        """The ids of a text alone, without start and end."""
+        return self.core.encode(self._clean(text), add_special_tokens=False).ids
+
+    def _clean(self, text: str) -> str:
+        for token in self._special:
+            text = text.replace(token, " ")
+        if self.config.clean == "clip":
+            text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        elif self.config.clean == "siglip":
+            text = text.lower().translate(str.maketrans("", "", string.punctuation))
+        return " ".join(text.split())
+
+
+def train_tokenizer(texts: list[str], *, vocab_size: int, context_length: int) -> Tokenizer:
+    """A byte-level BPE with CLIP's way of splitting, learned from `texts`; any other text still has ids."""
+    core = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>", unk_token="<end>"))
+    core.normalizer = tokenizers.normalizers.Lowercase()
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(
+                tokenizers.Regex(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"), "removed", invert=True
+            ),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = tokenizers.decoders.BPEDecoder(suffix="</w>")
+    core.train_from_iterator(
+        texts,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=["<start>", "<end>", "<pad>"],
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
+    )
+    core.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", 1)]
+    )
+    return Tokenizer(core, TokenizerConfig(context_length=context_length, pad_id=2))

@@ -1,0 +1,57 @@
+"""An image-text model from scratch: how the mini-world's own foundation model is made.
+
+Contrastive learning on stills, and beside it a loss on texts alone: two captions of one clip are a pair. Stills
+never ask a text tower to tell "moves left" from "moves right"; CLIP's tower knows the difference from the web,
+this one learns it from paraphrases. Without it, a frozen tower has nothing to teach a video model about motion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from harvest.interfaces import Batch, Losses
+from harvest.model.video_text import VideoTextModel
+from harvest.objectives.losses import contrastive, paraphrase
+from harvest.parallel import gather_rows, generator_for, world_rank_size
+from harvest.tokens import random_keep
+
+
+@dataclass(frozen=True)
+class ImageTextConfig:
+    drop_ratio: float = 0.5
+    paraphrase_weight: float = 0.5
+    paraphrase_temperature: float = 0.05
+
+
+class ImageTextPretraining(nn.Module):
+    """One random frame of each clip against its captions, and captions against each other (needs C >= 2)."""
+
+    def __init__(self, config: ImageTextConfig, model: VideoTextModel, *, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.seed = seed
+        self.drop_ratio = config.drop_ratio
+
+    def forward(self, batch: Batch, step: int) -> Losses:
+        rank, _ = world_rank_size()
+        generator = generator_for(self.seed, step, rank)
+        B, T = batch.video.shape[:2]
+        C = batch.text_ids.shape[1]
+        chosen = torch.randint(T, (B,), generator=generator)
+        stills = batch.video[torch.arange(B), chosen][:, None]
+        keep = None
+        if self.drop_ratio > 0:
+            keep = random_keep(B, self.model.num_tubelets(stills), drop_ratio=self.drop_ratio, generator=generator)
+            keep = keep.to(stills.device)
+        image_BE = gather_rows(self.model.encode_video(stills, keep).pooled)
+        text_GE = gather_rows(self.model.encode_text(batch.text_ids.flatten(0, 1)).pooled)
+        example = gather_rows(batch.example)
+        itc = contrastive(self.model.scores(image_BE, text_GE), example, example.repeat_interleave(C))
+        first, second = text_GE[0::C], text_GE[1::C] if C > 1 else text_GE
+        texts = paraphrase(first, second, example=example, temperature=self.config.paraphrase_temperature)
+        total = itc + self.config.paraphrase_weight * texts
+        return Losses(total, {"itc": itc.detach(), "paraphrase": texts.detach()})

@@ -1,0 +1,34 @@
+"""Losses as pure functions of tensors. Letters: G videos and H texts of the global batch, M hidden words."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def contrastive(scores_HG: Tensor, video_example: Tensor, text_example: Tensor) -> Tensor:
+    """Symmetric InfoNCE in which every caption of a video is a positive of it (UMT `get_sim_targets`).
+
+    `scores_HG` scaled cosines, texts by videos; the examples, int64 `[G]` and `[H]`, say which belong together.
+    Each row's positives share a target of 1 equally. Mean of text-to-video and video-to-text.
+    """
+    positive = (text_example[:, None] == video_example[None]).to(scores_HG.dtype)
+    t2v = -(F.log_softmax(scores_HG, dim=1) * positive / positive.sum(1, keepdim=True)).sum(1).mean()
+    v2t = -(F.log_softmax(scores_HG, dim=0) * positive / positive.sum(0, keepdim=True)).sum(0).mean()
+    return (t2v + v2t) / 2
+
+
+def paraphrase(first: Tensor, second: Tensor, *, example: Tensor, temperature: float) -> Tensor:
+    """InfoNCE between two captions of each clip, unit vectors `[B, E]`: different sentences are kept apart.
+
+    Pictures never ask a text tower to tell captions apart that differ only in the motion; this does.
+    """
+    return contrastive(first @ second.T / temperature, example, example)
+
+
+def masked_words(logits_MV: Tensor, targets: Tensor, *, num_hidden: Tensor | None = None) -> Tensor:
+    """Cross-entropy at hidden positions, int64 `[M]`, divided by `num_hidden` (default M). Zero where M is 0."""
+    total = F.cross_entropy(logits_MV.float(), targets, reduction="sum")
+    count = num_hidden if num_hidden is not None else torch.tensor(len(targets), device=logits_MV.device)
+    return total / count.clamp(min=1)

@@ -1,0 +1,97 @@
+"""Harvest (arXiv 2310.19554): an image-text model learns video from captioned clips, seeing a tenth of each.
+
+Patches are dropped at random before the encoder, so a step costs a tenth. Words of the caption are hidden and
+must be filled by looking at the video, which teaches the fusion of the two. The text tower stays frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from harvest.interfaces import Batch, Losses
+from harvest.model.video_text import VideoTextModel
+from harvest.objectives.losses import contrastive, masked_words
+from harvest.parallel import gather_rows, generator_for, mean_over_ranks, world_rank_size
+from harvest.tokens import mask_text, random_keep
+
+
+@dataclass(frozen=True)
+class PostPretrainingConfig:
+    drop_ratio: float = 0.9
+    """Share of tubelets dropped in each clip."""
+    text_mask_ratio: float = 0.15
+    text_tower: Literal["frozen", "trained"] = "frozen"
+    contrastive_weight: float = 1.0
+    masked_words_weight: float = 1.0
+    cache_texts: bool = False
+    """Encode all captions once, before the first step. Only with a frozen text tower; 4 * embed_dim bytes a caption."""
+
+
+class PostPretraining(nn.Module):
+    """Video-text contrastive loss over the global batch and masked words through the fusion decoder."""
+
+    text_cache: Tensor | None
+
+    def __init__(self, config: PostPretrainingConfig, model: VideoTextModel, *, seed: int) -> None:
+        super().__init__()
+        if config.cache_texts and config.text_tower == "trained":
+            raise ValueError("cache_texts needs text_tower = frozen: a trained tower's embeddings change every step")
+        self.config = config
+        self.model = model
+        self.seed = seed
+        self.drop_ratio = config.drop_ratio
+        self.register_buffer("text_cache", None, persistent=False)
+        if config.text_tower == "frozen":
+            model.text.requires_grad_(False)
+        # The embedding of a hidden word is new, so it is trained even where the tower is not.
+        model.text.mask_embedding.requires_grad_(config.masked_words_weight > 0)
+
+    @torch.no_grad()
+    def fill_text_cache(self, text_ids: Tensor) -> None:
+        """Encode every caption of the data set, int64 `[captions, L]`, in the order of `Batch.caption`."""
+        self.text_cache = torch.cat([self.model.encode_text(ids).pooled for ids in text_ids.split(512)])
+
+    def forward(self, batch: Batch, step: int) -> Losses:
+        rank, _ = world_rank_size()
+        generator = generator_for(self.seed, step, rank)
+        B, C, _ = batch.text_ids.shape
+        keep = None
+        if self.drop_ratio > 0:
+            keep = random_keep(B, self.model.num_tubelets(batch.video), drop_ratio=self.drop_ratio, generator=generator)
+            keep = keep.to(batch.video.device)
+        video = self.model.encode_video(batch.video, keep)
+
+        # `scores` is texts by videos; both are those of all ranks, so every rank computes the global loss.
+        example = gather_rows(batch.example)
+        scores_HG = self.model.scores(gather_rows(video.pooled), gather_rows(self._pooled_texts(batch)))
+        vtc = contrastive(scores_HG, example, example.repeat_interleave(C))
+        total, parts = self.config.contrastive_weight * vtc, {"vtc": vtc.detach()}
+
+        if self.config.masked_words_weight > 0:
+            ids = batch.text_ids[:, 0]
+            masked_ids, hidden = mask_text(
+                ids,
+                maskable=self.model.text.maskable(ids),
+                ratio=self.config.text_mask_ratio,
+                mask_id=self.model.mask_id,
+                generator=generator,
+            )
+            states_BLD = self.model.fuse(video, self.model.encode_text(masked_ids))
+            logits_MV = self.model.predict_words(states_BLD[hidden])  # at hidden positions only
+            targets = ids[hidden]
+            mlm = masked_words(logits_MV, targets, num_hidden=mean_over_ranks(hidden.sum().float()))
+            total = total + self.config.masked_words_weight * mlm
+            right = (logits_MV.argmax(dim=1) == targets).float().mean()
+            parts |= {"mlm": mlm.detach(), "words_right": right.detach()}
+        return Losses(total, parts)
+
+    def _pooled_texts(self, batch: Batch) -> Tensor:
+        """Clean captions, `[B * C, E]`: from the cache, or encoded, without gradient where the tower is frozen."""
+        if self.text_cache is not None:
+            return self.text_cache[batch.caption.flatten()]
+        with torch.set_grad_enabled(self.config.text_tower == "trained" and torch.is_grad_enabled()):
+            return self.model.encode_text(batch.text_ids.flatten(0, 1)).pooled
