@@ -1,0 +1,535 @@
+"""From examples to batches: which samples a step sees is a function of (seed, step), whoever loads them.
+
+The order of samples is an endless sequence of permutations, one an epoch. Step s takes the positions from
+`position_of(s)` on, rank r of W every W-th of them from the r-th on. What is random about a sample (times, crop,
+caption) is drawn from a generator of (seed, epoch, sample). So a run resumes at any step exactly, on any number
+of ranks and workers.
+
+A video that cannot be read is never fatal and never silently replaced: its place is taken by the next sample of
+the same epoch's order, and `TrainLoader.broken` names it with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from harvest.data import transforms
+from harvest.data.video import Crop, VideoError, read_clip
+from harvest.interfaces import Batch, Example, HarvestError
+from harvest.parallel import generator_for
+
+EncodeText = Callable[[list[str]], Tensor]
+Progress = Callable[[int, int], None]  # (done, of)
+Key = tuple[int, int]  # (epoch, place in that epoch's order)
+
+_MIN_TRIED = 20  # no share of broken videos is judged on fewer
+_MAX_TRIES = 100  # for one row; so many broken ones in a row mean a wrong folder
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run trains on and how it is read."""
+
+    train: str = ""
+    """Manifest of the training set: .jsonl, .csv, .tsv, .parquet or WebVid's csv."""
+    videos: str | None = None
+    """Folder that the manifest's paths are relative to; without it the manifest's own."""
+    num_frames: int = 8
+    """Frames a clip."""
+    times: Literal["random", "middle"] = "random"
+    """Where in each of its segments of a clip a frame is taken."""
+    captions_per_clip: int = 1
+    """Captions of a clip in one step, drawn anew each epoch; a clip with fewer repeats them."""
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest share of the picture's area in a random crop; 1 1 takes the middle square."""
+    flip: bool = False
+    """Mirror every other clip. Not for captions that say left and right."""
+    workers: int = 2
+    """Processes that decode, for each rank; 0 decodes in the training process."""
+    cache: Literal["none", "memory"] = "none"
+    """memory: decode every clip once, keep its frames in memory and draw its times once."""
+    max_broken_share: float = 0.5
+    """Stop when more than this share of the videos tried cannot be read."""
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1 or self.captions_per_clip < 1 or self.workers < 0:
+            raise HarvestError(
+                f"data: num_frames {self.num_frames} and captions_per_clip {self.captions_per_clip} must be at"
+                f" least 1, workers {self.workers} at least 0"
+            )
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise HarvestError(
+                f"data.crop_scale: expected 0 < smallest <= largest <= 1, got {self.crop_scale}"
+            )
+        if not 0 <= self.max_broken_share <= 1:
+            raise HarvestError(f"data.max_broken_share: expected 0 to 1, got {self.max_broken_share}")
+
+
+def clip_numbers(examples: Sequence[Example]) -> Tensor:
+    """For each row the number of its clip, counted in order of appearance: int64 `[n]`.
+
+    Rows with the same video, start and end are captions of one clip.
+    """
+    seen: dict[tuple[str, float, float | None], int] = {}
+    return torch.tensor(
+        [seen.setdefault((e.video, e.start_s, e.end_s), len(seen)) for e in examples], dtype=torch.int64
+    )
+
+
+def order(seed: int, epoch: int, n: int) -> Tensor:
+    """The permutation of n samples in an epoch, int64 `[n]`: a function of its arguments alone."""
+    return torch.randperm(n, generator=generator_for(seed, epoch))
+
+
+_recent_order = lru_cache(maxsize=2)(order)  # a batch may lie in two epochs
+
+
+class Packed(NamedTuple):
+    """What a worker sends: the rows of a batch that could be filled, and what happened on the way."""
+
+    batch: Batch | None  # None where a row found no video to fill it
+    tried: list[int]  # samples looked at
+    broken: list[tuple[int, str]]  # (sample, reason) of those that could not be read
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The data set
+
+
+class ClipDataset(Dataset):
+    """A training set. `dataset[keys]` with keys (epoch, place in that epoch's order) gives a `Packed` batch.
+
+    `encode_text` maps captions to int64 `[n, L]`; it has to survive the way into a worker process.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        config: DataConfig,
+        *,
+        image_size: int,
+        encode_text: EncodeText,
+        seed: int,
+    ) -> None:
+        if not examples:
+            raise HarvestError("the training set is empty: its manifest has no rows")
+        silent = [e.id for e in examples if not e.texts]
+        has_labels = all(e.label is not None for e in examples)
+        if silent and not has_labels:
+            raise HarvestError(
+                f"{len(silent)} of {len(examples)} training examples have neither caption nor label (first:"
+                f" {silent[0]!r}): remove these rows or give them captions"
+            )
+        self.examples = list(examples)
+        self.config, self.image_size, self.encode_text, self.seed = config, image_size, encode_text, seed
+        self.clip_of = clip_numbers(examples)
+        self.num_clips = int(self.clip_of.max()) + 1
+        self._first_caption = [0, *accumulate(len(e.texts) for e in examples)]
+        self.labels = torch.tensor([-1 if e.label is None else e.label for e in examples], dtype=torch.int64)
+        self._cache: _Cache | None = None
+        self._refused: dict[int, str] = {}  # sample -> reason, so that no broken video is tried twice
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def captions(self) -> list[str]:
+        """All captions in the order of `Batch.caption`, for a cache of encoded texts."""
+        return [text for example in self.examples for text in example.texts]
+
+    @property
+    def is_cached(self) -> bool:
+        return self._cache is not None
+
+    def fill_cache(self, progress: Progress | None = None) -> dict[int, str]:
+        """Decode every clip once, tokenise every caption once. Returns the broken samples with their reasons.
+
+        With `config.cache == "memory"` the loader calls it before its first step. It takes
+        `num_clips * num_frames * 3 * image_size ** 2` bytes. Times are drawn once per clip; a random crop is
+        then cut out of the cached middle square.
+        """
+        config = self.config
+        size = self.num_clips * config.num_frames * 3 * self.image_size**2
+        try:
+            frames = torch.empty(
+                self.num_clips, config.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8
+            )
+        except RuntimeError as error:
+            raise HarvestError(
+                f"data.cache memory needs {size / 1e9:.1f} GB for {self.num_clips:,} clips of {config.num_frames}"
+                f" frames at {self.image_size}: use data.cache none"
+            ) from error
+        is_good = torch.zeros(self.num_clips, dtype=torch.bool)
+        broken: dict[int, str] = {}
+        first_row = _first_rows(self.clip_of, self.num_clips)
+        clips = _Clips([self.examples[row] for row in first_row], config.num_frames, self.image_size)
+        if config.times == "random":
+            clips.seed = self.seed
+        done = 0
+        for numbers, video, refused in clips.batches(batch_size=32, workers=config.workers):
+            frames[numbers] = video
+            is_good[numbers] = True
+            broken.update(refused)
+            done += len(numbers) + len(refused)
+            if progress is not None:
+                progress(done, self.num_clips)
+        self._refused = {
+            row: broken[clip] for row, clip in enumerate(self.clip_of.tolist()) if not is_good[clip]
+        }
+        self._cache = _Cache(
+            frames, text_ids=self.encode_text(self.captions() or [""]), empty_ids=self.encode_text([""])[0]
+        )
+        return dict(self._refused)
+
+    def __getitem__(self, keys: Sequence[Key]) -> Packed:
+        tried: list[int] = []
+        broken: list[tuple[int, str]] = []
+        rows: list[_Row] = []
+        for epoch, place in keys:
+            row = self._row(epoch, place, tried, broken)
+            if row is None:
+                return Packed(None, tried, broken)
+            rows.append(row)
+        samples = torch.tensor([row.sample for row in rows], dtype=torch.int64)
+        caption = torch.tensor([row.draw.captions for row in rows], dtype=torch.int64)
+        batch = Batch(
+            video=self._video(rows, samples),
+            text_ids=self._text_ids(caption),
+            example=self.clip_of[samples],
+            caption=caption,
+            label=self.labels[samples],
+        )
+        return Packed(batch, tried, broken)
+
+    def _row(self, epoch: int, place: int, tried: list[int], broken: list[tuple[int, str]]) -> _Row | None:
+        """The sample of this place or, where it cannot be read, the next one of the order that can."""
+        places = _recent_order(self.seed, epoch, len(self))
+        for step in range(min(len(self), _MAX_TRIES)):
+            sample = int(places[(place + step) % len(self)])
+            tried.append(sample)
+            if sample not in self._refused:
+                draw = self._draw(epoch, sample)
+                try:
+                    return _Row(sample, draw, None if self.is_cached else self._read(sample, draw))
+                except VideoError as error:
+                    self._refused[sample] = error.reason
+            broken.append((sample, self._refused[sample]))
+        return None
+
+    def _draw(self, epoch: int, sample: int) -> _Draw:
+        """What is random about a sample, always drawn in this order: captions, flip, then times and crop."""
+        generator = generator_for(self.seed, epoch, sample)
+        count, wanted = len(self.examples[sample].texts), self.config.captions_per_clip
+        if count == 0:
+            captions = [-1] * wanted
+        else:
+            chosen = torch.randperm(count, generator=generator).tolist() if count > 1 else [0]
+            first = self._first_caption[sample]
+            captions = [first + chosen[i % count] for i in range(wanted)]
+        is_flipped = self.config.flip and bool(torch.rand((), generator=generator) < 0.5)
+        return _Draw(captions, is_flipped, generator)
+
+    @property
+    def _crops(self) -> bool:
+        return self.config.crop_scale != (1.0, 1.0)
+
+    def _read(self, sample: int, draw: _Draw) -> Tensor:
+        example, config = self.examples[sample], self.config
+        # A crop of the smallest share still has as many pixels as the model wants, up to twice its side.
+        size = min(2 * self.image_size, math.ceil(self.image_size / math.sqrt(config.crop_scale[0])))
+        clip = read_clip(
+            example.video,
+            num_frames=config.num_frames,
+            image_size=size if self._crops else self.image_size,
+            start_s=example.start_s,
+            end_s=example.end_s,
+            generator=draw.generator if config.times == "random" else None,
+            crop="none" if self._crops else "center",
+        )
+        return self._augmented(clip.frames, draw)
+
+    def _augmented(self, frames: Tensor, draw: _Draw) -> Tensor:
+        if self._crops:
+            scale = self.config.crop_scale
+            frames = transforms.random_resized_crop(
+                frames, self.image_size, scale=scale, generator=draw.generator
+            )
+        return transforms.flip(frames) if draw.is_flipped else frames
+
+    def _video(self, rows: list[_Row], samples: Tensor) -> Tensor:
+        if self._cache is None:
+            return torch.stack([row.video for row in rows if row.video is not None])
+        video = self._cache.frames[self.clip_of[samples]]
+        if self.config.flip or self._crops:
+            for place, row in enumerate(rows):
+                video[place] = self._augmented(video[place], row.draw)
+        return video
+
+    def _text_ids(self, caption: Tensor) -> Tensor:
+        """`[B, C]` caption numbers to `[B, C, L]` tokens; no caption (-1) is the empty text."""
+        if self._cache is not None:
+            ids = self._cache.text_ids[caption.clamp(min=0)]
+            return torch.where((caption >= 0)[..., None], ids, self._cache.empty_ids)
+        ids = self.encode_text([self._text(number) for number in caption.flatten().tolist()])
+        return ids.reshape(*caption.shape, -1)
+
+    def _text(self, caption: int) -> str:
+        if caption < 0:
+            return ""
+        sample = bisect_right(self._first_caption, caption) - 1
+        return self.examples[sample].texts[caption - self._first_caption[sample]]
+
+
+class _Draw(NamedTuple):
+    captions: list[int]  # C numbers
+    is_flipped: bool
+    generator: torch.Generator  # for what is drawn next
+
+
+class _Row(NamedTuple):
+    sample: int
+    draw: _Draw
+    video: Tensor | None  # None where it is in the cache
+
+
+@dataclass(frozen=True)
+class _Cache:
+    frames: Tensor  # uint8 [clips, T, 3, S, S]
+    text_ids: Tensor  # [captions, L]
+    empty_ids: Tensor  # [L]
+
+
+def _first_rows(clip_of: Tensor, num_clips: int) -> list[int]:
+    rows = torch.full((num_clips,), -1, dtype=torch.int64)
+    backwards = torch.arange(len(clip_of) - 1, -1, -1)
+    rows[clip_of[backwards]] = backwards
+    return rows.tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The loader
+
+
+@dataclass
+class TrainLoader:
+    """Batches for steps first_step, first_step + 1, … without end; what they hold depends on (seed, step) only.
+
+    `global_batch` is the number of clips a step over all ranks or, where it changes within a run, pairs
+    (first step, clips a step) beginning with step 0.
+    """
+
+    dataset: ClipDataset
+    global_batch: int | Sequence[tuple[int, int]]
+    rank: int = 0
+    world: int = 1
+    first_step: int = 0
+    progress: Progress | None = None  # of filling a memory cache
+    broken: dict[str, str] = field(default_factory=dict)  # id -> reason, of the samples seen by this rank
+
+    def __post_init__(self) -> None:
+        batch = self.global_batch
+        self._batches = [(0, batch)] if isinstance(batch, int) else [(int(s), int(b)) for s, b in batch]
+        starts = [start for start, _ in self._batches]
+        if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
+            raise HarvestError(
+                f"global_batch: expected (first step, clips) from step 0 on, rising, got {batch}"
+            )
+        for _, clips in self._batches:
+            if clips < 1 or clips % self.world:
+                raise HarvestError(
+                    f"a batch of {clips} clips cannot be shared equally by {self.world} ranks:"
+                    f" take a multiple of {self.world}"
+                )
+        self._tried: set[int] = set()  # samples
+        self._refused: set[int] = set()
+
+    @property
+    def broken_share(self) -> float:
+        """Of the samples tried so far by this rank."""
+        return len(self._refused) / max(1, len(self._tried))
+
+    def batch_at(self, step: int) -> int:
+        """Clips over all ranks in this step."""
+        return next(clips for start, clips in reversed(self._batches) if start <= step)
+
+    def position_of(self, step: int) -> int:
+        """How many samples the steps before this one saw, over all ranks."""
+        position = 0
+        for (start, clips), (end, _) in zip(self._batches, [*self._batches[1:], (step, 0)], strict=True):
+            position += max(0, min(end, step) - start) * clips
+        return position
+
+    def keys(self, step: int) -> list[Key]:
+        """(epoch, place) of this rank's rows of a step."""
+        first, n = self.position_of(step), len(self.dataset)
+        return [
+            divmod(position, n)
+            for position in range(first + self.rank, first + self.batch_at(step), self.world)
+        ]
+
+    def __iter__(self) -> Iterator[Batch]:
+        config = self.dataset.config
+        if config.cache == "memory":
+            if not self.dataset.is_cached:
+                self._note(range(len(self.dataset)), self.dataset.fill_cache(self.progress).items())
+            step = self.first_step
+            while True:
+                yield self._checked(self.dataset[self.keys(step)])
+                step += 1
+        loader = DataLoader(
+            self.dataset,
+            sampler=_Steps(self),  # type: ignore[arg-type]  # its "indices" are whole batches of keys
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=config.workers,
+            prefetch_factor=4 if config.workers else None,
+            worker_init_fn=_ignore_ctrl_c if config.workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for packed in loader:
+            yield self._checked(packed)
+
+    def _checked(self, packed: Packed) -> Batch:
+        self._note(packed.tried, packed.broken)
+        if packed.batch is None:
+            raise self._too_many_broken()
+        return packed.batch
+
+    def _note(self, tried: Iterable[int], broken: Iterable[tuple[int, str]]) -> None:
+        self._tried.update(tried)
+        for sample, reason in broken:
+            self._refused.add(sample)
+            self.broken[self.dataset.examples[sample].id] = reason
+        is_telling = len(self._tried) >= min(_MIN_TRIED, len(self.dataset))
+        if is_telling and self.broken_share > self.dataset.config.max_broken_share:
+            raise self._too_many_broken()
+
+    def _too_many_broken(self) -> HarvestError:
+        first = "; ".join(f"{id}: {reason}" for id, reason in list(self.broken.items())[:3])
+        return HarvestError(
+            f"{len(self._refused)} of {len(self._tried)} videos tried cannot be read ({self.broken_share:.0%};"
+            f" data.max_broken_share allows {self.dataset.config.max_broken_share:.0%}). First: {first}."
+            " Is data.videos the right folder?"
+        )
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Sampler of a DataLoader: the keys of one step after the other."""
+
+    loader: TrainLoader
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        step = self.loader.first_step
+        while True:
+            yield self.loader.keys(step)
+            step += 1
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """Ctrl-C is for the training process, which saves and then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Every clip once, in order: evaluation, search and the memory cache
+
+
+class _Clips(Dataset):
+    """Reads clip i of a list: (frames, None), or (None, reason) where it cannot be read."""
+
+    def __init__(
+        self, examples: Sequence[Example], num_frames: int, image_size: int, crop: Crop = "center"
+    ) -> None:
+        self.examples, self.num_frames, self.image_size, self.crop = examples, num_frames, image_size, crop
+        self.seed: int | None = None  # of random times, drawn once per clip; None takes the middle ones
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor | None, list[tuple[int, str]]]:
+        read, refused, frames = [], [], []
+        for number in numbers:
+            example = self.examples[number]
+            generator = None if self.seed is None else generator_for(self.seed, 0, number)
+            try:
+                clip = read_clip(
+                    example.video,
+                    num_frames=self.num_frames,
+                    image_size=self.image_size,
+                    start_s=example.start_s,
+                    end_s=example.end_s,
+                    generator=generator,
+                    crop=self.crop,
+                )
+                frames.append(clip.frames)
+                read.append(number)
+            except VideoError as error:
+                refused.append((number, error.reason))
+        return torch.tensor(read, dtype=torch.int64), torch.stack(frames) if frames else None, refused
+
+    def batches(
+        self, *, batch_size: int, workers: int
+    ) -> Iterator[tuple[Tensor, Tensor, list[tuple[int, str]]]]:
+        """(clip numbers, uint8 [b, T, 3, S, S], [(clip number, reason)]) in the order of the clips."""
+        lists = [
+            list(range(start, min(start + batch_size, len(self))))
+            for start in range(0, len(self), batch_size)
+        ]
+        loader = DataLoader(
+            self,
+            sampler=lists,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=min(workers, len(lists)),
+            worker_init_fn=_ignore_ctrl_c if workers else None,
+        )
+        for numbers, video, refused in loader:
+            if video is None:
+                video = torch.empty(
+                    0, self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8
+                )
+            yield numbers, video, refused
+
+
+def eval_batches(
+    examples: Sequence[Example],
+    *,
+    num_frames: int,
+    image_size: int,
+    batch_size: int,
+    workers: int = 2,
+    crop: Literal["center", "squash"] = "center",
+    on_broken: Callable[[Example, str], None] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(clip numbers int64 `[b]`, video uint8 `[b, T, 3, S, S]`) for every clip once, in the manifest's order.
+
+    Clip numbers are those of `clip_numbers(examples)`, so that a clip with several captions is decoded once.
+    Times are the middles of the segments. A clip that cannot be read is left out and handed to `on_broken`
+    with its reason; batches hold at most `batch_size` clips and are never empty.
+    """
+    clip_of = clip_numbers(examples)
+    if not len(clip_of):
+        return
+    chosen = [examples[row] for row in _first_rows(clip_of, int(clip_of.max()) + 1)]
+    clips = _Clips(chosen, num_frames, image_size, crop)
+    for numbers, video, refused in clips.batches(batch_size=batch_size, workers=workers):
+        for number, reason in refused:
+            if on_broken is not None:
+                on_broken(chosen[number], reason)
+        if len(numbers):
+            yield numbers, video

@@ -1,0 +1,57 @@
+"""Which times of a stretch to look at. Pure functions: no file, no clock, no global generator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harvest.interfaces import HarvestError
+
+
+def segment_times(
+    start_s: float, end_s: float, *, num_frames: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """One time from each of `num_frames` equal segments of the stretch (Temporal Segment Networks, 2016).
+
+    With a generator the time is uniform in its segment, without one it is the middle.
+    Returns float64 `[num_frames]`, not decreasing, `start_s <= t < end_s` (all `start_s` if it is empty).
+    """
+    _check(start_s, end_s, num_frames)
+    places = torch.arange(num_frames, dtype=torch.float64)
+    if generator is None:
+        places = places + 0.5
+    else:
+        places = places + torch.rand(num_frames, dtype=torch.float64, generator=generator)
+    return _inside(start_s + places * ((end_s - start_s) / num_frames), start_s, end_s)
+
+
+def dense_times(
+    start_s: float, end_s: float, *, num_frames: int, every_s: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """`num_frames` times `every_s` apart: a window placed at random, or in the middle without a generator.
+
+    A stretch shorter than the window begins at its start, and times past its end are its last moment.
+    Returns float64 `[num_frames]`, not decreasing, `start_s <= t < end_s`.
+    """
+    _check(start_s, end_s, num_frames)
+    if every_s <= 0:
+        raise HarvestError(f"dense_times: every_s must be above 0, got {every_s}")
+    slack_s = max(0.0, (end_s - start_s) - num_frames * every_s)
+    share = 0.5 if generator is None else float(torch.rand((), dtype=torch.float64, generator=generator))
+    times = start_s + slack_s * share + torch.arange(num_frames, dtype=torch.float64) * every_s
+    return _inside(times, start_s, end_s)
+
+
+def _check(start_s: float, end_s: float, num_frames: int) -> None:
+    if num_frames < 1:
+        raise HarvestError(f"num_frames must be at least 1, got {num_frames}")
+    if end_s < start_s:
+        raise HarvestError(f"a stretch cannot end ({end_s} s) before it starts ({start_s} s)")
+
+
+def _inside(times: Tensor, start_s: float, end_s: float) -> Tensor:
+    """Rounding may reach the end itself, which belongs to the next stretch."""
+    last = torch.nextafter(
+        torch.tensor(end_s, dtype=torch.float64), torch.tensor(start_s, dtype=torch.float64)
+    )
+    return times.clamp(min=start_s).clamp(max=last)

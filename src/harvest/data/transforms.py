@@ -1,0 +1,63 @@
+"""Geometry of decoded clips, uint8 `[T, 3, H, W]`: the same for every frame of a clip. Pure functions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harvest.interfaces import HarvestError
+
+
+def fit(frames: Tensor, image_size: int) -> Tensor:
+    """Scale the short side to `image_size` (bicubic, antialiased) and take the middle square."""
+    height, width = frames.shape[-2:]
+    ratio = image_size / min(height, width)
+    scaled = resize(frames, max(image_size, round(height * ratio)), max(image_size, round(width * ratio)))
+    top = (scaled.shape[-2] - image_size) // 2
+    left = (scaled.shape[-1] - image_size) // 2
+    return scaled[..., top : top + image_size, left : left + image_size].contiguous()
+
+
+def random_resized_crop(
+    frames: Tensor,
+    image_size: int,
+    *,
+    scale: tuple[float, float],
+    generator: torch.Generator,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
+    """A random part of the picture, scaled to a square of `image_size`.
+
+    `scale` bounds the part's share of the picture's area, `aspect` its width over height (drawn
+    log-uniformly). Where no such part is found in ten draws the middle square is taken, as in torchvision.
+    """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise HarvestError(f"crop_scale: expected 0 < smallest <= largest <= 1, got {scale}")
+    height, width = frames.shape[-2:]
+    draws = torch.rand(10, 4, dtype=torch.float64, generator=generator).tolist()
+    for for_area, for_aspect, for_top, for_left in draws:
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * for_area)
+        low, high = math.log(aspect[0]), math.log(aspect[1])
+        ratio = math.exp(low + (high - low) * for_aspect)
+        crop_w, crop_h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_w <= width and 0 < crop_h <= height:
+            top = int(for_top * (height - crop_h + 1))
+            left = int(for_left * (width - crop_w + 1))
+            part = frames[..., top : top + crop_h, left : left + crop_w]
+            return resize(part, image_size, image_size)
+    return fit(frames, image_size)
+
+
+def flip(frames: Tensor) -> Tensor:
+    """Mirror left and right. Not for captions that speak of directions."""
+    return frames.flip(-1)
+
+
+def resize(frames: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic with antialiasing, rounded back to uint8."""
+    if frames.shape[-2:] == (height, width):
+        return frames.contiguous()
+    return F.interpolate(frames, size=(height, width), mode="bicubic", antialias=True, align_corners=False)

@@ -1,0 +1,676 @@
+"""The only place that opens a video: at given times, exactly the frames a player would show, and no others.
+
+The clock is the file's own, set to zero at the start of its video stream; frame counts and frame rates decide
+nothing. The frame shown at time t is the last one, in presentation order, whose timestamp is not after t.
+
+Two ways lead to it. `_read_in_order` decodes everything up to the last time and so defines what is right.
+`_read_by_key_frames` looks at the packets' timestamps first, seeks when a key frame lies between, decodes only
+groups of pictures that hold a wanted frame and skips frames in them that no other frame refers to. Where a
+file's timestamps do not allow this it declines, and the file is read in order.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import Interpolation, VideoReformatter
+from torch import Tensor
+
+from harvest.data.sampling import segment_times
+from harvest.interfaces import Clip, HarvestError
+
+Crop = Literal["center", "squash", "none"]
+FOLDER_FPS = 12.0  # of a folder of pictures; Something-Something's own rate
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+_MAX_PIXELS = 2**26  # a picture of more would take gigabytes before it is scaled
+_MAX_ASPECT = 32  # a picture longer than this cannot be cropped to anything meaningful
+# Codecs in which a frame nobody refers to changes nothing but itself. VP8, VP9 and AV1 adapt their entropy
+# coding even on such frames, so none is skipped there.
+_SKIPPABLE = {"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "h263", "vc1", "wmv3"}
+_TICK = 1e-4  # of a time base: a time computed from a timestamp still finds its own frame
+
+# What the decoder raises on bad files; everything else is a mistake of ours and must be seen.
+_DECODER_ERRORS = (av.error.FFmpegError, OSError, EOFError, ValueError, OverflowError, MemoryError)
+
+_scalers = threading.local()
+
+
+class VideoError(HarvestError):
+    """A video that cannot be read. `path` and `reason` are for reports."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"video {path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:  # crosses from a worker process
+        return VideoError, (self.path, self.reason)
+
+
+class _Unreadable(Exception):
+    """A reason of our own, where the path is not at hand."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file says of its video stream, as a player would show it."""
+
+    duration_s: float
+    num_frames: int | None  # None where the file does not say
+    fps: float | None
+    width: int  # after rotation and with square pixels
+    height: int
+    codec: str
+
+
+def read_clip(
+    path: str | Path,
+    *,
+    num_frames: int,
+    image_size: int,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    generator: torch.Generator | None = None,
+    crop: Crop = "center",
+    folder_fps: float = FOLDER_FPS,
+) -> Clip:
+    """One frame from each of `num_frames` equal segments of a stretch: random with a generator, else the middle.
+
+    `crop`: "center" scales the short side to `image_size` and takes the middle square, "squash" scales to the
+    square, "none" only scales the short side. A folder of pictures is a video of `folder_fps`, a picture is a
+    video of one frame. `times_s` of the result are those of the frames shown; a stretch that reaches beyond
+    the video repeats its last frame.
+
+    Raises VideoError with the reason for anything that cannot be read.
+    """
+
+    def pick(duration_s: float) -> Tensor:
+        if start_s > 0 and start_s >= duration_s + 0.5:
+            raise VideoError(
+                path, f"the stretch starts at {start_s:g} s, the video ends at {duration_s:.2f} s"
+            )
+        end = max(duration_s, start_s) if end_s is None else end_s
+        return segment_times(start_s, end, num_frames=num_frames, generator=generator)
+
+    return _read(Path(path), pick, image_size=image_size, crop=crop, folder_fps=folder_fps)
+
+
+def read_frames(
+    path: str | Path,
+    times_s: Tensor,
+    *,
+    image_size: int,
+    crop: Crop = "center",
+    folder_fps: float = FOLDER_FPS,
+) -> Clip:
+    """The frames shown at given times, which must not decrease: before the first frame the first, past the end the last."""
+    if times_s.ndim != 1 or len(times_s) == 0 or bool((times_s.diff() < 0).any()):
+        raise HarvestError("read_frames: times_s must be a list of times that do not decrease")
+    wanted = times_s.to(torch.float64)
+    return _read(
+        Path(path), lambda duration_s: wanted, image_size=image_size, crop=crop, folder_fps=folder_fps
+    )
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """What the file says of itself; its first frame is decoded, so that a video without frames is found."""
+    path = Path(path)
+    if path.is_dir():
+        pictures = _pictures(path)
+        first = probe(pictures[0])
+        return VideoInfo(
+            len(pictures) / FOLDER_FPS, len(pictures), FOLDER_FPS, first.width, first.height, first.codec
+        )
+    with _opened(path) as (container, stream):
+        duration = _duration(path, container, stream)
+        codec = stream.codec_context.name
+        num_frames, rate = stream.frames or None, stream.average_rate
+        if duration.needs_reopening:
+            pass  # the packets are gone: the first frame is decoded from a fresh container below
+        else:
+            frame = _first_frame(path, container, stream)
+    if duration.needs_reopening:
+        with _opened(path) as (container, stream):
+            frame = _first_frame(path, container, stream)
+    width, height = _shown_size(frame, stream)
+    return VideoInfo(
+        duration_s=duration.seconds,
+        num_frames=num_frames,
+        fps=float(rate) if rate else None,
+        width=width,
+        height=height,
+        codec=codec,
+    )
+
+
+def write_video(
+    path: str | Path,
+    frames: Tensor,
+    *,
+    fps: float,
+    crf: int = 18,
+    key_every: int = 12,
+    preset: str = "veryfast",
+) -> None:
+    """Write uint8 `[T, 3, H, W]` as H.264 mp4, whole or not at all. H and W must be even (4:2:0 colour).
+
+    The same frames give the same bytes with the same libraries. `crf` is x264's quality (0 lossless, 18 clean),
+    `key_every` the largest distance of key frames.
+    """
+    if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8 or frames.shape[0] == 0:
+        raise HarvestError(
+            f"write_video: expected uint8 [T, 3, H, W], got {frames.dtype} {list(frames.shape)}"
+        )
+    height, width = frames.shape[-2:]
+    if height % 2 or width % 2:
+        raise HarvestError(f"write_video: H.264 needs even sides, got {width} x {height}")
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    pictures = frames.permute(0, 2, 3, 1).contiguous().numpy()
+    options = {"crf": str(crf), "preset": preset, "g": str(key_every)}
+    try:
+        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream(
+                "libx264", rate=Fraction(fps).limit_denominator(1001), options=options
+            )
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.thread_count = 1
+            scaler = _scaler()
+            for picture in pictures:
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame = scaler.reformat(
+                    frame, format="yuv420p", interpolation=Interpolation.BICUBIC, threads=1
+                )
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        os.replace(part, path)
+    except OSError as error:
+        raise HarvestError(f"cannot write video {path}: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Opening
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A container and its video stream with one decoding thread. Whatever the decoder raises is a VideoError."""
+    container = None
+    try:
+        if not path.exists():
+            raise VideoError(path, "no such file")
+        if path.stat().st_size == 0:
+            raise VideoError(path, "the file is empty (0 bytes)")
+        # "file:" and the white list keep a file that calls itself a playlist from opening anything else
+        container = av.open(
+            f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file,crypto,data"}
+        )
+        streams = [
+            s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
+        ]
+        if not streams:
+            kinds = sorted({s.type for s in container.streams})
+            raise VideoError(path, f"no video stream (it holds: {', '.join(kinds) or 'nothing'})")
+        stream = streams[0]
+        if stream.codec_context is None or stream.time_base is None:
+            raise VideoError(path, "the video is in a format this decoder does not know")
+        if stream.codec_context.width * stream.codec_context.height > _MAX_PIXELS:
+            raise VideoError(
+                path,
+                f"pictures of {stream.codec_context.width} x {stream.codec_context.height} are too large",
+            )
+        stream.thread_type = "NONE"
+        stream.codec_context.thread_count = 1
+        yield container, stream
+    except _Unreadable as error:
+        raise VideoError(path, str(error)) from error
+    except _DECODER_ERRORS as error:
+        raise VideoError(path, _reason(error)) from error
+    finally:
+        if container is not None:
+            container.close()
+
+
+def _reason(error: BaseException) -> str:
+    """What the decoder said, without its `[Errno …]` and without the path, which VideoError names itself."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"the decoder says: {text}"
+
+
+@dataclass(frozen=True)
+class _Duration:
+    seconds: float
+    is_of_stream: bool  # the video's own, not the container's, in which sound may be longer
+    needs_reopening: bool = False  # every packet was read to find it
+
+
+def _duration(path: Path, container: Any, stream: Any) -> _Duration:
+    if stream.duration is not None and stream.duration > 0:
+        return _Duration(float(stream.duration * stream.time_base), True)
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if tag:  # Matroska's tag of a track: where it ends, counted from zero
+        hours, minutes, seconds = tag.groups()
+        end_s = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        return _Duration(max(0.0, end_s - float((stream.start_time or 0) * stream.time_base)), True)
+    if container.duration is not None and container.duration > 0:
+        return _Duration(container.duration / 1e6, False)
+    first = last = None
+    for packet in container.demux(stream):
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is not None:
+            first = stamp if first is None else min(first, stamp)
+            end = stamp + (packet.duration or 0)
+            last = end if last is None else max(last, end)
+    if first is None or last is None:
+        raise VideoError(path, "the video has no frames")
+    return _Duration(float((last - first) * stream.time_base), False, needs_reopening=True)
+
+
+def _first_frame(path: Path, container: Any, stream: Any) -> Any:
+    for _, frame in _frames_in_order(container, stream):
+        return frame
+    raise VideoError(path, "the video has no frames")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def _read(
+    path: Path, pick: Callable[[float], Tensor], *, image_size: int, crop: Crop, folder_fps: float
+) -> Clip:
+    if path.is_dir():
+        return _read_folder(path, pick, image_size=image_size, crop=crop, fps=folder_fps)
+    with _opened(path) as (container, stream):
+        duration = _duration(path, container, stream)
+        times = pick(duration.seconds)
+        shown = None
+        if not duration.needs_reopening:
+            shown = _read_by_key_frames(container, stream, _ticks(times, stream), image_size, crop)
+    if shown is None:
+        with _opened(path) as (container, stream):
+            shown = _read_in_order(container, stream, _ticks(times, stream), image_size, crop)
+    if shown is None:
+        raise VideoError(path, "the video has no frames")
+    if shown.ended_at is not None:
+        ended_s = float((shown.ended_at - _origin(stream, shown)) * stream.time_base)
+        missing_s = min(float(times[-1]), duration.seconds) - ended_s
+        if missing_s > max(0.5, 0.05 * duration.seconds):
+            if duration.is_of_stream:
+                raise VideoError(
+                    path, f"cut short: it claims {duration.seconds:.2f} s, its frames end at {ended_s:.2f} s"
+                )
+            # The container's duration was that of its sound: look again where there are pictures.
+            times = pick(max(ended_s, 0.0))
+            with _opened(path) as (container, stream):
+                shown = _read_in_order(container, stream, _ticks(times, stream), image_size, crop)
+            assert shown is not None  # it had frames a moment ago
+    origin = _origin(stream, shown)
+    times_s = torch.tensor(
+        [float((pts - origin) * stream.time_base) for pts in shown.pts], dtype=torch.float64
+    )
+    return Clip(_stacked(path, shown.pictures), times_s)
+
+
+def _read_folder(
+    path: Path, pick: Callable[[float], Tensor], *, image_size: int, crop: Crop, fps: float
+) -> Clip:
+    pictures = _pictures(path)
+    places = (pick(len(pictures) / fps) * fps + 1e-6).floor().long().clamp(0, len(pictures) - 1).tolist()
+    read: dict[int, np.ndarray] = {}
+    for place in places:
+        if place not in read:
+            with _opened(pictures[place]) as (container, stream):
+                read[place] = _picture(
+                    _first_frame(pictures[place], container, stream), stream, image_size, crop
+                )
+    times_s = torch.tensor([place / fps for place in places], dtype=torch.float64)
+    return Clip(_stacked(path, [read[place] for place in places]), times_s)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder in order of the numbers in their names (2 before 10)."""
+    names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
+    if not names:
+        raise VideoError(folder, f"no pictures in this folder (expected {', '.join(IMAGE_SUFFIXES)})")
+    return [folder / name for name in sorted(names, key=_by_numbers)]
+
+
+def _by_numbers(name: str) -> tuple[list[tuple[int, str]], str]:
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], name
+
+
+def _stacked(path: Path, pictures: list[np.ndarray]) -> Tensor:
+    if len({picture.shape for picture in pictures}) > 1:
+        raise VideoError(path, "the size of the pictures changes within the stretch")
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass
+class _Shown:
+    """The frames found, in the order of the times asked for."""
+
+    pts: list[int]
+    pictures: list[np.ndarray]  # [H, W, 3] each
+    first_pts: int | None  # of the file's first frame, where it was decoded
+    ended_at: int | None  # where the last frame ends, if the file ended before the last time
+
+
+def _ticks(times_s: Tensor, stream: Any) -> list[int]:
+    """Times as the stream counts them, from the stream's start."""
+    per_second = float(1 / stream.time_base)
+    return [math.floor(t * per_second + _TICK) + (stream.start_time or 0) for t in times_s.tolist()]
+
+
+def _origin(stream: Any, shown: _Shown) -> int:
+    return stream.start_time if stream.start_time is not None else 0
+
+
+def _frames_in_order(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
+    """(timestamp, frame) in presentation order. A frame whose timestamp steps back is not shown.
+
+    A packet that cannot be decoded ends the file with the decoder's error, unless no frame came before it:
+    streams cut out of longer ones begin with frames whose references are missing.
+    """
+    last: int | None = None
+    step = 1
+    if stream.average_rate:
+        step = max(1, round(1 / (stream.average_rate * stream.time_base)))
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            if last is not None:
+                raise
+            continue
+        for frame in frames:
+            if frame.is_corrupt and last is None:
+                continue
+            pts = frame.pts
+            if pts is None:
+                pts = (stream.start_time or 0) if last is None else last + step
+            if last is None or pts > last:
+                last = pts
+                yield pts, frame
+
+
+def _read_in_order(
+    container: Any, stream: Any, targets: list[int], image_size: int, crop: Crop
+) -> _Shown | None:
+    """Decode from the start to the last target: slow, and by definition right. None if there is no frame."""
+    shown = _Shown([], [], None, None)
+    before: tuple[int, Any] | None = None
+    picture: np.ndarray | None = None
+
+    def show(pts: int, frame: Any) -> None:
+        nonlocal picture
+        if picture is None:
+            if frame.is_corrupt:
+                raise _Unreadable(f"the picture at {float(pts * stream.time_base):.2f} s is damaged")
+            picture = _picture(frame, stream, image_size, crop)
+        shown.pts.append(pts)
+        shown.pictures.append(picture)
+
+    for pts, frame in _frames_in_order(container, stream):
+        if shown.first_pts is None:
+            shown.first_pts = pts
+        while len(shown.pts) < len(targets) and targets[len(shown.pts)] < pts:
+            show(*(before or (pts, frame)))
+        if len(shown.pts) == len(targets):
+            return shown
+        before, picture = (pts, frame), None
+    if before is None:
+        return None
+    while len(shown.pts) < len(targets):
+        show(*before)
+    shown.ended_at = before[0] + (before[1].duration or 0)
+    return shown
+
+
+class _Decline(Exception):
+    """This file's timestamps do not allow reading by key frames."""
+
+
+def _read_by_key_frames(
+    container: Any, stream: Any, targets: list[int], image_size: int, crop: Crop
+) -> _Shown | None:
+    """The same frames as `_read_in_order`, decoding little. None where the file has to be read in order."""
+    try:
+        return _KeyFrameReader(container, stream, image_size, crop).read(targets)
+    except _Decline:
+        return None
+    except av.error.FFmpegError:
+        return None  # let the reading in order say whether it is the file or the seeking
+
+
+class _KeyFrameReader:
+    """State of one reading: the packets since the last seek, and the pictures found so far."""
+
+    def __init__(self, container: Any, stream: Any, image_size: int, crop: Crop) -> None:
+        self.container, self.stream, self.codec = container, stream, stream.codec_context
+        self.image_size, self.crop = image_size, crop
+        self.can_skip = self.codec.name in _SKIPPABLE
+        self.demuxer = container.demux(stream)
+        self.packets: list[Any] = []  # since the last seek, in decoding order
+        self.newest: int | None = None  # decoding time of the last of them
+        self.reorder = 0  # largest distance seen between decoding and presentation time
+        self.is_at_end = False
+        self.wanted: set[int] = set()  # timestamps within these packets
+        self.pictures: dict[int, np.ndarray] = {}
+        if not self._can_start_anywhere():
+            raise _Decline
+
+    def _can_start_anywhere(self) -> bool:
+        # AVI has no presentation times: with reordered frames those of its packets are guesses.
+        if self.container.format.name == "avi" and self.codec.has_b_frames:
+            return False
+        # x264 once got 4:4:4 wrong; FFmpeg corrects it by the encoder's version, which it reads in the first
+        # packet and forgets at a seek.
+        return not (self.codec.name == "h264" and (self.codec.pix_fmt or "").startswith(("yuv444", "gbr")))
+
+    def read(self, targets: list[int]) -> _Shown:
+        shown: list[int] = []
+        for target in targets:
+            if self._key_frame_lies_ahead(target):
+                self._decode_wanted()
+                self._seek(target)
+            self._look_ahead(target)
+            shown.append(self._shown_at(target))
+            self.wanted.add(shown[-1])
+        last = max((p for p in self.packets if not p.is_discard), key=lambda p: p.pts)
+        self._decode_wanted()
+        ended_at = last.pts + (last.duration or 0) if self.is_at_end else None
+        return _Shown(shown, [self.pictures[pts] for pts in shown], None, ended_at)
+
+    def _key_frame_lies_ahead(self, target: int) -> bool:
+        index = self.stream.index_entries
+        if len(index) < 2 or self.is_at_end:
+            return False
+        place = index.search_timestamp(target - self.reorder, backward=True, any_frame=False)
+        if place < 0:
+            return False
+        return bool(index[place].timestamp > (index[0].timestamp if self.newest is None else self.newest))
+
+    def _seek(self, target: int) -> None:
+        self.container.seek(target, stream=self.stream, backward=True)
+        self.demuxer = self.container.demux(self.stream)
+        self.packets, self.newest, self.is_at_end = [], None, False
+        self._look_ahead(target)
+        if not self.packets or self.packets[0].pts > target:
+            raise _Decline
+
+    def _look_ahead(self, target: int) -> None:
+        """Take packets until no later one can be shown at `target`: presentation is never before decoding."""
+        while not self.is_at_end and (self.newest is None or self.newest <= target):
+            packet = next(self.demuxer, None)
+            if packet is None or (packet.size == 0 and packet.dts is None):
+                self.is_at_end = True
+                return
+            pts, dts = packet.pts, packet.dts
+            if pts is None or (not self.packets and not packet.is_keyframe):
+                raise _Decline
+            self.packets.append(packet)
+            if dts is None and self.newest is None:
+                continue  # Matroska stores no decoding times: the first ones are unknown
+            if dts is None or pts < dts or (self.newest is not None and dts < self.newest):
+                raise _Decline
+            self.reorder = max(self.reorder, pts - dts)
+            self.newest = dts
+
+    def _shown_at(self, target: int) -> int:
+        stamps = [packet.pts for packet in self.packets if not packet.is_discard]
+        if not stamps:
+            raise _Decline
+        before = [pts for pts in stamps if pts <= target]
+        return max(before) if before else min(stamps)
+
+    def _decode_wanted(self) -> None:
+        """Decode, of the packets since the last seek, the groups that hold a wanted frame, each up to its last one."""
+        groups: list[list[Any]] = []
+        for packet in self.packets:
+            if packet.is_keyframe:
+                groups.append([])
+            groups[-1].append(packet)
+        place = 0
+        while place < len(groups):
+            if not any(packet.pts in self.wanted for packet in groups[place]):
+                leads = place + 1 < len(groups) and self._wants_leading(groups[place + 1])
+                if not leads:
+                    place += 1
+                    continue
+            run = list(groups[place])
+            # a frame shown before its key frame refers to the group before: both are decoded in one go
+            while place + 1 < len(groups) and self._wants_leading(groups[place + 1]):
+                place += 1
+                run += groups[place]
+            place += 1
+            self._decode(run)
+        if not self.wanted <= self.pictures.keys():
+            raise _Decline
+        self.wanted = set()
+
+    def _wants_leading(self, group: list[Any]) -> bool:
+        return any(packet.pts < group[0].pts and packet.pts in self.wanted for packet in group)
+
+    def _decode(self, run: list[Any]) -> None:
+        end = max(place for place, packet in enumerate(run) if packet.pts in self.wanted) + 1
+        for packet in run[:end]:
+            if self.can_skip:
+                self.codec.skip_frame = "DEFAULT" if packet.pts in self.wanted else "NONREF"
+            self._keep(self.codec.decode(packet))
+        self._keep(self.codec.decode(None))
+        self.codec.flush_buffers()
+
+    def _keep(self, frames: list[Any]) -> None:
+        for frame in frames:
+            if frame.pts in self.wanted and frame.pts not in self.pictures:
+                if frame.is_corrupt:
+                    raise _Decline
+                self.pictures[frame.pts] = _picture(frame, self.stream, self.image_size, self.crop)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# From a decoded frame to a picture
+
+
+def _scaler() -> VideoReformatter:
+    """One scaler a thread: setting one up for every clip costs as much as scaling a frame."""
+    if not hasattr(_scalers, "scaler"):
+        _scalers.scaler = VideoReformatter()
+    return _scalers.scaler
+
+
+_QUARTER_TURNS = {  # counterclockwise
+    1: np.array([[0, -1], [1, 0]]),
+    2: np.array([[-1, 0], [0, -1]]),
+    3: np.array([[0, 1], [-1, 0]]),
+}
+
+
+def _orientation(frame: Any) -> np.ndarray | None:
+    """The 2 x 2 part of the display matrix, rounded to quarter turns and mirrorings. None if upright."""
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except (
+        ValueError
+    ):  # PyAV stumbles over kinds of side data that it does not know; the angle it still tells
+        return _QUARTER_TURNS.get(round(frame.rotation / 90) % 4)
+    if data is None:
+        return None
+    matrix = np.frombuffer(bytes(data), dtype=np.int32)[:9].reshape(3, 3)[:2, :2] / 65536.0
+    turn = np.round(matrix).astype(int)
+    if not np.array_equal(np.abs(turn @ turn.T), np.eye(2, dtype=int)) or np.array_equal(turn, np.eye(2)):
+        return None
+    return turn
+
+
+def _shown_size(frame: Any, stream: Any) -> tuple[int, int]:
+    """Width and height as shown: square pixels, upright."""
+    width, height = frame.width, frame.height
+    aspect = stream.sample_aspect_ratio
+    if aspect and aspect > 0 and aspect != 1:
+        width = max(1, round(width * aspect))
+    turn = _orientation(frame)
+    return (height, width) if turn is not None and turn[0, 0] == 0 else (width, height)
+
+
+def _picture(frame: Any, stream: Any, image_size: int, crop: Crop) -> np.ndarray:
+    """RGB uint8 [H, W, 3], scaled by the decoder's own scaler (bicubic), upright, cropped."""
+    width, height = _shown_size(frame, stream)
+    if max(width, height) > _MAX_ASPECT * min(width, height):
+        raise _Unreadable(f"pictures of {width} x {height} are too narrow to crop")
+    if crop == "squash":
+        new_width = new_height = image_size
+    else:
+        ratio = image_size / min(width, height)
+        new_width, new_height = max(image_size, round(width * ratio)), max(image_size, round(height * ratio))
+    turn = _orientation(frame)
+    is_on_its_side = turn is not None and turn[0, 0] == 0
+    scaled = _scaler().reformat(
+        frame,
+        width=new_height if is_on_its_side else new_width,
+        height=new_width if is_on_its_side else new_height,
+        format="rgb24",
+        interpolation=Interpolation.BICUBIC,
+        threads=1,
+    )
+    plane = scaled.planes[0]
+    rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(scaled.height, plane.line_size)
+    picture: np.ndarray = rows[:, : scaled.width * 3].reshape(scaled.height, scaled.width, 3)
+    if turn is not None:
+        picture = _upright(picture, turn)
+    if crop == "center":
+        top, left = (picture.shape[0] - image_size) // 2, (picture.shape[1] - image_size) // 2
+        picture = picture[top : top + image_size, left : left + image_size]
+    return picture.copy()
+
+
+def _upright(picture: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Apply the display matrix [[a, b], [c, d]]: a pixel at (x, y) is shown at (a x + c y, b x + d y)."""
+    (a, b), (c, d) = turn.tolist()
+    if a == 0:  # the axes change places
+        picture = picture.transpose(1, 0, 2)
+        flip_x, flip_y = c < 0, b < 0
+    else:
+        flip_x, flip_y = a < 0, d < 0
+    if flip_x:
+        picture = picture[:, ::-1]
+    if flip_y:
+        picture = picture[::-1]
+    return picture
