@@ -1,0 +1,19 @@
+"""What a model can do without training on the task: retrieval, choice, recognition, filling words in."""
+
+from harvest.evaluation.embed import Embeddings, embed_texts, embed_videos
+from harvest.evaluation.question_answering import fill
+from harvest.evaluation.recognition import read_class_names
+from harvest.evaluation.result import Result, table
+from harvest.evaluation.tasks import Task, evaluate
+
+__all__ = [
+    "Embeddings",
+    "Result",
+    "Task",
+    "embed_texts",
+    "embed_videos",
+    "evaluate",
+    "fill",
+    "read_class_names",
+    "table",
+]

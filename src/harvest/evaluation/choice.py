@@ -1,0 +1,77 @@
+"""Multiple choice: which of a clip's options describes it?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from harvest.evaluation.embed import Embeddings, cosines, embed_texts
+from harvest.evaluation.metrics import bootstrap_interval, choice_credit
+from harvest.evaluation.result import Result
+from harvest.evaluation.retrieval import looked
+from harvest.interfaces import Example, HarvestError
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_text import VideoTextModel
+from harvest.parallel import Precision
+
+
+def choice(
+    model: VideoTextModel,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    videos: Embeddings,
+    *,
+    groups: Mapping[str, str] | None = None,
+    precision: Precision = "fp32",
+) -> Result:
+    """Pick among `Example.texts` the one nearest to the clip; `Example.label` is the index of the right one.
+
+    `chance` is the mean of one over the number of options. `groups`, example id to a group's name, adds the
+    accuracy of every group.
+    """
+    check_options(examples)
+    asked = [place for place, row in enumerate(videos.row.tolist()) if row >= 0]
+    rows = videos.row[asked]
+    num_options = torch.tensor([len(examples[place].texts) for place in asked])
+    options = [text for place in asked for text in examples[place].texts]
+    pooled = embed_texts(model, tokenizer, options, precision=precision)
+    scores = torch.full((len(asked), int(num_options.max())), -math.inf)
+    start = 0
+    for question, (row, count) in enumerate(zip(rows.tolist(), num_options.tolist(), strict=True)):
+        scores[question, :count] = cosines(videos.pooled[row : row + 1], pooled[start : start + count])[0]
+        start += count
+    credit = choice_credit(scores, torch.tensor([examples[place].label for place in asked]))
+    metrics = {"accuracy": float(credit.mean()), "chance": float((1 / num_options.double()).mean())}
+    counts = {
+        "questions": len(asked),
+        "questions_tied": int(((scores == scores.amax(dim=1, keepdim=True)).sum(dim=1) > 1).sum()),
+        "videos": len(videos.pooled),
+        "examples_missing": int((videos.row < 0).sum()),
+    }
+    if groups is not None:
+        names = [groups.get(examples[place].id, "other") for place in asked]
+        for name in sorted(set(names)):
+            members = torch.tensor([name == other for other in names])
+            metrics[f"accuracy.{name}"] = float(credit[members].mean())
+            counts[f"questions.{name}"] = int(members.sum())
+    return Result(
+        task="choice",
+        protocol=f"The option with the highest cosine of embeddings, of n best ones each with 1/n; {looked(videos)}.",
+        metrics=metrics,
+        counts=counts,
+        intervals={"accuracy": bootstrap_interval(credit, rows)},
+        missing=videos.broken,
+    )
+
+
+def check_options(examples: Sequence[Example]) -> None:
+    """Raise HarvestError at the first example that is not a multiple-choice question."""
+    for example in examples:
+        if len(example.texts) < 2 or example.label is None or not 0 <= example.label < len(example.texts):
+            raise HarvestError(
+                f"example {example.id!r} is not a multiple-choice question: it needs two or more texts, the "
+                f"options, and a label from 0, the index of the right one; it has {len(example.texts)} texts "
+                f"and label {example.label}"
+            )

@@ -1,0 +1,274 @@
+"""Videos and texts to vectors: what every embedding task and search start from.
+
+A stretch of a video is decoded and encoded once, however many rows of a manifest name it, and a text is
+encoded once however often it stands there: equal texts then have equal scores to the bit, and ties are ties.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from harvest.data.loader import clip_numbers, eval_batches
+from harvest.interfaces import Example, HarvestError, VideoFeatures
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_text import VideoTextModel
+from harvest.parallel import Precision, autocast
+
+Mode = Literal["video", "image"]
+OnProgress = Callable[[int, int], None]
+"""Called with how many are done and how many there are."""
+ChooseTokens = Callable[[Tensor], Tensor]
+"""From a batch of clips `[B, T, 3, H, W]` to the tubelets to look at, int64 `[B, K]`."""
+
+IMAGE_FRAMES = 8  # of the image baseline, where the model itself names only one
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit vectors of the distinct stretches of a list of examples."""
+
+    pooled: Tensor  # fp32 [n, E], on the CPU
+    row: Tensor  # int64 [len(examples)]: the row of `pooled` of each example, -1 where its video is broken
+    first: Tensor  # int64 [n]: the first example of each row
+    broken: dict[str, str]  # example id to reason
+    num_frames: int
+    mode: Mode
+
+
+@dataclass
+class Clips:
+    """The features of the distinct stretches of a list of examples, a batch at a time, to be read through once."""
+
+    batches: Iterator[tuple[list[list[int]], VideoFeatures]]
+    """For every clip of a batch the examples it belongs to, and the features on the model's device."""
+    broken: dict[str, str]  # filled while the batches are read
+    num_frames: int
+    mode: Mode
+
+
+def default_frames(model: VideoTextModel, mode: Mode) -> int:
+    """The frames a clip is shown with: the model's own number, at least `IMAGE_FRAMES` for an image baseline of one."""
+    own = model.config.video.num_frames
+    return IMAGE_FRAMES if mode == "image" and own == 1 else own
+
+
+def read_clips(
+    model: VideoTextModel,
+    examples: Sequence[Example],
+    *,
+    mode: Mode = "video",
+    num_frames: int | None = None,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    workers: int = 0,
+    keep: ChooseTokens | None = None,
+    progress: OnProgress | None = None,
+) -> Clips:
+    """Decode and encode the videos of a manifest; see `embed_videos` for the settings."""
+    if not examples:
+        raise HarvestError("there is nothing to evaluate: the list of examples is empty")
+    frames = default_frames(model, mode) if num_frames is None else num_frames
+    clip_of = clip_numbers(examples).tolist()
+    users: list[list[int]] = [[] for _ in range(max(clip_of) + 1)]  # the examples of every clip
+    for place, clip in enumerate(clip_of):
+        users[clip].append(place)
+    clip_of_example = dict(zip(examples, clip_of, strict=True))
+    broken: dict[str, str] = {}
+
+    def note(example: Example, reason: str) -> None:
+        broken.update({examples[place].id: reason for place in users[clip_of_example[example]]})
+
+    def batches() -> Iterator[tuple[list[list[int]], VideoFeatures]]:
+        is_any = False
+        for numbers, video in eval_batches(
+            examples,
+            num_frames=frames,
+            image_size=model.config.video.image_size,
+            batch_size=batch_size,
+            workers=workers,
+            on_broken=note,
+        ):
+            is_any = True
+            features = encode_clips(model, video, mode=mode, precision=precision, keep=keep)
+            yield [users[number] for number in numbers.tolist()], features
+            if progress is not None:
+                progress(int(numbers[-1]) + 1, len(users))
+        if progress is not None:
+            progress(len(users), len(users))
+        if not is_any:
+            name, reason = next(iter(broken.items()))
+            raise HarvestError(
+                f"none of the {len(users)} videos could be read; the first, {name!r}: {reason}"
+            )
+
+    return Clips(batches(), broken, frames, mode)
+
+
+def encode_clips(
+    model: VideoTextModel,
+    video: Tensor,
+    *,
+    mode: Mode = "video",
+    precision: Precision = "fp32",
+    keep: ChooseTokens | None = None,
+) -> VideoFeatures:
+    """Encode uint8 clips `[B, T, 3, H, W]` on the model's device.
+
+    "image" sees every frame alone, as a clip of one frame: the pooled feature is the mean of the frames' unit
+    embeddings, made unit length, and the tokens are those of all frames, one after the other.
+    """
+    with evaluating(model, precision):
+        video = video.to(model.log_scale.device)
+        if mode == "video":
+            return model.encode_video(video, None if keep is None else keep(video))
+        if keep is not None:
+            raise HarvestError("choosing tokens goes with mode 'video': the image baseline sees whole frames")
+        T = video.shape[1]
+        # A frame at a time, so that memory is that of a batch of images however many frames there are.
+        frames = [model.encode_video(video[:, place : place + 1]) for place in range(T)]
+        tokens = torch.cat([frame.tokens for frame in frames], dim=1)  # [B, T * P, D]
+        pooled = torch.stack([frame.pooled for frame in frames]).mean(dim=0)
+        return VideoFeatures(tokens, F.normalize(pooled, dim=-1))
+
+
+def embed_videos(
+    model: VideoTextModel,
+    examples: Sequence[Example],
+    *,
+    mode: Mode = "video",
+    num_frames: int | None = None,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    workers: int = 0,
+    keep: ChooseTokens | None = None,
+    progress: OnProgress | None = None,
+) -> Embeddings:
+    """Embed the videos of a manifest, each distinct stretch once.
+
+    `mode` "image" is the image baseline (`encode_clips`). `num_frames` None is `default_frames`. `keep` chooses the
+    tubelets to look at, None looks at all. Videos that cannot be read are named in `broken`; if none can, or an
+    embedding is not finite, HarvestError says so.
+    """
+    clips = read_clips(
+        model,
+        examples,
+        mode=mode,
+        num_frames=num_frames,
+        batch_size=batch_size,
+        precision=precision,
+        workers=workers,
+        keep=keep,
+        progress=progress,
+    )
+    return pool(clips, num_examples=len(examples))
+
+
+def pool(clips: Clips, *, num_examples: int) -> Embeddings:
+    """Read clips through and keep their pooled features."""
+    parts: list[Tensor] = []
+    first: list[int] = []
+    row = torch.full((num_examples,), -1)
+    for users, features in clips.batches:
+        for places in users:
+            row[places] = len(first)
+            first.append(places[0])
+        parts.append(features.pooled.float().cpu())
+    pooled = torch.cat(parts)
+    _check_finite(pooled, "video")
+    return Embeddings(pooled, row, torch.tensor(first), clips.broken, clips.num_frames, clips.mode)
+
+
+def embed_texts(
+    model: VideoTextModel,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 256,
+    precision: Precision = "fp32",
+) -> Tensor:
+    """Unit vectors of texts, fp32 `[len(texts), E]`, on the CPU. Equal texts have equal vectors to the bit."""
+    numbers: dict[str, int] = {}
+    place = torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts], dtype=torch.int64)
+    distinct = list(numbers)
+    parts = [torch.empty(0, model.config.text.embed_dim)]
+    for start in range(0, len(distinct), batch_size):
+        with evaluating(model, precision):
+            text_ids = tokenizer(distinct[start : start + batch_size]).to(model.log_scale.device)
+            parts.append(model.encode_text(text_ids).pooled.float().cpu())
+    pooled = torch.cat(parts)
+    _check_finite(pooled, "text")
+    return pooled[place]
+
+
+def cosines(queries: Tensor, items: Tensor) -> Tensor:
+    """Cosines of unit vectors, `[Q, E]` and `[n, E]` to fp32 `[Q, n]`.
+
+    Multiplied in fp64: a matrix product in fp32 may give equal rows unequal sums, by their place in a block, and
+    in bf16 it makes ties of what is not equal.
+    """
+    return (queries.double() @ items.double().T).float()
+
+
+@contextmanager
+def evaluating(model: VideoTextModel, precision: Precision) -> Iterator[None]:
+    """The model in eval mode, without gradients, in `precision`; as it was afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), autocast(model.log_scale.device, precision):
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def progress_bar(title: str, *, delay_s: float = 2.0) -> Iterator[OnProgress]:
+    """A bar with ETA on the terminal's standard error, shown only for work that takes longer than `delay_s`.
+
+    Where standard error is not a terminal, nothing is written.
+    """
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    task = bar.add_task(title, total=None)
+    started = time.monotonic()
+    is_shown = False
+
+    def update(done: int, total: int) -> None:
+        nonlocal is_shown
+        if not console.is_terminal:
+            return
+        bar.update(task, completed=done, total=total)
+        if not is_shown and time.monotonic() - started > delay_s:
+            bar.start()
+            is_shown = True
+
+    try:
+        yield update
+    finally:
+        if is_shown:
+            bar.stop()
+
+
+def _check_finite(pooled: Tensor, kind: str) -> None:
+    bad = int((~pooled.isfinite().all(dim=1)).sum())
+    if bad:
+        raise HarvestError(
+            f"{bad} of {len(pooled)} {kind} embeddings are not finite: the model's weights are broken"
+        )

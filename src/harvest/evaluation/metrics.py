@@ -1,0 +1,140 @@
+"""Metrics: pure functions of scores. Higher scores are better, all results are fractions or ranks from 1.
+
+A tie is not a hit. Where n items share a score their order is unknown, so every function here gives the value
+expected over all orders: one right item among n tied best ones is a hit with 1/n. A model that gives all
+items one score is then exactly at chance, however the code that sorts would have ordered them.
+
+Shapes: Q queries, n items (or options, or classes).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harvest.parallel import generator_for
+
+
+class Ranks(NamedTuple):
+    """Where the best right item of each query stands, ties kept apart. All are int64 `[Q]`."""
+
+    better: Tensor  # items with a higher score than the best right one
+    tied: Tensor  # items with its score, itself among them
+    right: Tensor  # right items among the tied
+
+    def expected(self) -> Tensor:
+        """The expected rank of the first right item, float64 `[Q]`, from 1."""
+        # The first of r marked places among g shuffled ones is at (g + 1) / (r + 1) on average.
+        return self.better + (self.tied + 1).double() / (self.right + 1).double()
+
+    def hits_at(self, k: int) -> Tensor:
+        """The probability that a right item is among the first k, float64 `[Q]`."""
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        tied, right = self.tied.double(), self.right.double()
+        left_out = (self.tied - (k - self.better).clamp(min=0)).clamp(min=0).double()
+        # All r right ones are among the ones left out: C(left_out, r) / C(tied, r).
+        log_miss = _log_choose(left_out.maximum(right), right) - _log_choose(tied, right)
+        return torch.where(left_out < right, 1.0, 1.0 - log_miss.exp()).clamp(0.0, 1.0)
+
+
+def ranks(scores: Tensor, is_right: Tensor) -> Ranks:
+    """Ranks of the best right item of each row: `scores` `[Q, n]`, `is_right` bool `[Q, n]`."""
+    if scores.ndim != 2 or scores.shape != is_right.shape:
+        raise ValueError(
+            f"expected scores and is_right [Q, n], got {list(scores.shape)} and {list(is_right.shape)}"
+        )
+    if scores.isnan().any():
+        raise ValueError("scores hold NaN: there is no order among them")
+    is_right = is_right.bool()
+    if not is_right.any(dim=1).all():
+        row = int((~is_right.any(dim=1)).nonzero()[0])
+        raise ValueError(f"query {row} has no right item")
+    best = scores.masked_fill(~is_right, -math.inf).amax(dim=1, keepdim=True)
+    is_tied = scores == best
+    return Ranks((scores > best).sum(dim=1), is_tied.sum(dim=1), (is_tied & is_right).sum(dim=1))
+
+
+def recall_at(found: Ranks, k: int) -> float:
+    """R@k: the share of queries with a right item among the first k."""
+    return float(found.hits_at(k).mean())
+
+
+def median_rank(found: Ranks) -> float:
+    """The median of the expected ranks; the mean of the two middle ones for an even number of queries."""
+    ordered = found.expected().sort().values
+    return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
+
+
+def mean_rank(found: Ranks) -> float:
+    return float(found.expected().mean())
+
+
+def choice_credit(scores: Tensor, label: Tensor, *, k: int = 1) -> Tensor:
+    """For each row of `[Q, n]` the credit for `label` `[Q]` among the best k, float64 `[Q]`.
+
+    Options that a question does not have are padded with -inf.
+    """
+    if label.shape != scores.shape[:1]:
+        raise ValueError(f"expected one label a row of scores {list(scores.shape)}, got {list(label.shape)}")
+    if len(label) and (int(label.min()) < 0 or int(label.max()) >= scores.shape[1]):
+        raise ValueError(
+            f"labels go from {int(label.min())} to {int(label.max())}, options are {scores.shape[1]}"
+        )
+    is_right = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    is_right.scatter_(1, label[:, None], True)
+    return ranks(scores, is_right).hits_at(k)
+
+
+def choice_accuracy(scores: Tensor, label: Tensor) -> float:
+    """The share of rows whose label has the best score; one of n best gives 1/n."""
+    return float(choice_credit(scores, label).mean())
+
+
+def top_k_accuracy(scores: Tensor, label: Tensor, *, k: int) -> float:
+    """The share of rows whose label is among the k best."""
+    return float(choice_credit(scores, label, k=k).mean())
+
+
+def mean_class_accuracy(credit: Tensor, label: Tensor) -> float:
+    """The mean over the classes that occur of the mean credit in the class (balanced accuracy)."""
+    classes, place = torch.unique(label, return_inverse=True)
+    zeros = torch.zeros(len(classes), dtype=torch.float64)
+    sums = zeros.index_add(0, place, credit.double())
+    return float((sums / zeros.index_add(0, place, torch.ones_like(credit, dtype=torch.float64))).mean())
+
+
+def bootstrap_interval(
+    values: Tensor,
+    group: Tensor | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile interval of the mean of `values` `[Q]` when videos are drawn again with replacement.
+
+    `group` int64 `[Q]` is the video of each value: values of one video are not independent, so that they are
+    drawn together. Without it each value is its own video.
+    """
+    if not len(values):
+        raise ValueError("an interval of no values")
+    place = torch.arange(len(values)) if group is None else torch.unique(group, return_inverse=True)[1]
+    num_groups = int(place.max()) + 1
+    zeros = torch.zeros(num_groups, dtype=torch.float64)
+    sums = zeros.index_add(0, place, values.double())
+    counts = zeros.index_add(0, place, torch.ones(len(values), dtype=torch.float64))
+    generator = generator_for(seed, num_groups)
+    means = []
+    for _ in range(resamples):
+        drawn = torch.randint(num_groups, (num_groups,), generator=generator)
+        means.append(sums[drawn].sum() / counts[drawn].sum())
+    ends = torch.stack(means).quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
+    return float(ends[0]), float(ends[1])
+
+
+def _log_choose(n: Tensor, r: Tensor) -> Tensor:
+    return torch.lgamma(n + 1) - torch.lgamma(r + 1) - torch.lgamma(n - r + 1)

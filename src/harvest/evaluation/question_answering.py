@@ -1,0 +1,346 @@
+"""Filling hidden words with the fusion decoder: question answering, masked captions, and single sentences.
+
+Shapes: B clips, L words, m hidden words, V vocabulary, A answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harvest.evaluation.embed import Clips, Mode, encode_clips, evaluating
+from harvest.evaluation.metrics import bootstrap_interval, choice_credit
+from harvest.evaluation.result import Result
+from harvest.interfaces import Example, HarvestError, TextFeatures, VideoFeatures
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_text import VideoTextModel
+from harvest.parallel import Precision, generator_for
+from harvest.tokens import mask_text
+
+PROMPT = "Question: {} Answer: [mask]"  # CoTrain's zero-shot prompt
+
+_MASK = re.compile(r"\[mask\]", re.IGNORECASE)
+
+
+def question_answering(
+    model: VideoTextModel,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    clips: Clips,
+    *,
+    answers: Sequence[str] | None = None,
+    precision: Precision = "fp32",
+) -> Result:
+    """Answer `Example.question` with one of a list of answers by filling `[mask]` in it.
+
+    A question without `[mask]` is asked as "Question: … Answer: [mask]". An answer of m tokens is scored with m
+    hidden words in the mask's place, by the mean log-probability of its tokens: a sum would prefer short answers.
+    `answers` None takes the distinct answers of the examples. A right answer that is not on the list is never
+    given, and counted.
+    """
+    need_fusion(model)
+    check_answered(examples)
+    wanted = [_plain(example.answer or "") for example in examples]
+    listed = list(dict.fromkeys(_plain(answer) for answer in (wanted if answers is None else answers)))
+    if len(listed) < 2:
+        raise HarvestError(
+            f"question answering needs two or more distinct answers to choose from, got {listed}"
+        )
+    answer_ids = [tokenizer.words(answer) for answer in listed]
+    for answer, ids in zip(listed, answer_ids, strict=True):
+        if not ids:
+            raise HarvestError(f"the answer {answer!r} has no words that the tokenizer knows")
+    by_length: dict[
+        int, tuple[list[int], Tensor]
+    ] = {}  # m to the answers of m tokens: numbers and ids [A_m, m]
+    for length in sorted({len(ids) for ids in answer_ids}):
+        numbers = [number for number, ids in enumerate(answer_ids) if len(ids) == length]
+        by_length[length] = numbers, torch.tensor([answer_ids[number] for number in numbers])
+
+    asked: list[int] = []
+    parts: list[Tensor] = []
+    stretch: list[int] = []
+    num_clips = 0
+    for users, video in clips.batches:
+        pairs = [(clip, place) for clip, places in enumerate(users) for place in places]
+        # As many questions at a time as there are clips in the batch, however many a clip has.
+        for start in range(0, len(pairs), len(users)):
+            some = pairs[start : start + len(users)]
+            questions = [_prompt(examples[place].question or "") for _, place in some]
+            scores = torch.empty(len(some), len(listed))
+            for length, (candidates, candidate_ids) in by_length.items():
+                log_probs = _hidden_log_probs(
+                    model, tokenizer, video, [clip for clip, _ in some], questions, length, precision
+                )
+                # [b, m, V] at the tokens of every answer: [b, A_m, m]
+                chosen = log_probs[:, torch.arange(length), candidate_ids]
+                scores[:, candidates] = chosen.mean(dim=-1)
+            parts.append(scores)
+            asked += [place for _, place in some]
+            stretch += [num_clips + clip for clip, _ in some]
+        num_clips += len(users)
+
+    scores = torch.cat(parts)
+    numbers_of = {answer: number for number, answer in enumerate(listed)}
+    label = torch.tensor([numbers_of.get(wanted[place], -1) for place in asked])
+    is_listed = label >= 0
+    credit = choice_credit(scores, label.clamp(min=0)) * is_listed
+    top5 = choice_credit(scores, label.clamp(min=0), k=5) * is_listed
+    commonest = Counter(wanted[place] for place in asked).most_common(1)[0][1]
+    return Result(
+        task="qa",
+        protocol=(
+            f"The masked answer filled by the fusion decoder, one of {len(listed)} answers by the mean "
+            f"log-probability of its tokens; {clips.num_frames} frames a video, "
+            f"{'each encoded alone (image baseline)' if clips.mode == 'image' else 'encoded together'}."
+        ),
+        metrics={
+            "accuracy": float(credit.mean()),
+            "top5": float(top5.mean()),
+            "chance": 1 / len(listed),
+            "commonest_answer": commonest / len(asked),
+        },
+        counts={
+            "questions": len(asked),
+            "answers": len(listed),
+            "questions_with_unlisted_answer": int((~is_listed).sum()),
+            "videos": num_clips,
+            "examples_missing": len(examples) - len(asked),
+        },
+        intervals={"accuracy": bootstrap_interval(credit, torch.tensor(stretch))},
+        missing=clips.broken,
+    )
+
+
+def masked_words(
+    model: VideoTextModel,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    clips: Clips,
+    *,
+    ratio: float = 0.15,
+    seed: int = 0,
+    precision: Precision = "fp32",
+) -> Result:
+    """How many hidden words of captions are filled rightly with the right clip, and with another clip?
+
+    Of every clip's first caption each word is hidden with probability `ratio`, at least one. The other clip is the
+    next one of the list with a different caption, after the last the first.
+    """
+    need_fusion(model)
+    asked: list[
+        tuple[str, Tensor, Tensor]
+    ] = []  # caption, ids with words hidden [L], the words where hidden, else -1
+    right: list[Tensor] = []
+    other: dict[int, Tensor] = {}
+    waiting: list[int] = []  # clips whose other clip has not come yet
+    opening: list[
+        tuple[str, Tensor]
+    ] = []  # the first clip and the first that differs from it, for those left at the end
+
+    for users, video in clips.batches:
+        pairs: list[tuple[int, int]] = []  # clip of this batch, caption to fill with it as the other clip
+        own: list[int] = []
+        numbers: list[int] = []
+        for clip, places in enumerate(users):
+            captioned = [place for place in places if examples[place].texts]
+            if not captioned:
+                continue
+            caption = examples[captioned[0]].texts[0]
+            ids = tokenizer([caption])
+            is_maskable = model.text.maskable(ids)
+            masked, hidden = mask_text(
+                ids,
+                maskable=is_maskable,
+                ratio=ratio,
+                mask_id=model.mask_id,
+                generator=generator_for(seed, captioned[0]),
+            )
+            if not hidden.any():
+                continue
+            pairs += [(clip, number) for number in waiting if asked[number][0] != caption]
+            waiting = [number for number in waiting if asked[number][0] == caption]
+            waiting.append(len(asked))
+            if len(opening) < 2 and all(caption != known for known, _ in opening):
+                opening.append((caption, video.tokens[clip : clip + 1].clone()))
+            own.append(clip)
+            numbers.append(len(asked))
+            asked.append((caption, masked[0], ids[0].masked_fill(~hidden[0], -1)))
+        right += _word_credit(model, video, own, [asked[number] for number in numbers], precision)
+        found = _word_credit(
+            model, video, [clip for clip, _ in pairs], [asked[number] for _, number in pairs], precision
+        )
+        other.update(zip((number for _, number in pairs), found, strict=True))
+
+    if not asked:
+        raise HarvestError("masked words need captions: no readable example has one")
+    if len(opening) < 2:
+        raise HarvestError(f"masked words need two clips with different captions; all are {asked[0][0]!r}")
+    for number in waiting:
+        tokens = next(tokens for caption, tokens in opening if caption != asked[number][0])
+        video = VideoFeatures(tokens, torch.empty(0))
+        other[number] = _word_credit(model, video, [0], [asked[number]], precision)[0]
+
+    clip_of_word = torch.cat([torch.full((len(credit),), number) for number, credit in enumerate(right)])
+    right_credit = torch.cat(right)
+    other_credit = torch.cat([other[number] for number in range(len(asked))])
+    return Result(
+        task="masked_words",
+        protocol=(
+            f"Words of each clip's first caption hidden with probability {ratio:g}, at least one, and filled by the "
+            f"fusion decoder with the right clip and with the next clip of another caption; {clips.num_frames} "
+            "frames a video."
+        ),
+        metrics={"right_clip": float(right_credit.mean()), "other_clip": float(other_credit.mean())},
+        counts={
+            "captions": len(asked),
+            "hidden_words": len(right_credit),
+            "examples_missing": len(clips.broken),
+        },
+        intervals={
+            "right_clip": bootstrap_interval(right_credit, clip_of_word),
+            "other_clip": bootstrap_interval(other_credit, clip_of_word),
+        },
+        missing=clips.broken,
+    )
+
+
+def fill(
+    model: VideoTextModel,
+    tokenizer: Tokenizer,
+    video: Tensor,
+    sentence: str,
+    *,
+    mode: Mode = "video",
+    precision: Precision = "fp32",
+) -> list[tuple[str, float]]:
+    """The likeliest word, and its probability, at every `[mask]` of a sentence, shown one clip `[T, 3, H, W]`."""
+    need_fusion(model)
+    if not _MASK.search(sentence):
+        raise HarvestError(f"there is no [mask] to fill in {sentence!r}")
+    features = encode_clips(model, video[None], mode=mode, precision=precision)
+    log_probs = _hidden_log_probs(model, tokenizer, features, [0], [sentence], 1, precision)[0]
+    best = log_probs.max(dim=-1)
+    return [
+        (tokenizer.decode([number]), value)
+        for number, value in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+    ]
+
+
+def masked_ids(model: VideoTextModel, tokenizer: Tokenizer, sentence: str, *, num_hidden: int = 1) -> Tensor:
+    """Ids `[L]` of a sentence with `num_hidden` hidden words in place of every `[mask]`.
+
+    A sentence too long loses words behind its last mask first, then its first words, never a mask.
+    """
+    config = model.config.text
+    room = config.context_length - 1 - (config.start_id is not None)
+    parts = [tokenizer.words(part) for part in _MASK.split(sentence)]
+    num_masks = num_hidden * (len(parts) - 1)
+    if num_masks > room:
+        raise HarvestError(
+            f"{num_masks} hidden words do not fit into the {room} words of the text tower: {sentence!r}"
+        )
+    middle: list[int] = []
+    for part in parts[:-1]:
+        middle += part + [model.mask_id] * num_hidden
+    excess = len(middle) + len(parts[-1]) - room
+    if excess > 0:
+        tokenizer.truncated += 1
+        tail = parts[-1][: max(0, len(parts[-1]) - excess)]
+        excess -= len(parts[-1]) - len(tail)
+        dropped = [place for place, word in enumerate(middle) if word != model.mask_id][:excess]
+        middle = [word for place, word in enumerate(middle) if place not in set(dropped)]
+    else:
+        tail = parts[-1]
+    words = [*([config.start_id] if config.start_id is not None else []), *middle, *tail, config.end_id]
+    ids = torch.full((config.context_length,), config.pad_id)
+    ids[: len(words)] = torch.tensor(words)
+    return ids
+
+
+def need_fusion(model: VideoTextModel) -> None:
+    """Raise HarvestError for a model that cannot fill in words."""
+    if model.fusion is None:
+        raise HarvestError(
+            "this model cannot fill in words: it has no fusion decoder. Post-train it with masked words first "
+            "(an image model has none), or ask for retrieval, choice or recognition, which need only embeddings."
+        )
+
+
+def check_answered(examples: Sequence[Example]) -> None:
+    """Raise HarvestError at the first example without a question or an answer."""
+    for example in examples:
+        if not example.question or not example.answer:
+            raise HarvestError(
+                f"example {example.id!r} has no {'answer' if example.question else 'question'}: both are needed"
+            )
+
+
+def _hidden_log_probs(
+    model: VideoTextModel,
+    tokenizer: Tokenizer,
+    video: VideoFeatures,
+    clips: list[int],
+    sentences: list[str],
+    num_hidden: int,
+    precision: Precision,
+) -> Tensor:
+    """Log-probabilities at the hidden words of sentences, row by row with clips of a batch: fp32 `[b, m, V]`, on the CPU.
+
+    All sentences have equally many masks. A sentence is encoded once, however many clips it is asked of.
+    """
+    numbers: dict[str, int] = {}
+    place = [numbers.setdefault(sentence, len(numbers)) for sentence in sentences]
+    ids = torch.stack([masked_ids(model, tokenizer, sentence, num_hidden=num_hidden) for sentence in numbers])
+    states_scores = _word_scores(model, video, clips, ids, place, precision)
+    return states_scores.log_softmax(dim=-1).view(len(sentences), -1, states_scores.shape[-1])
+
+
+def _word_scores(
+    model: VideoTextModel,
+    video: VideoFeatures,
+    clips: list[int],
+    text_ids: Tensor,
+    texts: list[int],
+    precision: Precision,
+) -> Tensor:
+    """Vocabulary scores at every hidden word, fp32 `[M, V]`, on the CPU: clip `clips[i]` with text `texts[i]`."""
+    with evaluating(model, precision):
+        device = model.log_scale.device
+        text_ids = text_ids.to(device)
+        text = model.encode_text(text_ids)
+        rows = TextFeatures(*(part[texts] for part in text))
+        states = model.fuse(VideoFeatures(video.tokens[clips], rows.pooled), rows)
+        return model.predict_words(states[text_ids[texts] == model.mask_id]).float().cpu()
+
+
+def _word_credit(
+    model: VideoTextModel,
+    video: VideoFeatures,
+    clips: list[int],
+    asked: list[tuple[str, Tensor, Tensor]],
+    precision: Precision,
+) -> list[Tensor]:
+    """For every caption the credit, 0 to 1, at each of its hidden words."""
+    if not clips:
+        return []
+    ids = torch.stack([masked for _, masked, _ in asked])
+    words = torch.stack([word for _, _, word in asked])
+    scores = _word_scores(model, video, clips, ids, list(range(len(asked))), precision)
+    credit = choice_credit(scores, words[words >= 0])
+    return list(torch.split(credit, (words >= 0).sum(dim=1).tolist()))
+
+
+def _prompt(question: str) -> str:
+    masks = len(_MASK.findall(question))
+    if masks > 1:
+        raise HarvestError(f"a question has one [mask], this one has {masks}: {question!r}")
+    return question if masks else PROMPT.format(question)
+
+
+def _plain(answer: str) -> str:
+    return " ".join(answer.lower().split())

@@ -1,0 +1,101 @@
+"""Text to video and video to text retrieval by embeddings alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harvest.evaluation.embed import Embeddings, cosines, embed_texts
+from harvest.evaluation.metrics import Ranks, bootstrap_interval, mean_rank, median_rank, ranks, recall_at
+from harvest.evaluation.result import Result
+from harvest.interfaces import Example, HarvestError
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_text import VideoTextModel
+from harvest.parallel import Precision
+
+_BLOCK = 1024  # queries scored at a time
+
+
+def retrieval(
+    model: VideoTextModel,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    videos: Embeddings,
+    *,
+    precision: Precision = "fp32",
+) -> Result:
+    """Score every caption against every video.
+
+    t2v: each caption is a query and its own video alone is right, also where another video has the same caption.
+    v2t: each video is a query, the captions of all videos are the items, and its best ranked own caption counts.
+    Rows of a manifest that name the same stretch are one video with all their captions. Captions of videos that
+    could not be read are left out and counted.
+    """
+    pairs: dict[tuple[str, int], None] = {}  # a caption twice with one video is one caption
+    left_out = 0
+    for example, row in zip(examples, videos.row.tolist(), strict=True):
+        if row < 0:
+            left_out += len(example.texts)
+        else:
+            pairs.update(((text, row), None) for text in example.texts)
+    if not pairs:
+        raise HarvestError("retrieval needs captions: no readable example has one")
+    texts = [text for text, _ in pairs]
+    owner = torch.tensor([row for _, row in pairs])
+    text_pooled = embed_texts(model, tokenizer, texts, precision=precision)
+    t2v, v2t = retrieval_ranks(videos.pooled, text_pooled, owner)
+    metrics: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for way, found, group in (("t2v", t2v, owner), ("v2t", v2t, torch.unique(owner))):
+        for k in (1, 5, 10):
+            metrics[f"{way}_r{k}"] = recall_at(found, k)
+            intervals[f"{way}_r{k}"] = bootstrap_interval(found.hits_at(k), group)
+        metrics[f"{way}_median_rank"] = median_rank(found)
+        metrics[f"{way}_mean_rank"] = mean_rank(found)
+    times = Counter(texts)
+    return Result(
+        task="retrieval",
+        protocol=f"Cosines of embeddings only: {len(texts)} captions against {len(videos.pooled)} videos, {looked(videos)}.",
+        metrics=metrics,
+        counts={
+            "videos": len(videos.pooled),
+            "videos_with_captions": len(v2t.tied),
+            "captions": len(texts),
+            "captions_shared_by_videos": sum(count for count in times.values() if count > 1),
+            "captions_left_out": left_out,
+            "examples_missing": int((videos.row < 0).sum()),
+        },
+        intervals=intervals,
+        missing=videos.broken,
+    )
+
+
+def retrieval_ranks(video_pooled: Tensor, text_pooled: Tensor, owner: Tensor) -> tuple[Ranks, Ranks]:
+    """Ranks for text to video, and for video to text of the videos that have a text.
+
+    `video_pooled` `[n, E]`, `text_pooled` `[C, E]`, `owner` int64 `[C]`: the video of each text.
+    """
+    t2v, v2t = [], []
+    for start in range(0, len(text_pooled), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        is_right = owner[rows, None] == torch.arange(len(video_pooled))
+        t2v.append(ranks(cosines(text_pooled[rows], video_pooled), is_right))
+    asked = torch.unique(owner)
+    for start in range(0, len(asked), _BLOCK):
+        numbers = asked[start : start + _BLOCK]
+        v2t.append(ranks(cosines(video_pooled[numbers], text_pooled), numbers[:, None] == owner))
+    return _joined(t2v), _joined(v2t)
+
+
+def looked(videos: Embeddings) -> str:
+    """How the videos were looked at, for a protocol sentence."""
+    plural = "s" if videos.num_frames != 1 else ""
+    how = "each encoded alone and averaged (image baseline)" if videos.mode == "image" else "encoded together"
+    return f"{videos.num_frames} frame{plural} a video, {how}"
+
+
+def _joined(parts: list[Ranks]) -> Ranks:
+    return Ranks(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

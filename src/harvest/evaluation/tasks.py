@@ -1,0 +1,99 @@
+"""One door to every evaluation: a model, a manifest and the name of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Literal, get_args
+
+from harvest.evaluation.choice import check_options, choice
+from harvest.evaluation.embed import ChooseTokens, Mode, OnProgress, pool, progress_bar, read_clips
+from harvest.evaluation.question_answering import (
+    check_answered,
+    masked_words,
+    need_fusion,
+    question_answering,
+)
+from harvest.evaluation.recognition import TEMPLATES, check_labels, class_names_of, recognition
+from harvest.evaluation.result import Result
+from harvest.evaluation.retrieval import retrieval
+from harvest.interfaces import Example, HarvestError
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_text import VideoTextModel
+from harvest.parallel import Precision
+
+Task = Literal["retrieval", "choice", "recognition", "qa", "masked_words"]
+
+
+def evaluate(
+    model: VideoTextModel,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    *,
+    task: Task,
+    mode: Mode = "video",
+    num_frames: int | None = None,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    workers: int = 0,
+    keep: ChooseTokens | None = None,
+    progress: OnProgress | None = None,
+    groups: Mapping[str, str] | None = None,
+    class_names: Sequence[str] | None = None,
+    templates: Sequence[str] = TEMPLATES,
+    answers: Sequence[str] | None = None,
+    mask_ratio: float = 0.15,
+    seed: int = 0,
+) -> Result:
+    """Evaluate without training on the task, on the device the model is on.
+
+    `mode` "image" is the image baseline: every frame alone, embeddings averaged. The video settings are those of
+    `embed_videos`; `progress` None shows a bar on a terminal. `groups` belongs to "choice", `class_names` and
+    `templates` to "recognition", `answers` to "qa", `mask_ratio` and `seed` to "masked_words".
+    """
+    if task not in get_args(Task):
+        raise HarvestError(f"unknown task {task!r}; there are {', '.join(get_args(Task))}")
+    if task in ("qa", "masked_words"):
+        need_fusion(model)
+        if task == "qa":
+            check_answered(examples)
+    elif task == "choice":
+        check_options(examples)
+    elif task == "recognition":
+        class_names = class_names_of(examples) if class_names is None else class_names
+        check_labels(examples, class_names)
+
+    with ExitStack() as stack:
+        if progress is None:
+            progress = stack.enter_context(progress_bar(f"evaluating {task}"))
+        clips = read_clips(
+            model,
+            examples,
+            mode=mode,
+            num_frames=num_frames,
+            batch_size=batch_size,
+            precision=precision,
+            workers=workers,
+            keep=keep,
+            progress=progress,
+        )
+        if task == "qa":
+            return question_answering(model, tokenizer, examples, clips, answers=answers, precision=precision)
+        if task == "masked_words":
+            return masked_words(
+                model, tokenizer, examples, clips, ratio=mask_ratio, seed=seed, precision=precision
+            )
+        videos = pool(clips, num_examples=len(examples))
+    if task == "choice":
+        return choice(model, tokenizer, examples, videos, groups=groups, precision=precision)
+    if task == "recognition":
+        return recognition(
+            model,
+            tokenizer,
+            examples,
+            videos,
+            class_names=class_names,
+            templates=templates,
+            precision=precision,
+        )
+    return retrieval(model, tokenizer, examples, videos, precision=precision)

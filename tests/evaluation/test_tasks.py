@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from harvest.evaluation import evaluate, read_class_names, table
+from harvest.evaluation.embed import Embeddings, embed_texts, embed_videos
+from harvest.evaluation.metrics import mean_rank, recall_at
+from harvest.evaluation.recognition import class_names_of, embed_classes
+from harvest.evaluation.retrieval import retrieval, retrieval_ranks
+from harvest.interfaces import Example, HarvestError
+
+from .conftest import SENTENCES, World
+
+
+def unit(*angles: float) -> torch.Tensor:
+    angles_ = torch.tensor(angles, dtype=torch.float64)
+    return torch.stack([angles_.cos(), angles_.sin()], dim=1).float()
+
+
+def test_ranks_with_several_captions_a_video() -> None:
+    videos = unit(0.0, 1.0, 2.0)
+    texts = unit(0.1, 0.9, 1.1, 1.9)  # the second, nearest to video 1, belongs to video 0
+    owner = torch.tensor([0, 0, 1, 2])
+    t2v, v2t = retrieval_ranks(videos, texts, owner)
+    assert t2v.expected().tolist() == [1, 2, 1, 1]
+    assert v2t.expected().tolist() == [1, 1.5, 1]  # 0.9 and 1.1 are equally far from 1.0
+    assert recall_at(t2v, 1) == 0.75
+    assert mean_rank(v2t) == pytest.approx(3.5 / 3)
+    assert recall_at(v2t, 1) == pytest.approx(2.5 / 3)
+
+
+def test_a_video_without_captions_is_an_item_and_no_query() -> None:
+    t2v, v2t = retrieval_ranks(unit(0.0, 0.1), unit(0.2), torch.tensor([0]))
+    assert t2v.expected().tolist() == [2]
+    assert v2t.expected().tolist() == [1]
+
+
+def test_retrieval_agrees_with_loops(world: World) -> None:
+    examples = [
+        dataclasses.replace(example, texts=(SENTENCES[number], SENTENCES[(number + 1) % 4] + " again"))
+        for number, example in enumerate(world.examples)
+    ]
+    result = evaluate(world.model, world.tokenizer, examples, task="retrieval")
+    videos = embed_videos(world.model, examples).pooled
+    texts = embed_texts(
+        world.model, world.tokenizer, [text for example in examples for text in example.texts]
+    )
+    scores = texts @ videos.T  # [8, 4]
+    t2v = [int((scores[c] > scores[c, c // 2]).sum()) + 1 for c in range(8)]
+    v2t = [int((scores[:, v] > scores[2 * v : 2 * v + 2, v].max()).sum()) + 1 for v in range(4)]
+    assert result.metrics["t2v_r1"] == pytest.approx(sum(rank == 1 for rank in t2v) / 8)
+    assert result.metrics["t2v_mean_rank"] == pytest.approx(sum(t2v) / 8)
+    assert result.metrics["v2t_r1"] == pytest.approx(sum(rank == 1 for rank in v2t) / 4)
+    assert result.metrics["v2t_mean_rank"] == pytest.approx(sum(v2t) / 4)
+    assert result.metrics["t2v_r5"] == 1.0
+    assert result.counts["captions"] == 8
+    assert result.counts["videos"] == 4
+    low, high = result.intervals["t2v_r1"]
+    assert low <= result.metrics["t2v_r1"] <= high
+
+
+def test_rows_of_one_stretch_are_one_video(world: World) -> None:
+    by_video = [dataclasses.replace(example, texts=(*example.texts, "again")) for example in world.examples]
+    by_row = [
+        dataclasses.replace(example, id=f"{example.id} {text}", texts=(text,))
+        for example in by_video
+        for text in example.texts
+    ]
+    grouped = evaluate(world.model, world.tokenizer, by_video, task="retrieval")
+    assert evaluate(world.model, world.tokenizer, by_row, task="retrieval") == grouped
+    assert grouped.counts["captions_shared_by_videos"] == 4
+
+
+def test_a_caption_of_two_videos_is_a_tie(world: World) -> None:
+    examples = [dataclasses.replace(example, texts=("the same",)) for example in world.examples]
+    result = evaluate(world.model, world.tokenizer, examples, task="retrieval")
+    # Text to video, each of four equal queries is right with its own video: one of them is first.
+    assert result.metrics["t2v_r1"] == pytest.approx(0.25)
+    assert result.metrics["t2v_mean_rank"] == 2.5
+    # Video to text, all captions tie.
+    assert result.metrics["v2t_r1"] == pytest.approx(0.25)
+    assert result.metrics["v2t_median_rank"] == 2.5
+
+
+def test_missing_videos_are_counted_and_named(world: World, tmp_path: Path) -> None:
+    gone = Example("gone", str(tmp_path / "gone.mp4"), texts=("one", "two"))
+    result = evaluate(world.model, world.tokenizer, [gone, *world.examples], task="retrieval")
+    whole = evaluate(world.model, world.tokenizer, world.examples, task="retrieval")
+    assert list(result.missing) == ["gone"]
+    assert result.counts["examples_missing"] == 1
+    assert result.counts["captions_left_out"] == 2
+    assert result.metrics == pytest.approx(whole.metrics)
+
+
+def test_choice(world: World) -> None:
+    videos = embed_videos(world.model, world.examples).pooled
+    texts = embed_texts(world.model, world.tokenizer, SENTENCES)
+    best = (videos @ texts.T).argmax(dim=1).tolist()
+    right = [dataclasses.replace(e, texts=SENTENCES, label=best[n]) for n, e in enumerate(world.examples)]
+    result = evaluate(world.model, world.tokenizer, right, task="choice")
+    assert result.metrics == {"accuracy": 1.0, "chance": 0.25}
+    assert result.counts["questions"] == 4
+    two_wrong = [
+        dataclasses.replace(e, label=(e.label + 1) % 4) if n < 2 and e.label is not None else e
+        for n, e in enumerate(right)
+    ]
+    groups = {"clip0": "first", "clip1": "first", "clip2": "last", "clip3": "last"}
+    result = evaluate(world.model, world.tokenizer, two_wrong, task="choice", groups=groups)
+    assert result.metrics == {"accuracy": 0.5, "chance": 0.25, "accuracy.first": 0.0, "accuracy.last": 1.0}
+    assert result.counts["questions.first"] == 2
+
+
+def test_choice_among_equal_options_is_at_chance(world: World) -> None:
+    examples = [
+        Example(e.id, e.video, texts=(SENTENCES[0],) * (2 + 2 * (n % 2)), label=0)
+        for n, e in enumerate(world.examples)
+    ]
+    result = evaluate(world.model, world.tokenizer, examples, task="choice", mode="image", precision="bf16")
+    assert result.metrics["accuracy"] == pytest.approx(0.375)
+    assert result.metrics["chance"] == pytest.approx(0.375)
+    assert result.counts["questions_tied"] == 4
+    assert "image baseline" in result.protocol
+
+
+def test_recognition(world: World, tmp_path: Path) -> None:
+    names = ["red circle", "blue square", "green star", "white ring", "dog", "cat", "tree"]
+    templates = ("a video of {}", "a photo of {}.")
+    classes = embed_classes(world.model, world.tokenizer, names, templates=templates)
+    one, other = (
+        embed_texts(world.model, world.tokenizer, [template.replace("{}", "dog")])[0]
+        for template in templates
+    )
+    assert torch.allclose(classes[4], torch.nn.functional.normalize(one + other, dim=0), atol=1e-6)
+    order = (embed_videos(world.model, world.examples).pooled @ classes.T).argsort(dim=1, descending=True)
+    places = [0, 2, 4, 5]  # where the label of each clip stands
+    examples = [
+        dataclasses.replace(e, label=int(order[n, place]))
+        for n, (e, place) in enumerate(zip(world.examples, places, strict=True))
+    ]
+    result = evaluate(
+        world.model, world.tokenizer, examples, task="recognition", class_names=names, templates=templates
+    )
+    assert result.metrics["top1"] == 0.25
+    assert result.metrics["top5"] == 0.75
+    assert result.metrics["chance"] == pytest.approx(1 / 7)
+    assert result.counts["classes"] == 7
+
+    (tmp_path / "names.txt").write_text("red circle\n\nblue square\n")
+    (tmp_path / "names.json").write_text('["red circle", "blue square"]')
+    assert read_class_names(tmp_path / "names.txt") == read_class_names(tmp_path / "names.json") == names[:2]
+    (tmp_path / "bad.json").write_text('["red circle", 3]')
+    (tmp_path / "cut.json").write_text('["red circle"')
+    for name in ("bad.json", "cut.json", "gone.json"):
+        with pytest.raises(HarvestError, match=name):
+            read_class_names(tmp_path / name)
+
+
+def test_class_names_from_the_manifest() -> None:
+    examples = [
+        Example("a", "v", ("dog",), 1),
+        Example("b", "w", ("cat",), 0),
+        Example("c", "x", ("dog",), 1),
+    ]
+    assert class_names_of(examples) == ["cat", "dog"]
+    with pytest.raises(HarvestError, match="both 'dog' and 'cow'"):
+        class_names_of([*examples, Example("d", "y", ("cow",), 1)])
+    with pytest.raises(HarvestError, match=r"labels \[0\]"):
+        class_names_of(examples[:1])
+    with pytest.raises(HarvestError, match="'e'"):
+        class_names_of([Example("e", "y", (), 1)])
+
+
+def test_mistakes_are_told_before_any_video_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **settings: object) -> None:
+        raise AssertionError("read a video")
+
+    monkeypatch.setattr("harvest.evaluation.embed.eval_batches", refuse)
+
+    def say(**settings: object) -> str:
+        with pytest.raises(HarvestError) as caught:
+            evaluate(world.model, world.tokenizer, world.examples, **settings)  # type: ignore[arg-type]
+        return str(caught.value)
+
+    assert "retrieval, choice" in say(task="detection")
+    assert "'clip0'" in say(task="choice")
+    assert "label None, the classes go from 0 to 1" in say(task="recognition", class_names=["a", "b"])
+    assert "no question" in say(task="qa")
+    assert "class names" in say(task="recognition")
+
+
+def test_retrieval_without_captions(world: World) -> None:
+    bare = [dataclasses.replace(example, texts=()) for example in world.examples]
+    with pytest.raises(HarvestError, match="no readable example has one"):
+        evaluate(world.model, world.tokenizer, bare, task="retrieval")
+
+
+def test_result_as_table_and_json(world: World) -> None:
+    result = evaluate(world.model, world.tokenizer, world.examples, task="retrieval")
+    again = json.loads(result.to_json())
+    assert again["metrics"] == result.metrics
+    assert again["task"] == "retrieval"
+    assert "4 captions against 4 videos, 4 frames a video" in again["protocol"]
+    page = StringIO()
+    Console(file=page, width=120).print(table([result, result]))
+    assert f"{100 * result.metrics['t2v_r1']:.1f} %" in page.getvalue()
+    assert f"{result.metrics['t2v_mean_rank']:.1f}" in page.getvalue()
+    assert page.getvalue().count("retrieval") == 2
+
+
+def test_videos_may_be_embedded_before(world: World) -> None:
+    videos = embed_videos(world.model, world.examples)
+    assert isinstance(videos, Embeddings)
+    result = retrieval(world.model, world.tokenizer, world.examples, videos)
+    assert result == evaluate(world.model, world.tokenizer, world.examples, task="retrieval")
