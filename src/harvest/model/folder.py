@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -99,15 +100,19 @@ def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tok
     if config.get("format", 0) > FORMAT:
         raise HarvestError(f"{folder} was written by a newer Harvest (format {config['format']}): update Harvest")
     sizes = config["model"]
+    video: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes["video"].items()}
     model = VideoTextModel(
         ModelConfig(
-            video=VideoEncoderConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in sizes["video"].items()}),
+            video=VideoEncoderConfig(**video),
             text=TextEncoderConfig(**sizes["text"]),
             fusion=FusionConfig(**sizes["fusion"]) if sizes["fusion"] else None,
             score_bias=sizes["score_bias"],
         )
     )
-    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    try:
+        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    except safetensors.SafetensorError as error:
+        raise HarvestError(f"{folder}: model.safetensors cannot be read: {error}") from error
     load_strictly(model, {name: tensor.float() for name, tensor in tensors.items()}, source=str(folder))
     tokenizer = Tokenizer.load(folder / "tokenizer.json", TokenizerConfig(**config["tokenizer"]))
     model.eval()

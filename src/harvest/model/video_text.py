@@ -67,9 +67,10 @@ class VideoTextModel(nn.Module):
 
     def scores(self, video_pooled: Tensor, text_pooled: Tensor) -> Tensor:
         """Scaled cosines, texts by videos: `[B, E]` and `[G, E]` give `[G, B]`."""
+        if self.score_bias is not None:  # SigLIP does not limit its scale; the released ones are above 100
+            return self.log_scale.exp() * text_pooled @ video_pooled.T + self.score_bias
         # Trained scales are held at 100, as in CLIP: beyond it softmax saturates and training can blow up.
-        scores = self.log_scale.clamp(max=math.log(100)).exp() * text_pooled @ video_pooled.T
-        return scores if self.score_bias is None else scores + self.score_bias
+        return self.log_scale.clamp(max=math.log(100)).exp() * text_pooled @ video_pooled.T
 
     @property
     def mask_id(self) -> int:

@@ -1,0 +1,873 @@
+"""Image-text and video-text models made elsewhere become ours: one rename table a layout, and a strict report.
+
+Every tensor of the source is used or listed as ignored, every one of ours is filled or listed as new; anything
+else is an error that names both. Weights are read from safetensors or by `torch.load(weights_only=True)`: nothing
+in a file is ever run.
+
+Layouts: `transformers` folders (CLIP, SigLIP, SigLIP 2 of fixed resolution), OpenAI's and OpenCLIP's state dicts,
+ViCLIP's checkpoints. CLIP and SigLIP give an image model (`num_frames = 1`); `as_video_model` inflates it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import tokenizers
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harvest.interfaces import HarvestError
+from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
+from harvest.model.folder import load_model, load_strictly
+from harvest.model.layers import Activation
+from harvest.model.tokenizer import Tokenizer, TokenizerConfig
+from harvest.model.video_text import ModelConfig, VideoTextModel
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+Pixels = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+IGNORED = re.compile(r"(.*\.)?(position_ids|attn_mask)|input_resolution|context_length|vocab_size")
+"""Buffers and sizes that other libraries write among the weights."""
+NEW = {"video.time_positions.table", "text.mask_embedding"}
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What became of every tensor, and what had to be assumed."""
+
+    source: str
+    used: int
+    """Tensors of the source that are in the model now."""
+    ignored: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    """Tensors of the model that the source does not have: zero positions in time, the mean word for hidden words."""
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {self.used} tensors used"]
+        for title, names in (("ignored", self.ignored), ("new", self.new)):
+            if names:
+                lines.append(f"  {title} ({len(names)}): {', '.join(names)}")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def load_pretrained(
+    source: str | Path,
+    *,
+    image_size: int | None = None,
+    activation: Activation | None = None,
+    vocabulary: Path | None = None,
+    head_width: int = 64,
+    offline: bool = False,
+) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
+    """Open any supported model, in fp32 and eval mode; load or fail with HarvestError.
+
+    `source`: a Harvest model folder; a folder or hub name in the layout of `transformers` (`openai/clip-vit-base-patch16`,
+    `google/siglip-base-patch16-224`) or of OpenCLIP; a file with a state dict in OpenAI's, OpenCLIP's or ViCLIP's
+    names. `image_size` resizes the positions in the frame. For files, which say neither: `activation` (default:
+    QuickGELU, as OpenAI and ViCLIP), `head_width`, and `vocabulary`, a `bpe_simple_vocab_16e6.txt.gz` or a
+    `tokenizer.json`, looked for beside the file by default. `offline` asks the hub's local cache only.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        path = _download(str(source), offline=offline)
+    if path.is_file():
+        tensors, notes = read_tensors(path)
+        activation, more = _file_activation(path, activation)
+        return _from_state_dict(
+            tensors,
+            str(source),
+            path.parent,
+            image_size,
+            activation,
+            vocabulary,
+            (head_width, head_width),
+            [*notes, *more],
+        )
+    config = _read_json(path / "config.json")
+    if "format" in config and isinstance(config.get("model"), dict):
+        return _from_harvest(path, str(source), image_size)
+    if "model_type" in config:
+        return _from_transformers(path, str(source), config, image_size, vocabulary)
+    if (path / "open_clip_config.json").is_file():
+        return _from_open_clip(path, str(source), image_size, vocabulary)
+    raise HarvestError(
+        f"{path} is not a model folder that Harvest can read: expected config.json of Harvest or transformers, or "
+        "open_clip_config.json. For a single weights file, give the path of the file."
+    )
+
+
+def resize_positions(positions_PD: Tensor, num_places: int) -> Tensor:
+    """Positions of a square frame `[P, D]` for another number of places, bicubic (as in UMT and transformers)."""
+    old, new = math.isqrt(positions_PD.shape[0]), math.isqrt(num_places)
+    if old * old != positions_PD.shape[0] or new * new != num_places:
+        raise ValueError(f"frames must be square: {positions_PD.shape[0]} places to {num_places}")
+    grid = positions_PD.T.reshape(1, -1, old, old)  # [1, D, G, G]
+    return (
+        F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()
+    )
+
+
+# --- rename tables: our name -> the source's names and how their tensors become ours -----------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    sources: tuple[str, ...]
+    convert: Callable[..., Tensor] = lambda *tensors: torch.cat(tensors)
+
+
+Table = dict[str, Row]
+
+TRANSFORMERS_BLOCK = {
+    "norm_attention": ("layer_norm1.{}",),
+    "attention.qkv": ("self_attn.q_proj.{}", "self_attn.k_proj.{}", "self_attn.v_proj.{}"),
+    "attention.out": ("self_attn.out_proj.{}",),
+    "norm_mlp": ("layer_norm2.{}",),
+    "mlp.up": ("mlp.fc1.{}",),
+    "mlp.down": ("mlp.fc2.{}",),
+}
+OPENAI_BLOCK = {
+    "norm_attention": ("ln_1.{}",),
+    "attention.qkv": ("attn.in_proj_{}",),
+    "attention.out": ("attn.out_proj.{}",),
+    "norm_mlp": ("ln_2.{}",),
+    "mlp.up": ("mlp.c_fc.{}",),
+    "mlp.down": ("mlp.c_proj.{}",),
+}
+
+
+def _layer(target: str, *sources: str) -> Table:
+    """A layer with weight and bias; `{}` in a source stands for either word."""
+    return {
+        f"{target}.{kind}": Row(tuple(name.format(kind) for name in sources)) for kind in ("weight", "bias")
+    }
+
+
+def _stack(target: str, source: str, depth: int, block: Mapping[str, tuple[str, ...]]) -> Table:
+    table: Table = {}
+    for i in range(depth):
+        for ours, theirs in block.items():
+            table |= _layer(f"{target}.{i}.{ours}", *(f"{source}.{i}.{name}" for name in theirs))
+    return table
+
+
+def _scalar(value: Tensor) -> Tensor:
+    return value.reshape(())
+
+
+def _flat_patches(weight: Tensor) -> Tensor:
+    """A convolution `[D, 3, p, p]` or `[D, 3, t, p, p]` as a product with pixels in the order (t, 3, p, p)."""
+    return (weight.transpose(1, 2) if weight.ndim == 5 else weight).flatten(1)
+
+
+def _class_token(video: str, positions: str) -> Table:
+    """The class token and its position are always added: they are one vector here."""
+    return {
+        "video.prefix": Row((video, positions), lambda token, table: token + table[0]),
+        "video.place_positions": Row((positions,), lambda table: table[1:]),
+    }
+
+
+def clip_table(video_depth: int, text_depth: int) -> Table:
+    """`transformers.CLIPModel`."""
+    v, t = "vision_model", "text_model"
+    return {
+        **_class_token(f"{v}.embeddings.class_embedding", f"{v}.embeddings.position_embedding.weight"),
+        "video.patches.weight": Row((f"{v}.embeddings.patch_embedding.weight",), _flat_patches),
+        **_layer("video.norm_pre", f"{v}.pre_layrnorm.{{}}"),
+        **_stack("video.blocks", f"{v}.encoder.layers", video_depth, TRANSFORMERS_BLOCK),
+        **_layer("video.norm_post", f"{v}.post_layernorm.{{}}"),
+        "video.projection.weight": Row(("visual_projection.weight",)),
+        "text.words.weight": Row((f"{t}.embeddings.token_embedding.weight",)),
+        "text.positions": Row((f"{t}.embeddings.position_embedding.weight",)),
+        **_stack("text.blocks", f"{t}.encoder.layers", text_depth, TRANSFORMERS_BLOCK),
+        **_layer("text.norm_post", f"{t}.final_layer_norm.{{}}"),
+        "text.projection.weight": Row(("text_projection.weight",)),
+        "log_scale": Row(("logit_scale",), _scalar),
+    }
+
+
+def siglip_table(video_depth: int, text_depth: int) -> Table:
+    """`transformers.SiglipModel`, which SigLIP 2 of fixed resolution uses too."""
+    v, t = "vision_model", "text_model"
+
+    def query(packed: Tensor) -> Tensor:
+        return packed.chunk(3)[0]
+
+    def key_value(packed: Tensor) -> Tensor:
+        return packed[packed.shape[0] // 3 :]
+
+    table = {
+        **_layer("video.patches", f"{v}.embeddings.patch_embedding.{{}}"),
+        "video.patches.weight": Row((f"{v}.embeddings.patch_embedding.weight",), _flat_patches),
+        "video.place_positions": Row((f"{v}.embeddings.position_embedding.weight",)),
+        **_stack("video.blocks", f"{v}.encoder.layers", video_depth, TRANSFORMERS_BLOCK),
+        **_layer("video.norm_post", f"{v}.post_layernorm.{{}}"),
+        "video.pool.probe": Row((f"{v}.head.probe",), lambda probe: probe.flatten()),
+        **_layer("video.pool.attention.out", f"{v}.head.attention.out_proj.{{}}"),
+        **_layer("video.pool.norm", f"{v}.head.layernorm.{{}}"),
+        **_layer("video.pool.mlp.up", f"{v}.head.mlp.fc1.{{}}"),
+        **_layer("video.pool.mlp.down", f"{v}.head.mlp.fc2.{{}}"),
+        "text.words.weight": Row((f"{t}.embeddings.token_embedding.weight",)),
+        "text.positions": Row((f"{t}.embeddings.position_embedding.weight",)),
+        **_stack("text.blocks", f"{t}.encoder.layers", text_depth, TRANSFORMERS_BLOCK),
+        **_layer("text.norm_post", f"{t}.final_layer_norm.{{}}"),
+        **_layer("text.projection", f"{t}.head.{{}}"),
+        "log_scale": Row(("logit_scale",), _scalar),
+        "score_bias": Row(("logit_bias",), _scalar),
+    }
+    for kind in ("weight", "bias"):
+        packed = (f"{v}.head.attention.in_proj_{kind}",)
+        table[f"video.pool.attention.query.{kind}"] = Row(packed, query)
+        table[f"video.pool.attention.key_value.{kind}"] = Row(packed, key_value)
+    return table
+
+
+def openai_table(video_depth: int, text_depth: int, *, video: str = "visual.", text: str = "") -> Table:
+    """OpenAI's names, which OpenCLIP and, with other prefixes, ViCLIP use too."""
+    return {
+        **_class_token(f"{video}class_embedding", f"{video}positional_embedding"),
+        "video.patches.weight": Row((f"{video}conv1.weight",), _flat_patches),
+        **_layer("video.norm_pre", f"{video}ln_pre.{{}}"),
+        **_stack("video.blocks", f"{video}transformer.resblocks", video_depth, OPENAI_BLOCK),
+        **_layer("video.norm_post", f"{video}ln_post.{{}}"),
+        "video.projection.weight": Row((f"{video}proj",), lambda matrix: matrix.T),
+        "text.words.weight": Row((f"{text}token_embedding.weight",)),
+        "text.positions": Row((f"{text}positional_embedding",)),
+        **_stack("text.blocks", f"{text}transformer.resblocks", text_depth, OPENAI_BLOCK),
+        **_layer("text.norm_post", f"{text}ln_final.{{}}"),
+        "text.projection.weight": Row((f"{text}text_projection",), lambda matrix: matrix.T),
+        "log_scale": Row(("logit_scale",), _scalar),
+    }
+
+
+def viclip_table(video_depth: int, text_depth: int) -> Table:
+    """ViCLIP's released checkpoints; its temperature is held above 0.01 before every use."""
+    table = openai_table(video_depth, text_depth, video="vision_encoder.", text="text_encoder.")
+    table["video.time_positions.table"] = Row(
+        ("vision_encoder.temporal_positional_embedding",), lambda x: x[0]
+    )
+    table["log_scale"] = Row(("temp",), lambda temp: -temp.clamp(min=0.01).log().reshape(()))
+    return table
+
+
+def rename(
+    tensors: Mapping[str, Tensor], table: Table, *, source: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Our tensors in fp32 and the names that were ignored, or HarvestError with what is missing and left over."""
+    wanted = {name for row in table.values() for name in row.sources}
+    missing = sorted(wanted - tensors.keys())
+    left = sorted(tensors.keys() - wanted)
+    ignored = tuple(name for name in left if IGNORED.fullmatch(name))
+    unused = [name for name in left if name not in ignored]
+    if missing or unused:
+        lists = [
+            f"{title} ({len(names)}): " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+            for title, names in (("missing", missing), ("not used", unused))
+            if names
+        ]
+        raise HarvestError(f"{source}: the weights do not match their layout.\n  " + "\n  ".join(lists))
+    renamed = {}
+    for target, row in table.items():
+        values = [tensors[name].float() for name in row.sources]
+        try:
+            renamed[target] = row.convert(*values).contiguous()
+        except (RuntimeError, IndexError) as error:
+            shapes = ", ".join(f"{name} {list(tensors[name].shape)}" for name in row.sources)
+            raise HarvestError(f"{source}: wrong shape: {shapes} cannot become {target}: {error}") from error
+    return renamed, ignored
+
+
+def _depth(names: Mapping[str, Any], prefix: str) -> int:
+    """One more than the highest number after `prefix`: a hole in the middle is then found as missing."""
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
+
+
+# --- one function a kind of source -------------------------------------------------------------------------------
+
+
+def _assemble(
+    config: ModelConfig,
+    tensors: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    report: ImportReport,
+    image_size: int | None,
+) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
+    """Build the model, fill what is new, resize what was asked for, check the tokenizer against the text tower."""
+    notes = list(report.notes)
+    highest = max(tokenizer.core.get_vocab().values())
+    if highest >= config.text.vocab_size:
+        raise HarvestError(
+            f"{report.source}: the tokenizer has ids up to {highest}, the text tower {config.text.vocab_size} words"
+        )
+    if config.text.pooling == "end" and tokenizer.core.encode("a").ids[-1] != config.text.end_id:
+        raise HarvestError(
+            f"{report.source}: the tokenizer does not end texts with {END}, where CLIP reads them"
+        )
+    if image_size is not None and image_size != config.video.image_size:
+        if image_size % config.video.patch_size:
+            raise HarvestError(
+                f"image_size {image_size} is not a multiple of the patches' {config.video.patch_size}"
+            )
+        notes.append(f"positions resized from {config.video.image_size} to {image_size} pixels, bicubic")
+        config = dataclasses.replace(config, video=dataclasses.replace(config.video, image_size=image_size))
+        positions = tensors["video.place_positions"]
+        tensors["video.place_positions"] = resize_positions(positions, config.video.num_places)
+    model = VideoTextModel(config)
+    own = model.state_dict()
+    new = tuple(sorted(NEW - tensors.keys()))
+    for name in new:
+        # A hidden word starts as the mean word; a time table of one frame as nothing.
+        words = tensors["text.words.weight"]
+        tensors[name] = words.mean(dim=0) if name == "text.mask_embedding" else torch.zeros_like(own[name])
+    load_strictly(model, tensors, source=report.source)
+    return model.eval(), tokenizer, dataclasses.replace(report, new=new, notes=tuple(notes))
+
+
+def _from_harvest(
+    folder: Path, source: str, image_size: int | None
+) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
+    model, tokenizer = load_model(folder)
+    tensors = model.state_dict()
+    report = ImportReport(source, used=len(tensors))
+    if image_size is None or image_size == model.config.video.image_size:
+        return model, tokenizer, report
+    return _assemble(model.config, tensors, tokenizer, report, image_size)
+
+
+CLIP_DEFAULTS = {
+    "text": {
+        "vocab_size": 49408,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 77,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    },
+    "vision": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 32,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    },
+}
+SIGLIP_DEFAULTS = {
+    "text": {
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 64,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+    "vision": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 16,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+}
+"""What `transformers` assumes where a config.json is silent; the released SigLIP's say almost nothing."""
+
+ACTIVATIONS: dict[str, Activation] = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+
+
+def _from_transformers(
+    folder: Path, source: str, config: dict[str, Any], image_size: int | None, vocabulary: Path | None
+) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
+    family = config["model_type"]
+    if family not in ("clip", "siglip"):
+        raise HarvestError(
+            f"{source}: model_type {family!r} is not supported, only 'clip' and 'siglip' (SigLIP 2 in its fixed "
+            "resolutions is 'siglip' too)"
+        )
+    is_clip = family == "clip"
+    defaults = CLIP_DEFAULTS if is_clip else SIGLIP_DEFAULTS
+    sizes = {
+        tower: defaults[tower]
+        | (config.get(f"{tower}_config") or {})
+        | (config.get(f"{tower}_config_dict") or {})
+        for tower in ("text", "vision")
+    }
+    text, vision = sizes["text"], sizes["vision"]
+    pixels, notes = _read_pixels(folder, CLIP_PIXELS if is_clip else SIGLIP_PIXELS)
+    table = (clip_table if is_clip else siglip_table)(vision["num_hidden_layers"], text["num_hidden_layers"])
+    tensors, ignored = rename(_read_folder(folder), table, source=source)
+    if is_clip:
+        embed_dim = config.get("projection_dim", 512)
+        tokenizer = _clip_tokenizer(folder, vocabulary, text["max_position_embeddings"])
+        start_id, end_id = (_id_of(token, tokenizer.core, source) for token in (START, END))
+        said = text.get("eos_token_id", 2)
+        if said not in (
+            2,
+            end_id,
+        ):  # 2 was written by mistake for years; transformers reads the highest id then
+            raise HarvestError(
+                f"{source}: config.json ends texts with id {said}, the tokenizer with {end_id}"
+            )
+    else:
+        embed_dim = text.get("projection_size", text["hidden_size"])
+        tokenizer, end_id, more = _siglip_tokenizer(folder, vocabulary, text["max_position_embeddings"])
+        notes += more
+    model_config = ModelConfig(
+        video=VideoEncoderConfig(
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            num_frames=1,
+            prefix="frame" if is_clip else "none",
+            pooling="prefix" if is_clip else "attention",
+            pre_norm=is_clip,
+            patch_bias=not is_clip,
+            projection=is_clip,
+            pixel_mean=pixels[0],
+            pixel_std=pixels[1],
+            **_tower_sizes(vision, embed_dim, source),
+        ),
+        text=TextEncoderConfig(
+            vocab_size=text["vocab_size"],
+            context_length=text["max_position_embeddings"],
+            causal=is_clip,
+            pooling="end" if is_clip else "last",
+            projection_bias=not is_clip,
+            start_id=start_id if is_clip else None,
+            end_id=end_id,
+            pad_id=tokenizer.config.pad_id,
+            **_tower_sizes(text, embed_dim, source),
+        ),
+        score_bias=not is_clip,
+    )
+    if not is_clip and embed_dim != vision["hidden_size"]:
+        raise HarvestError(f"{source}: texts are {embed_dim} wide, images {vision['hidden_size']}")
+    used = len({name for row in table.values() for name in row.sources})
+    report = ImportReport(source, used, ignored, notes=tuple(notes))
+    return _assemble(model_config, tensors, tokenizer, report, image_size)
+
+
+def _tower_sizes(sizes: dict[str, Any], embed_dim: int, source: str) -> dict[str, Any]:
+    if sizes["hidden_act"] not in ACTIVATIONS:
+        raise HarvestError(
+            f"{source}: activation {sizes['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}"
+        )
+    return {
+        "width": sizes["hidden_size"],
+        "depth": sizes["num_hidden_layers"],
+        "num_heads": sizes["num_attention_heads"],
+        "mlp_width": sizes["intermediate_size"],
+        "embed_dim": embed_dim,
+        "activation": ACTIVATIONS[sizes["hidden_act"]],
+        "norm_eps": sizes["layer_norm_eps"],
+    }
+
+
+def _from_open_clip(
+    folder: Path, source: str, image_size: int | None, vocabulary: Path | None
+) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
+    config = _read_json(folder / "open_clip_config.json")
+    sizes = config.get("model_cfg", config)
+    vision, text = sizes["vision_cfg"], sizes["text_cfg"]
+    # What these say besides is a tower that we do not have; its names may still fit.
+    known = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+    unknown = sorted(vision.keys() - known) + sorted(
+        text.keys() - {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+    )
+    if unknown:
+        raise HarvestError(
+            f"{source}: open_clip_config.json asks for what is not supported: {', '.join(unknown)}"
+        )
+    head_widths = (vision.get("head_width", 64), text["width"] // text["heads"])
+    activation: Activation = "quick_gelu" if sizes.get("quick_gelu") else "gelu"
+    files = [folder / f"open_clip_{name}" for name in ("model.safetensors", "pytorch_model.bin")]
+    path = next((file for file in files if file.is_file()), None)
+    if path is None:
+        raise HarvestError(f"{folder} has neither {files[0].name} nor {files[1].name}")
+    tensors, notes = read_tensors(path)
+    notes.append(f"activation {activation}, from open_clip_config.json")
+    pixels = config.get("preprocess_cfg", {})
+    mean_std = (tuple(pixels["mean"]), tuple(pixels["std"])) if "mean" in pixels else None
+    return _from_state_dict(
+        tensors,
+        source,
+        folder,
+        image_size,
+        activation,
+        vocabulary,
+        head_widths,
+        notes,
+        cast("Pixels | None", mean_std),
+    )
+
+
+def _file_activation(path: Path, activation: Activation | None) -> tuple[Activation, list[str]]:
+    if activation is not None:
+        return activation, [f"activation {activation}, as asked"]
+    if path.name.startswith("open_clip_"):
+        raise HarvestError(
+            f"{path}: a file of OpenCLIP does not say its activation. Give the folder with open_clip_config.json "
+            "instead, or activation='gelu' (OpenCLIP's own default) or 'quick_gelu' (OpenAI's weights)."
+        )
+    return "quick_gelu", [
+        "activation quick_gelu assumed, as in OpenAI's weights; weights trained by OpenCLIP mostly need activation='gelu'"
+    ]
+
+
+def _from_state_dict(
+    tensors: dict[str, Tensor],
+    source: str,
+    folder: Path,
+    image_size: int | None,
+    activation: Activation,
+    vocabulary: Path | None,
+    head_widths: tuple[int, int],
+    notes: list[str],
+    pixels: Pixels | None = None,
+) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
+    """OpenAI's names, or ViCLIP's: the sizes are those of the tensors."""
+    is_viclip = any(name.startswith("vision_encoder.") for name in tensors)
+    if not is_viclip and not any(name.startswith("visual.transformer.") for name in tensors):
+        raise HarvestError(
+            f"{source} is in no known layout (OpenAI, OpenCLIP, ViCLIP). Its first tensors: {', '.join(list(tensors)[:6])}"
+        )
+    video_blocks, text_blocks = (
+        ("vision_encoder.transformer.resblocks", "text_encoder.transformer.resblocks")
+        if is_viclip
+        else ("visual.transformer.resblocks", "transformer.resblocks")
+    )
+    table_of = viclip_table if is_viclip else openai_table
+    video_depth, text_depth = _depth(tensors, video_blocks), _depth(tensors, text_blocks)
+    table = table_of(video_depth, text_depth)
+    ours, ignored = rename(tensors, table, source=source)
+    conv = tensors["vision_encoder.conv1.weight" if is_viclip else "visual.conv1.weight"]
+    patch_size = conv.shape[-1]
+    num_places, width = ours["video.place_positions"].shape
+    num_frames = ours["video.time_positions.table"].shape[0] if is_viclip else 1
+    if math.isqrt(num_places) ** 2 != num_places or conv.ndim != (5 if is_viclip else 4):
+        raise HarvestError(
+            f"{source}: {num_places} places and patches {list(conv.shape)} are not a square frame's"
+        )
+    context_length, text_width = ours["text.positions"].shape
+    for tower_width, head_width in zip((width, text_width), head_widths, strict=True):
+        if tower_width % head_width:
+            raise HarvestError(
+                f"{source}: a tower {tower_width} wide has no heads {head_width} wide: give head_width"
+            )
+    tokenizer = _clip_tokenizer(folder, vocabulary, context_length)
+    start_id, end_id = (_id_of(token, tokenizer.core, source) for token in (START, END))
+    if pixels is None:
+        pixels = IMAGENET_PIXELS if is_viclip else CLIP_PIXELS
+        notes = [
+            *notes,
+            f"pixel mean and std are {'ImageNet' if is_viclip else 'CLIP'}'s, as the layout has none",
+        ]
+    notes = [
+        *notes,
+        f"heads are {head_widths[0]} wide in the video tower, {head_widths[1]} in the text tower",
+    ]
+
+    def mlp_width(tower: str) -> int:
+        return ours[f"{tower}.blocks.0.mlp.up.bias"].shape[0]
+
+    if not video_depth or not text_depth:
+        raise HarvestError(f"{source}: {video_depth} video blocks and {text_depth} text blocks")
+    config = ModelConfig(
+        video=VideoEncoderConfig(
+            image_size=patch_size * math.isqrt(num_places),
+            patch_size=patch_size,
+            tubelet_size=conv.shape[2] if is_viclip else 1,
+            num_frames=num_frames * (conv.shape[2] if is_viclip else 1),
+            width=width,
+            depth=video_depth,
+            num_heads=width // head_widths[0],
+            mlp_width=mlp_width("video"),
+            embed_dim=ours["video.projection.weight"].shape[0],
+            activation=activation,
+            prefix="clip" if is_viclip else "frame",
+            pixel_mean=pixels[0],
+            pixel_std=pixels[1],
+        ),
+        text=TextEncoderConfig(
+            vocab_size=ours["text.words.weight"].shape[0],
+            context_length=context_length,
+            width=text_width,
+            depth=text_depth,
+            num_heads=text_width // head_widths[1],
+            mlp_width=mlp_width("text"),
+            embed_dim=ours["text.projection.weight"].shape[0],
+            activation=activation,
+            start_id=start_id,
+            end_id=end_id,
+            pad_id=tokenizer.config.pad_id,
+        ),
+    )
+    used = len({name for row in table.values() for name in row.sources})
+    report = ImportReport(source, used, ignored, notes=tuple(notes))
+    return _assemble(config, ours, tokenizer, report, image_size)
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict of a weights file, out of its wrappers, and notes on what lay beside it. Runs nothing."""
+    if path.suffix == ".safetensors":
+        try:
+            return _without_module(safetensors.torch.load_file(path)), []
+        except safetensors.SafetensorError as error:
+            raise HarvestError(f"{path} is not a readable safetensors file: {error}") from error
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any("/code/" in name for name in archive.namelist()):
+                raise HarvestError(
+                    f"{path} is a TorchScript archive (as OpenAI released CLIP): opening it runs code. Where you trust "
+                    f"it, write its weights alone: torch.save(torch.jit.load({path.name!r}, 'cpu').state_dict(), "
+                    "'weights.pt')"
+                )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise HarvestError(
+            f"{path} holds more than tensors and is not opened, because that would run its code. Where you trust it, "
+            "write its weights alone: torch.save(torch.load(path, weights_only=False)['model'], 'weights.pt'). "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise HarvestError(f"{path} cannot be read as weights: {error}") from error
+    notes: list[str] = []
+    for key in ("state_dict", "model", "module"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            beside = sorted(str(name) for name in content if name != key)
+            if beside:
+                notes.append(f"read from key {key!r}; beside it: {', '.join(beside)}")
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise HarvestError(f"{path} holds no state dict")
+    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise HarvestError(f"{path}: not tensors: {', '.join(others[:12])}")
+    return _without_module(content), notes
+
+
+def _without_module(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a `transformers` folder: one file, or shards with an index."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return read_tensors(folder / name)[0]
+        index = _read_json(folder / f"{name}.index.json")
+        if index:
+            tensors: dict[str, Tensor] = {}
+            for shard in sorted(set(index["weight_map"].values())):
+                if not (folder / shard).is_file():
+                    raise HarvestError(f"{folder} has no {shard}, which its index names")
+                tensors |= read_tensors(folder / shard)[0]
+            if tensors.keys() != index["weight_map"].keys():
+                differ = sorted(tensors.keys() ^ index["weight_map"].keys())
+                raise HarvestError(
+                    f"{folder}: the shards and their index differ in: {', '.join(differ[:12])}"
+                )
+            return tensors
+    raise HarvestError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HarvestError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise HarvestError(f"{path}: expected a JSON object")
+    return content
+
+
+def _read_pixels(folder: Path, default: Pixels) -> tuple[Pixels, list[str]]:
+    processor = _read_json(folder / "processor_config.json").get("image_processor", {})
+    processor |= _read_json(folder / "preprocessor_config.json")
+    if "image_mean" in processor and "image_std" in processor:
+        return cast(Pixels, (tuple(processor["image_mean"]), tuple(processor["image_std"]))), []
+    return default, ["pixel mean and std are the family's default: no preprocessor_config.json"]
+
+
+def _download(name: str, *, offline: bool) -> Path:
+    """A snapshot of a hub model: settings and tokenizer, and its weights in one format."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(
+        (".pt", ".pth", ".bin", ".safetensors")
+    ):
+        raise HarvestError(f"{name}: no such file or folder, and not the name of a model on the hub")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    small = ["*.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz"]
+    weights = (
+        "model*.safetensors",
+        "pytorch_model*.bin",
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.bin",
+    )
+    try:
+        for pattern in weights:
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    name, allow_patterns=[*small, pattern], local_files_only=offline
+                )
+            )
+            if any(folder.glob(pattern)):
+                return folder
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise HarvestError(
+            f"{name} is no local file or folder and could not be had from the hub ({type(error).__name__}). Without "
+            "network, download the model elsewhere and give the path of its folder."
+        ) from error
+    raise HarvestError(
+        f"{name} has no weights that Harvest reads on the hub. Give the path of a weights file."
+    )
+
+
+# --- tokenizers --------------------------------------------------------------------------------------------------
+
+
+def clip_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    """CLIP's tokenizer from its vocabulary and merges."""
+    core = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END
+        )
+    )
+    normalizers, pre = tokenizers.normalizers, tokenizers.pre_tokenizers
+    core.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    core.pre_tokenizer = pre.Sequence(
+        [
+            pre.Split(tokenizers.Regex(words), "removed", invert=True),
+            pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.add_special_tokens([START, END])
+    core.post_processor = tokenizers.processors.RobertaProcessing((END, vocab[END]), (START, vocab[START]))
+    return core
+
+
+def read_bpe_vocabulary(path: Path) -> tokenizers.Tokenizer:
+    """CLIP's tokenizer from OpenAI's `bpe_simple_vocab_16e6.txt.gz`: a list of merges, best first."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            rows = [line.split() for line in lines.read().split("\n")[1 : 49152 - 256 - 2 + 1]]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise HarvestError(f"{path} is not a readable vocabulary of merges: {error}") from error
+    merges = [(row[0], row[1]) for row in rows if len(row) == 2]
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges), START, END]
+    return clip_bpe({piece: i for i, piece in enumerate(pieces)}, merges)
+
+
+def _clip_tokenizer(folder: Path, vocabulary: Path | None, context_length: int) -> Tokenizer:
+    names = ("tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz")
+    path = vocabulary or next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None or not path.is_file():
+        raise HarvestError(
+            f"{path or folder}: no vocabulary. CLIP's texts need tokenizer.json, vocab.json with merges.txt, or "
+            "bpe_simple_vocab_16e6.txt.gz beside the weights, or given as `vocabulary`."
+        )
+    if path.name == "vocab.json":
+        lines = (path.parent / "merges.txt").read_text(encoding="utf-8").split("\n")
+        rows = [line.split() for line in lines if not line.startswith("#version")]
+        core = clip_bpe(_read_json(path), [(row[0], row[1]) for row in rows if len(row) == 2])
+    elif path.suffix == ".json":
+        core = tokenizers.Tokenizer.from_file(str(path))
+    else:
+        core = read_bpe_vocabulary(path)
+    core.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.ByteLevel(), tokenizers.decoders.Replace("</w>", " ")]
+    )
+    pad_id = _id_of(END, core, path)
+    return Tokenizer(core, TokenizerConfig(context_length=context_length, pad_id=pad_id, clean="clip"))
+
+
+def _id_of(token: str, core: tokenizers.Tokenizer, where: Path | str) -> int:
+    number = core.token_to_id(token)
+    if number is None:
+        raise HarvestError(f"{where}: the tokenizer has no {token!r}")
+    return number
+
+
+def _siglip_tokenizer(
+    folder: Path, vocabulary: Path | None, context_length: int
+) -> tuple[Tokenizer, int, list[str]]:
+    """SigLIP's tokenizer, or SigLIP 2's (Gemma's with lower case), with the id that ends a text."""
+    path = vocabulary or folder / "tokenizer.json"
+    if not path.is_file():
+        raise HarvestError(
+            f"{folder} has no tokenizer.json. Write one where the model's sentencepiece file is: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder), or take tokenizer.json from the hub."
+        )
+    core = tokenizers.Tokenizer.from_file(str(path))
+    settings = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
+    is_first = settings.get("tokenizer_class", "SiglipTokenizer").startswith("SiglipTokenizer")
+    ids = {}
+    for role, default in (
+        ("eos_token", "</s>" if is_first else "<eos>"),
+        ("pad_token", "</s>" if is_first else "<pad>"),
+    ):
+        token = settings.get(role) or default
+        token = token["content"] if isinstance(token, dict) else token
+        ids[role] = _id_of(token, core, path)
+    if not is_first:  # the weights were trained on lower case; tokenizer.json of the first releases forgot it
+        lower = tokenizers.normalizers.Lowercase()
+        core.normalizer = tokenizers.normalizers.Sequence(
+            [lower, core.normalizer] if core.normalizer else [lower]
+        )
+    config = TokenizerConfig(
+        context_length=context_length, pad_id=ids["pad_token"], clean="siglip" if is_first else "none"
+    )
+    note = (
+        "texts in lower case without punctuation (SigLIP)" if is_first else "texts in lower case (SigLIP 2)"
+    )
+    return Tokenizer(core, config), ids["eos_token"], [note]

@@ -1,0 +1,87 @@
+"""A model folder gives back the model to the bit, or says why not."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toys import toy_model
+
+from harvest.interfaces import HarvestError
+from harvest.model.folder import load_model, save_model
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model, tokenizer = toy_model(fusion=True)
+    save_model(tmp_path / "model", model, tokenizer, notes={"recipe": "toy"})
+    return tmp_path / "model", model, tokenizer
+
+
+def change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@torch.no_grad()
+def test_round_trip_to_the_bit(saved):
+    folder, model, tokenizer = saved
+    again, words = load_model(folder)
+    assert not again.training and again.config == model.config and words.config == tokenizer.config
+    assert model.state_dict().keys() == again.state_dict().keys()
+    assert all(tensor.equal(again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    video = torch.randint(0, 256, (2, 4, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    ids = tokenizer(["a red circle", "the left"])
+    assert ids.equal(words(["a red circle", "the left"]))
+    assert again.encode_video(video).pooled.equal(model.encode_video(video).pooled)
+    assert again.encode_text(ids).pooled.equal(model.encode_text(ids).pooled)
+    assert json.loads((folder / "config.json").read_text())["recipe"] == "toy"
+
+
+@pytest.mark.parametrize("name", ["video.patches.weight", "text.blocks.1.mlp.up.weight"])
+def test_changed_weights_are_found_by_the_fingerprint(saved, name):
+    folder, _, _ = saved
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name].flip(0)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(HarvestError, match="another embedding"):
+        load_model(folder)
+    load_model(folder, check=False)
+
+
+def test_missing_and_extra_tensors_are_listed(saved):
+    folder, _, _ = saved
+    tensors = load_file(folder / "model.safetensors")
+    tensors["stranger"] = tensors.pop("log_scale")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(HarvestError, match=r"(?s)missing \(1\): log_scale.*left over \(1\): stranger"):
+        load_model(folder)
+
+
+def test_damaged_weights(saved):
+    folder, _, _ = saved
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(HarvestError, match="cannot be read"):
+        load_model(folder)
+
+
+def test_a_newer_format(saved):
+    change_config(saved[0], format=99)
+    with pytest.raises(HarvestError, match="newer Harvest"):
+        load_model(saved[0])
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file(saved, name):
+    (saved[0] / name).unlink()
+    with pytest.raises(HarvestError, match=name):
+        load_model(saved[0])
+
+
+def test_saving_again_replaces_the_folder(saved):
+    folder, model, tokenizer = saved
+    (folder / "stale").touch()
+    save_model(folder, model, tokenizer)
+    assert not (folder / "stale").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
