@@ -147,9 +147,9 @@ def trained(world: World, captions: list[str]) -> World:
     video = torch.stack([clip_of(world, number) for number in range(4)])
     ids = world.tokenizer(captions)
     maskable = model.text.maskable(ids)
-    for step in range(120):
+    for step in range(160):
         masked, hidden = mask_text(
-            ids, maskable=maskable, ratio=0.5, mask_id=model.mask_id, generator=generator_for(0, step)
+            ids, maskable=maskable, ratio=0.8, mask_id=model.mask_id, generator=generator_for(0, step)
         )
         states = model.fuse(model.encode_video(video), model.encode_text(masked))
         loss = nn.functional.cross_entropy(model.predict_words(states[hidden]), ids[hidden])
@@ -199,12 +199,12 @@ def test_masked_words_against_loops(trained: World, captions: list[str]) -> None
 
 
 def test_a_trained_model_fills_what_it_sees(trained: World) -> None:
-    sentence = "a [mask] [mask] moves"
+    sentence = "a [mask] [mask] moves to the [mask]"
     seen = [
         [word for word, _ in fill(trained.model, trained.tokenizer, clip_of(trained, n), sentence)]
         for n in (0, 2)
     ]
-    assert seen == [["red", "circle"], ["blue", "square"]]
+    assert seen == [["red", "circle", "left"], ["blue", "square", "right"]]
     examples = [
         Example("a", trained.examples[0].video, question="a [mask] moves to the left", answer="red circle"),
         Example("b", trained.examples[2].video, question="a [mask] moves to the right", answer="blue square"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,15 @@ from harvest.tokens import mask_text
 
 PROMPT = "Question: {} Answer: [mask]"  # CoTrain's zero-shot prompt
 
+_PAIRS = 64  # clips and captions fused at a time
+
 _MASK = re.compile(r"\[mask\]", re.IGNORECASE)
+
+
+class _Masked(NamedTuple):
+    caption: str
+    ids: Tensor  # [L], words hidden
+    words: Tensor  # [L], the hidden words where they were, -1 elsewhere
 
 
 def question_answering(
@@ -132,15 +141,13 @@ def masked_words(
     next one of the list with a different caption, after the last the first.
     """
     need_fusion(model)
-    asked: list[
-        tuple[str, Tensor, Tensor]
-    ] = []  # caption, ids with words hidden [L], the words where hidden, else -1
+    asked: list[_Masked] = []
     right: list[Tensor] = []
     other: dict[int, Tensor] = {}
     waiting: list[int] = []  # clips whose other clip has not come yet
     opening: list[
         tuple[str, Tensor]
-    ] = []  # the first clip and the first that differs from it, for those left at the end
+    ] = []  # the first clip and the first that differs, for those left at the end
 
     for users, video in clips.batches:
         pairs: list[tuple[int, int]] = []  # clip of this batch, caption to fill with it as the other clip
@@ -162,14 +169,14 @@ def masked_words(
             )
             if not hidden.any():
                 continue
-            pairs += [(clip, number) for number in waiting if asked[number][0] != caption]
-            waiting = [number for number in waiting if asked[number][0] == caption]
+            pairs += [(clip, number) for number in waiting if asked[number].caption != caption]
+            waiting = [number for number in waiting if asked[number].caption == caption]
             waiting.append(len(asked))
             if len(opening) < 2 and all(caption != known for known, _ in opening):
                 opening.append((caption, video.tokens[clip : clip + 1].clone()))
             own.append(clip)
             numbers.append(len(asked))
-            asked.append((caption, masked[0], ids[0].masked_fill(~hidden[0], -1)))
+            asked.append(_Masked(caption, masked[0], ids[0].masked_fill(~hidden[0], -1)))
         right += _word_credit(model, video, own, [asked[number] for number in numbers], precision)
         found = _word_credit(
             model, video, [clip for clip, _ in pairs], [asked[number] for _, number in pairs], precision
@@ -179,9 +186,11 @@ def masked_words(
     if not asked:
         raise HarvestError("masked words need captions: no readable example has one")
     if len(opening) < 2:
-        raise HarvestError(f"masked words need two clips with different captions; all are {asked[0][0]!r}")
+        raise HarvestError(
+            f"masked words need two clips with different captions; all are {asked[0].caption!r}"
+        )
     for number in waiting:
-        tokens = next(tokens for caption, tokens in opening if caption != asked[number][0])
+        tokens = next(tokens for caption, tokens in opening if caption != asked[number].caption)
         video = VideoFeatures(tokens, torch.empty(0))
         other[number] = _word_credit(model, video, [0], [asked[number]], precision)[0]
 
@@ -199,7 +208,7 @@ def masked_words(
         counts={
             "captions": len(asked),
             "hidden_words": len(right_credit),
-            "examples_missing": len(clips.broken),
+            "examples_missing": sum(example.id in clips.broken for example in examples),
         },
         intervals={
             "right_clip": bootstrap_interval(right_credit, clip_of_word),
@@ -319,20 +328,20 @@ def _word_scores(
 
 
 def _word_credit(
-    model: VideoTextModel,
-    video: VideoFeatures,
-    clips: list[int],
-    asked: list[tuple[str, Tensor, Tensor]],
-    precision: Precision,
+    model: VideoTextModel, video: VideoFeatures, clips: list[int], asked: list[_Masked], precision: Precision
 ) -> list[Tensor]:
-    """For every caption the credit, 0 to 1, at each of its hidden words."""
-    if not clips:
-        return []
-    ids = torch.stack([masked for _, masked, _ in asked])
-    words = torch.stack([word for _, _, word in asked])
-    scores = _word_scores(model, video, clips, ids, list(range(len(asked))), precision)
-    credit = choice_credit(scores, words[words >= 0])
-    return list(torch.split(credit, (words >= 0).sum(dim=1).tolist()))
+    """For every caption, shown the clip of the same place in `clips`, the credit, 0 to 1, at its hidden words."""
+    credit: list[Tensor] = []
+    for start in range(0, len(clips), _PAIRS):
+        some = asked[start : start + _PAIRS]
+        ids = torch.stack([masked.ids for masked in some])
+        words = torch.stack([masked.words for masked in some])
+        scores = _word_scores(
+            model, video, clips[start : start + _PAIRS], ids, list(range(len(some))), precision
+        )
+        found = choice_credit(scores, words[words >= 0])
+        credit += torch.split(found, (words >= 0).sum(dim=1).tolist())
+    return credit
 
 
 def _prompt(question: str) -> str:
