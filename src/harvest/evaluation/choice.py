@@ -58,6 +58,7 @@ def choice(
             counts[f"questions.{name}"] = int(members.sum())
     return Result(
         task="choice",
+        mode=videos.mode,
         protocol=f"The option with the highest cosine of embeddings, of n best ones each with 1/n; {looked(videos)}.",
         metrics=metrics,
         counts=counts,

@@ -102,6 +102,7 @@ def question_answering(
     commonest = Counter(wanted[place] for place in asked).most_common(1)[0][1]
     return Result(
         task="qa",
+        mode=clips.mode,
         protocol=(
             f"The masked answer filled by the fusion decoder, one of {len(listed)} answers by the mean "
             f"log-probability of its tokens; {clips.num_frames} frames a video, "
@@ -199,6 +200,7 @@ def masked_words(
     other_credit = torch.cat([other[number] for number in range(len(asked))])
     return Result(
         task="masked_words",
+        mode=clips.mode,
         protocol=(
             f"Words of each clip's first caption hidden with probability {ratio:g}, at least one, and filled by the "
             f"fusion decoder with the right clip and with the next clip of another caption; {clips.num_frames} "

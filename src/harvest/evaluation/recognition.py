@@ -103,6 +103,7 @@ def recognition(
     top1, top5 = choice_credit(scores, label), choice_credit(scores, label, k=5)
     return Result(
         task="recognition",
+        mode=videos.mode,
         protocol=(
             f"Zero-shot: the class with the highest cosine of embeddings among {len(names)}, {len(templates)} "
             f"prompt templates a class; {looked(videos)}."

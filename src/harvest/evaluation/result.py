@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -16,6 +16,8 @@ class Result:
     """The figures of one task and how they came about."""
 
     task: str
+    mode: Literal["video", "image"]
+    """Clips encoded as videos, or the image baseline: the mean of their frames' embeddings."""
     protocol: str
     """A sentence: what was scored against what, with how many frames, by which kind of model."""
     metrics: Mapping[str, float]
@@ -39,9 +41,9 @@ def shown(name: str, value: float) -> str:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """A rich table of results, a row a metric."""
+    """A rich table of results, a row a metric; counts of nothing are left out."""
     grid = Table(show_edge=False)
-    for title in ("task", "metric"):
+    for title in ("task", "mode", "metric"):
         grid.add_column(title)
     for title in ("value", "95 % interval"):
         grid.add_column(title, justify="right")
@@ -49,7 +51,8 @@ def table(results: Sequence[Result]) -> Table:
         for place, (name, value) in enumerate(result.metrics.items()):
             interval = result.intervals.get(name)
             between = " to ".join(shown(name, end) for end in interval) if interval else ""
-            grid.add_row(result.task if place == 0 else "", name, shown(name, value), between)
-        counts = ", ".join(f"{name} {count}" for name, count in result.counts.items())
-        grid.add_row("", f"[dim]{counts}[/dim]", "", "", end_section=True)
+            named = (result.task, result.mode) if place == 0 else ("", "")
+            grid.add_row(*named, name, shown(name, value), between)
+        counts = ", ".join(f"{name} {count}" for name, count in result.counts.items() if count)
+        grid.add_row("", "", f"[dim]{counts}[/dim]", "", "", end_section=True)
     return grid

@@ -58,6 +58,7 @@ def retrieval(
     times = Counter(texts)
     return Result(
         task="retrieval",
+        mode=videos.mode,
         protocol=f"Cosines of embeddings only: {len(texts)} captions against {len(videos.pooled)} videos, {looked(videos)}.",
         metrics=metrics,
         counts={
