@@ -40,7 +40,7 @@ _MAX_ASPECT = 32  # a picture longer than this cannot be cropped to anything mea
 # Codecs in which a frame nobody refers to changes nothing but itself. VP8, VP9 and AV1 adapt their entropy
 # coding even on such frames, so none is skipped there.
 _SKIPPABLE = {"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "h263", "vc1", "wmv3"}
-_TICK = 1e-4  # of a time base: a time computed from a timestamp still finds its own frame
+_ROUNDING_S = 1e-6  # a time computed from a frame's timestamp still finds that frame
 
 # What the decoder raises on bad files; everything else is a mistake of ours and must be seen.
 _DECODER_ERRORS = (av.error.FFmpegError, OSError, EOFError, ValueError, OverflowError, MemoryError)
@@ -136,24 +136,16 @@ def probe(path: str | Path) -> VideoInfo:
         )
     with _opened(path) as (container, stream):
         duration = _duration(path, container, stream)
-        codec = stream.codec_context.name
-        num_frames, rate = stream.frames or None, stream.average_rate
-        if duration.needs_reopening:
-            pass  # the packets are gone: the first frame is decoded from a fresh container below
-        else:
-            frame = _first_frame(path, container, stream)
-    if duration.needs_reopening:
-        with _opened(path) as (container, stream):
-            frame = _first_frame(path, container, stream)
-    width, height = _shown_size(frame, stream)
-    return VideoInfo(
-        duration_s=duration.seconds,
-        num_frames=num_frames,
-        fps=float(rate) if rate else None,
-        width=width,
-        height=height,
-        codec=codec,
-    )
+    with _opened(path) as (container, stream):
+        width, height = _shown_size(_first_frame(path, container, stream), stream)
+        return VideoInfo(
+            duration_s=duration.seconds,
+            num_frames=stream.frames or None,
+            fps=float(stream.average_rate) if stream.average_rate else None,
+            width=width,
+            height=height,
+            codec=stream.codec_context.name,
+        )
 
 
 def write_video(
@@ -296,19 +288,21 @@ def _read(
 ) -> Clip:
     if path.is_dir():
         return _read_folder(path, pick, image_size=image_size, crop=crop, fps=folder_fps)
+    # Nothing of a stream is touched once its container is closed: its memory is gone.
     with _opened(path) as (container, stream):
         duration = _duration(path, container, stream)
+        clock = _Clock(stream.time_base, stream.start_time or 0)
         times = pick(duration.seconds)
         shown = None
         if not duration.needs_reopening:
-            shown = _read_by_key_frames(container, stream, _ticks(times, stream), image_size, crop)
+            shown = _read_by_key_frames(container, stream, clock.ticks(times), image_size, crop)
     if shown is None:
         with _opened(path) as (container, stream):
-            shown = _read_in_order(container, stream, _ticks(times, stream), image_size, crop)
+            shown = _read_in_order(container, stream, clock.ticks(times), image_size, crop)
     if shown is None:
         raise VideoError(path, "the video has no frames")
     if shown.ended_at is not None:
-        ended_s = float((shown.ended_at - _origin(stream, shown)) * stream.time_base)
+        ended_s = clock.seconds(shown.ended_at)
         missing_s = min(float(times[-1]), duration.seconds) - ended_s
         if missing_s > max(0.5, 0.05 * duration.seconds):
             if duration.is_of_stream:
@@ -318,12 +312,9 @@ def _read(
             # The container's duration was that of its sound: look again where there are pictures.
             times = pick(max(ended_s, 0.0))
             with _opened(path) as (container, stream):
-                shown = _read_in_order(container, stream, _ticks(times, stream), image_size, crop)
+                shown = _read_in_order(container, stream, clock.ticks(times), image_size, crop)
             assert shown is not None  # it had frames a moment ago
-    origin = _origin(stream, shown)
-    times_s = torch.tensor(
-        [float((pts - origin) * stream.time_base) for pts in shown.pts], dtype=torch.float64
-    )
+    times_s = torch.tensor([clock.seconds(pts) for pts in shown.pts], dtype=torch.float64)
     return Clip(_stacked(path, shown.pictures), times_s)
 
 
@@ -362,24 +353,28 @@ def _stacked(path: Path, pictures: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
+@dataclass(frozen=True)
+class _Clock:
+    """Seconds from the start of the stream, and the stream's own count."""
+
+    time_base: Fraction
+    start: int
+
+    def ticks(self, times_s: Tensor) -> list[int]:
+        per_second = float(1 / self.time_base)
+        return [math.floor((t + _ROUNDING_S) * per_second) + self.start for t in times_s.tolist()]
+
+    def seconds(self, ticks: int) -> float:
+        return float((ticks - self.start) * self.time_base)
+
+
 @dataclass
 class _Shown:
     """The frames found, in the order of the times asked for."""
 
     pts: list[int]
     pictures: list[np.ndarray]  # [H, W, 3] each
-    first_pts: int | None  # of the file's first frame, where it was decoded
     ended_at: int | None  # where the last frame ends, if the file ended before the last time
-
-
-def _ticks(times_s: Tensor, stream: Any) -> list[int]:
-    """Times as the stream counts them, from the stream's start."""
-    per_second = float(1 / stream.time_base)
-    return [math.floor(t * per_second + _TICK) + (stream.start_time or 0) for t in times_s.tolist()]
-
-
-def _origin(stream: Any, shown: _Shown) -> int:
-    return stream.start_time if stream.start_time is not None else 0
 
 
 def _frames_in_order(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
@@ -414,7 +409,7 @@ def _read_in_order(
     container: Any, stream: Any, targets: list[int], image_size: int, crop: Crop
 ) -> _Shown | None:
     """Decode from the start to the last target: slow, and by definition right. None if there is no frame."""
-    shown = _Shown([], [], None, None)
+    shown = _Shown([], [], None)
     before: tuple[int, Any] | None = None
     picture: np.ndarray | None = None
 
@@ -428,8 +423,6 @@ def _read_in_order(
         shown.pictures.append(picture)
 
     for pts, frame in _frames_in_order(container, stream):
-        if shown.first_pts is None:
-            shown.first_pts = pts
         while len(shown.pts) < len(targets) and targets[len(shown.pts)] < pts:
             show(*(before or (pts, frame)))
         if len(shown.pts) == len(targets):
@@ -496,7 +489,7 @@ class _KeyFrameReader:
         last = max((p for p in self.packets if not p.is_discard), key=lambda p: p.pts)
         self._decode_wanted()
         ended_at = last.pts + (last.duration or 0) if self.is_at_end else None
-        return _Shown(shown, [self.pictures[pts] for pts in shown], None, ended_at)
+        return _Shown(shown, [self.pictures[pts] for pts in shown], ended_at)
 
     def _key_frame_lies_ahead(self, target: int) -> bool:
         index = self.stream.index_entries
@@ -508,12 +501,20 @@ class _KeyFrameReader:
         return bool(index[place].timestamp > (index[0].timestamp if self.newest is None else self.newest))
 
     def _seek(self, target: int) -> None:
-        self.container.seek(target, stream=self.stream, backward=True)
-        self.demuxer = self.container.demux(self.stream)
-        self.packets, self.newest, self.is_at_end = [], None, False
-        self._look_ahead(target)
-        if not self.packets or self.packets[0].pts > target:
-            raise _Decline
+        """To the last key frame shown at `target` or before. Indexes tell decoding times: one step more may be needed."""
+        at = target
+        for _ in range(4):
+            self.container.seek(at, stream=self.stream, backward=True)
+            self.demuxer = self.container.demux(self.stream)
+            self.packets, self.newest, self.is_at_end = [], None, False
+            self._look_ahead(target)
+            if not self.packets:
+                break
+            first = self.packets[0]
+            if first.pts <= target:
+                return
+            at = (first.pts if first.dts is None else first.dts) - 1
+        raise _Decline
 
     def _look_ahead(self, target: int) -> None:
         """Take packets until no later one can be shown at `target`: presentation is never before decoding."""
