@@ -159,7 +159,7 @@ def test_checkpointing_gives_the_same_gradients(model, video):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:The .grad attribute:UserWarning")
 def test_compiled_blocks_train_the_same(model, video):
     plain, compiled = copy.deepcopy(model), copy.deepcopy(model)
     compiled.compile_blocks()

@@ -63,7 +63,7 @@ def test_openai_layout_in_wrappers(tmp_path, inputs):
     )
     model, _, report = load_pretrained(tmp_path / "w.pt", head_width=HEAD_WIDTH)
     assert report.ignored == ("context_length", "input_resolution")
-    assert any("quick_gelu assumed" in note for note in report.notes)
+    assert any("activation quick_gelu" in note for note in report.notes)
     assert any("epoch" in note for note in report.notes)
     assert_parity(reference, model, *inputs)
 
@@ -96,6 +96,8 @@ def test_open_clip_folder_says_its_activation(tmp_path, inputs):
     assert model.config.video.pixel_mean == (0.1, 0.2, 0.3)
     assert any("activation gelu" in note for note in report.notes)
     assert_parity(reference, model, *inputs)
+    with pytest.raises(HarvestError, match="says its own"):
+        load_pretrained(folder, activation="quick_gelu")
     config["model_cfg"]["vision_cfg"]["attentional_pool"] = True
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(HarvestError, match="attentional_pool"):

@@ -1,7 +1,5 @@
 """SigLIP against `transformers`."""
 
-import json
-
 import pytest
 import tokenizers
 import torch
@@ -48,20 +46,40 @@ def test_siglip2_texts_are_lower_case(tmp_path):
     siglip_folder(tmp_path)
     core = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     core.add_special_tokens(["<pad>", "<eos>"])
-    core.post_processor = tokenizers.processors.TemplateProcessing(
-        single="$A <eos>", special_tokens=[("<eos>", core.token_to_id("<eos>"))]
-    )
+    core.post_processor = tokenizers.processors.TemplateProcessing(single="$A")  # as not every release has it
     core.save(str(tmp_path / "tokenizer.json"))
-    settings = {"tokenizer_class": "GemmaTokenizer", "pad_token": "<pad>", "eos_token": {"content": "<eos>"}}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     model, tokenizer, _ = load_pretrained(tmp_path)
     end, pad = core.token_to_id("<eos>"), core.token_to_id("<pad>")
     assert tokenizer(["RED Circle"])[0].tolist() == [28, 29, end, *[pad] * 9]
     assert model.config.text.end_id == end and model.config.text.pad_id == pad
 
 
-def test_without_tokenizer_json_the_remedy_is_named(tmp_path):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_remedy_for_a_sentencepiece_model(tmp_path):
+    """What the error says turns spiece.model into a tokenizer.json with the ids of SiglipTokenizer."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    from transformers import SiglipTokenizer, T5Tokenizer
+
     siglip_folder(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(HarvestError, match="save_pretrained"):
+    texts = ["a red circle moves to the left", "two dogs run", "it's a very long day", "café blue"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 50),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=40,
+        hard_vocab_limit=False,
+        pad_id=-1,
+        bos_id=-1,
+        eos_id=1,
+        unk_id=2,
+        minloglevel=2,
+    )
+    with pytest.raises(HarvestError, match="T5Tokenizer"):
         load_pretrained(tmp_path)
+    T5Tokenizer.from_pretrained(tmp_path, extra_ids=0, pad_token="</s>").save_pretrained(tmp_path)
+    model, tokenizer, _ = load_pretrained(tmp_path)
+    theirs = SiglipTokenizer(str(tmp_path / "spiece.model"))
+    texts += ["A RED circle!", "  two   dogs ", "zebra: 12, naïve", "", "dog " * 20]
+    expected = theirs(texts, padding="max_length", truncation=True, max_length=12)["input_ids"]
+    assert tokenizer(texts).tolist() == expected
+    assert model.config.text.pad_id == 1

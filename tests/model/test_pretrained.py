@@ -61,6 +61,15 @@ def test_a_wrong_shape(tmp_path, name):
         load_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("shape", [(3,), (5, 7)])
+def test_any_wrong_shape_in_a_state_dict(tmp_path, shape):
+    tensors = openai_state_dict(clip_folder(tmp_path))
+    for name in tensors:
+        save_file({**tensors, name: torch.zeros(shape)}, tmp_path / "weights.safetensors")
+        with pytest.raises(HarvestError):
+            load_pretrained(tmp_path / "weights.safetensors", head_width=HEAD_WIDTH)
+
+
 def test_buffers_are_listed_as_ignored(tmp_path):
     clip_folder(tmp_path)
     name = "text_model.embeddings.position_ids"

@@ -88,18 +88,18 @@ def load_pretrained(
     if not path.exists():
         path = _download(str(source), offline=offline)
     if path.is_file():
+        if activation is None and path.name.startswith("open_clip_"):
+            raise HarvestError(
+                f"{path}: a file of OpenCLIP does not say its activation. Give the folder with open_clip_config.json "
+                "instead, or activation='gelu' (OpenCLIP's own default) or 'quick_gelu' (OpenAI's weights)."
+            )
         tensors, notes = read_tensors(path)
-        activation, more = _file_activation(path, activation)
+        heads = (head_width, head_width)
         return _from_state_dict(
-            tensors,
-            str(source),
-            path.parent,
-            image_size,
-            activation,
-            vocabulary,
-            (head_width, head_width),
-            [*notes, *more],
+            tensors, str(source), path.parent, image_size, activation, vocabulary, heads, notes
         )
+    if activation is not None:
+        raise HarvestError(f"{path}: activation is for single files; a folder says its own")
     config = _read_json(path / "config.json")
     if "format" in config and isinstance(config.get("model"), dict):
         return _from_harvest(path, str(source), image_size)
@@ -248,12 +248,12 @@ def openai_table(video_depth: int, text_depth: int, *, video: str = "visual.", t
         **_layer("video.norm_pre", f"{video}ln_pre.{{}}"),
         **_stack("video.blocks", f"{video}transformer.resblocks", video_depth, OPENAI_BLOCK),
         **_layer("video.norm_post", f"{video}ln_post.{{}}"),
-        "video.projection.weight": Row((f"{video}proj",), lambda matrix: matrix.T),
+        "video.projection.weight": Row((f"{video}proj",), lambda matrix: matrix.transpose(0, 1)),
         "text.words.weight": Row((f"{text}token_embedding.weight",)),
         "text.positions": Row((f"{text}positional_embedding",)),
         **_stack("text.blocks", f"{text}transformer.resblocks", text_depth, OPENAI_BLOCK),
         **_layer("text.norm_post", f"{text}ln_final.{{}}"),
-        "text.projection.weight": Row((f"{text}text_projection",), lambda matrix: matrix.T),
+        "text.projection.weight": Row((f"{text}text_projection",), lambda matrix: matrix.transpose(0, 1)),
         "log_scale": Row(("logit_scale",), _scalar),
     }
 
@@ -532,25 +532,12 @@ def _from_open_clip(
     )
 
 
-def _file_activation(path: Path, activation: Activation | None) -> tuple[Activation, list[str]]:
-    if activation is not None:
-        return activation, [f"activation {activation}, as asked"]
-    if path.name.startswith("open_clip_"):
-        raise HarvestError(
-            f"{path}: a file of OpenCLIP does not say its activation. Give the folder with open_clip_config.json "
-            "instead, or activation='gelu' (OpenCLIP's own default) or 'quick_gelu' (OpenAI's weights)."
-        )
-    return "quick_gelu", [
-        "activation quick_gelu assumed, as in OpenAI's weights; weights trained by OpenCLIP mostly need activation='gelu'"
-    ]
-
-
 def _from_state_dict(
     tensors: dict[str, Tensor],
     source: str,
     folder: Path,
     image_size: int | None,
-    activation: Activation,
+    activation: Activation | None,
     vocabulary: Path | None,
     head_widths: tuple[int, int],
     notes: list[str],
@@ -571,6 +558,10 @@ def _from_state_dict(
     video_depth, text_depth = _depth(tensors, video_blocks), _depth(tensors, text_blocks)
     table = table_of(video_depth, text_depth)
     ours, ignored = rename(tensors, table, source=source)
+    tables = ["video.place_positions", "video.projection.weight", "text.positions", "text.words.weight"]
+    for name in [*tables, "text.projection.weight", *(["video.time_positions.table"] if is_viclip else [])]:
+        if ours[name].ndim != 2:
+            raise HarvestError(f"{source}: wrong shape: {' + '.join(table[name].sources)} is no table")
     conv = tensors["vision_encoder.conv1.weight" if is_viclip else "visual.conv1.weight"]
     patch_size = conv.shape[-1]
     num_places, width = ours["video.place_positions"].shape
@@ -593,6 +584,11 @@ def _from_state_dict(
             *notes,
             f"pixel mean and std are {'ImageNet' if is_viclip else 'CLIP'}'s, as the layout has none",
         ]
+    if activation is None:
+        activation = "quick_gelu"
+        notes = [*notes, "activation quick_gelu, as in the weights of OpenAI and ViCLIP"]
+        if not is_viclip:
+            notes.append("weights trained by OpenCLIP under the same names mostly need activation='gelu'")
     notes = [
         *notes,
         f"heads are {head_widths[0]} wide in the video tower, {head_widths[1]} in the text tower",
@@ -845,29 +841,23 @@ def _siglip_tokenizer(
     path = vocabulary or folder / "tokenizer.json"
     if not path.is_file():
         raise HarvestError(
-            f"{folder} has no tokenizer.json. Write one where the model's sentencepiece file is: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder), or take tokenizer.json from the hub."
+            f"{folder} has no tokenizer.json. Where there is a spiece.model, transformers and sentencepiece write one: "
+            "T5Tokenizer.from_pretrained(folder, extra_ids=0, pad_token='</s>').save_pretrained(folder)"
         )
     core = tokenizers.Tokenizer.from_file(str(path))
-    settings = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
-    is_first = settings.get("tokenizer_class", "SiglipTokenizer").startswith("SiglipTokenizer")
-    ids = {}
-    for role, default in (
-        ("eos_token", "</s>" if is_first else "<eos>"),
-        ("pad_token", "</s>" if is_first else "<pad>"),
-    ):
-        token = settings.get(role) or default
-        token = token["content"] if isinstance(token, dict) else token
-        ids[role] = _id_of(token, core, path)
-    if not is_first:  # the weights were trained on lower case; tokenizer.json of the first releases forgot it
+    if core.token_to_id("<eos>") is None:
+        end_id, pad_id, clean = _id_of("</s>", core, path), _id_of("</s>", core, path), "siglip"
+        note = "texts in lower case without punctuation (SigLIP)"
+    else:  # the weights were trained on lower case, which not every tokenizer.json of theirs says
+        end_id, pad_id, clean = _id_of("<eos>", core, path), _id_of("<pad>", core, path), "none"
+        note = "texts in lower case (SigLIP 2)"
         lower = tokenizers.normalizers.Lowercase()
         core.normalizer = tokenizers.normalizers.Sequence(
             [lower, core.normalizer] if core.normalizer else [lower]
         )
-    config = TokenizerConfig(
-        context_length=context_length, pad_id=ids["pad_token"], clean="siglip" if is_first else "none"
+    end = core.id_to_token(end_id)
+    core.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, end_id)]
     )
-    note = (
-        "texts in lower case without punctuation (SigLIP)" if is_first else "texts in lower case (SigLIP 2)"
-    )
-    return Tokenizer(core, config), ids["eos_token"], [note]
+    config = TokenizerConfig(context_length=context_length, pad_id=pad_id, clean=cast(Any, clean))
+    return Tokenizer(core, config), end_id, [note]
