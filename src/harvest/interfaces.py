@@ -71,7 +71,7 @@ class VideoFeatures(NamedTuple):
 
 
 class TextFeatures(NamedTuple):
-    tokens: Tensor  # [B, L, D]
+    tokens: Tensor  # [B, L, D]; padding behind the batch's longest text may be left out
     pooled: Tensor  # [B, E], unit length
     mask: Tensor  # bool [B, L], True where there is a word, False on padding
 

@@ -230,18 +230,22 @@ class TextEncoder(nn.Module):
         return is_word & (text_ids != self.config.start_id) if self.config.start_id is not None else is_word
 
     def forward(self, text_ids: Tensor) -> TextFeatures:
-        """Encode int64 `[B, L]`, L at most `context_length`."""
+        """Encode int64 `[B, L]`, L at most `context_length`. Returned tokens may leave out padding common to all."""
         config = self.config
+        if text_ids.shape[1] > config.context_length:
+            raise ValueError(f"texts have {text_ids.shape[1]} ids, the tower takes at most {config.context_length}")
+        mask_BL = self.word_mask(text_ids)
+        if config.pooling == "end" and config.causal and text_ids.device.type == "cpu":
+            # Nobody looks at padding behind the longest text. (On a GPU, asking how long that is would stall it.)
+            longest = int(mask_BL.sum(dim=1).max())
+            text_ids, mask_BL = text_ids[:, :longest], mask_BL[:, :longest]
         L = text_ids.shape[1]
-        if L > config.context_length:
-            raise ValueError(f"texts have {L} ids, the text tower takes at most {config.context_length}")
         is_hidden = text_ids == self.mask_id
         x_BLD = self.words(text_ids.masked_fill(is_hidden, 0))
         x_BLD = torch.where(is_hidden[..., None], self.mask_embedding, x_BLD) + self.positions[:L]
         for block in self.blocks:
             x_BLD = block(x_BLD, causal=config.causal)
         x_BLD = self.norm_post(x_BLD)
-        mask_BL = self.word_mask(text_ids)
         if config.pooling == "last":
             pooled_BD = x_BLD[:, -1]
         else:  # the end token is the last of the unmasked positions; a text cut short is read at its last word

@@ -81,7 +81,7 @@ class PostPretraining(nn.Module):
                 generator=generator,
             )
             states_BLD = self.model.fuse(video, self.model.encode_text(masked_ids))
-            logits_MV = self.model.predict_words(states_BLD[hidden])  # at hidden positions only
+            logits_MV = self.model.predict_words(states_BLD[hidden[:, : states_BLD.shape[1]]])  # at hidden positions only
             targets = ids[hidden]
             mlm = masked_words(logits_MV, targets, num_hidden=mean_over_ranks(hidden.sum().float()))
             total = total + self.config.masked_words_weight * mlm

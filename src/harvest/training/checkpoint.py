@@ -1,0 +1,60 @@
+"""Checkpoints: weights, optimizer moments and one integer, the step. Written whole or not at all.
+
+    RUN/checkpoints/step-00001200/weights.safetensors   the objective's state
+                                  optimizer.pt          AdamW's moments, read with weights_only
+                                  state.json            the step, written last
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from harvest.interfaces import HarvestError
+from harvest.model.folder import load_strictly, new_folder
+
+
+def save_checkpoint(run: Path, *, step: int, objective: nn.Module, optimizer: torch.optim.Optimizer, keep_last: int) -> None:
+    """Write `step-…` beside the older ones, then delete all but the newest `keep_last`.
+
+    A full disk or a kill leaves the older checkpoints as they were: the new folder gets its name when it is whole.
+    """
+    folder = run / "checkpoints"
+    try:
+        with new_folder(folder / f"step-{step:08d}") as temporary:
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in objective.state_dict().items()}
+            safetensors.torch.save_file(weights, temporary / "weights.safetensors")
+            torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+            (temporary / "state.json").write_text(json.dumps({"step": step}))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise HarvestError(
+            f"could not save a checkpoint in {folder}: {error}. Free some space and run the same command again: "
+            "it goes on from the last checkpoint, which is intact."
+        ) from error
+    for old in _checkpoints(run)[:-keep_last]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(run: Path, *, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int | None:
+    """Fill objective and optimizer from the newest checkpoint of a run; its step, or None if there is none."""
+    checkpoints = _checkpoints(run)
+    if not checkpoints:
+        return None
+    newest = checkpoints[-1]
+    load_strictly(objective, safetensors.torch.load_file(newest / "weights.safetensors"), source=str(newest))
+    optimizer.load_state_dict(torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True))
+    return int(json.loads((newest / "state.json").read_text())["step"])
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first. Temporary folders of a killed save start with a dot."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name))

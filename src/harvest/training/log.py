@@ -1,0 +1,76 @@
+"""What a run tells: a progress bar for people, metrics.jsonl as the truth, TensorBoard for pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+
+class RunLog:
+    """One JSON line a logged step in `metrics.jsonl`, the same numbers for TensorBoard, and a bar with an ETA.
+
+    On resume, lines of steps that are done again are cut off first, so the file reads as one unbroken run.
+    """
+
+    def __init__(self, run: Path, *, first_step: int, steps: int, quiet: bool = False) -> None:
+        self.path = run / "metrics.jsonl"
+        self._keep_lines_before(first_step)
+        self.lines = self.path.open("a")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+        console = Console(stderr=True, quiet=quiet)
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[says]}"),
+            console=console,
+            refresh_per_second=2,
+        )
+        self.task = self.progress.add_task("", total=steps, completed=first_step, says="")
+
+    def __enter__(self) -> RunLog:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.lines.close()
+        self.board.close()
+
+    def advance(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Log the numbers of `step`, e.g. losses, `lr`, `clips_per_s`, `waiting` (share of time without data)."""
+        self.lines.write(json.dumps({"step": step, **numbers}) + "\n")
+        self.lines.flush()
+        for name, value in numbers.items():
+            self.board.add_scalar(name, value, step)
+        says = f"loss {numbers['loss']:.3f} · {numbers['clips_per_s']:.0f} clips/s"
+        if numbers["waiting"] >= 0.01:
+            says += f" · {100 * numbers['waiting']:.0f} % waiting for data"
+        if numbers.get("broken", 0):
+            says += f" · {numbers['broken']:.0f} broken"
+        self.progress.update(self.task, completed=step, says=says)
+
+    def _keep_lines_before(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                break  # a kill while writing leaves half a line at the end
+        temporary = self.path.with_suffix(".jsonl.new")
+        temporary.write_text("".join(kept))
+        temporary.rename(self.path)
