@@ -215,8 +215,10 @@ def test_padding_does_not_reach_the_fused_words(video):
     model, _ = toy_model(fusion=True)
     randomize(model, seed=3)
     features = model.encode_video(video)
-    text = model.encode_text(TEXT.expand(2, -1))
-    shorter = type(text)(text.tokens[:, :8], text.pooled, text.mask[:, :8])
+    text = model.encode_text(torch.cat([TEXT, torch.full((1, 12), 40)]))  # the second has no padding
+    shorter = type(text)(text.tokens[:1, :8], text.pooled[:1], text.mask[:1, :8])
     fused = model.fuse(features, text)
-    torch.testing.assert_close(fused[:, :8], model.fuse(features, shorter), atol=1e-5, rtol=1e-5)
+    assert fused.shape == (2, 12, 48)
+    alone = model.fuse(type(features)(features.tokens[:1], features.pooled[:1]), shorter)
+    torch.testing.assert_close(fused[:1, :8], alone, atol=1e-5, rtol=1e-5)
     assert model.predict_words(fused[0, :2]).shape == (2, model.config.text.vocab_size)
