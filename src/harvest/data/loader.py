@@ -101,6 +101,7 @@ class Packed(NamedTuple):
     batch: Batch | None  # None where a row found no video to fill it
     tried: list[int]  # samples looked at
     broken: list[tuple[int, str]]  # (sample, reason) of those that could not be read
+    truncated: int  # captions that were too long for the text tower
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -198,10 +199,11 @@ class ClipDataset(Dataset):
         for epoch, place in keys:
             row = self._row(epoch, place, tried, broken)
             if row is None:
-                return Packed(None, tried, broken)
+                return Packed(None, tried, broken, 0)
             rows.append(row)
         samples = torch.tensor([row.sample for row in rows], dtype=torch.int64)
         caption = torch.tensor([row.draw.captions for row in rows], dtype=torch.int64)
+        truncated = getattr(self.encode_text, "truncated", 0)  # a tokenizer counts the texts that it cuts
         batch = Batch(
             video=self._video(rows, samples),
             text_ids=self._text_ids(caption),
@@ -209,7 +211,7 @@ class ClipDataset(Dataset):
             caption=caption,
             label=self.labels[samples],
         )
-        return Packed(batch, tried, broken)
+        return Packed(batch, tried, broken, getattr(self.encode_text, "truncated", 0) - truncated)
 
     def _row(self, epoch: int, place: int, tried: list[int], broken: list[tuple[int, str]]) -> _Row | None:
         """The sample of this place or, where it cannot be read, the next one of the order that can."""
@@ -335,6 +337,7 @@ class TrainLoader:
     first_step: int = 0
     progress: Progress | None = None  # of filling a memory cache
     broken: dict[str, str] = field(default_factory=dict)  # id -> reason, of the samples seen by this rank
+    truncated: int = 0  # captions cut, of the samples seen by this rank
 
     def __post_init__(self) -> None:
         batch = self.global_batch
@@ -401,6 +404,7 @@ class TrainLoader:
 
     def _checked(self, packed: Packed) -> Batch:
         self._note(packed.tried, packed.broken)
+        self.truncated += packed.truncated
         if packed.batch is None:
             raise self._too_many_broken()
         return packed.batch

@@ -144,7 +144,7 @@ def probe(path: str | Path) -> VideoInfo:
             fps=float(stream.average_rate) if stream.average_rate else None,
             width=width,
             height=height,
-            codec=stream.codec_context.name,
+            codec=stream.codec_context.codec.canonical_name,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ class ModelConfig:
     fusion: FusionConfig | None = None
     score_bias: bool = False
     """SigLIP adds a learned bias to its scores."""
+
+    def with_vocabulary(self, vocab_size: int) -> ModelConfig:
+        return dataclasses.replace(self, text=dataclasses.replace(self.text, vocab_size=vocab_size))
 
 
 class VideoTextModel(nn.Module):
@@ -67,10 +71,12 @@ class VideoTextModel(nn.Module):
 
     def scores(self, video_pooled: Tensor, text_pooled: Tensor) -> Tensor:
         """Scaled cosines, texts by videos: `[B, E]` and `[G, E]` give `[G, B]`."""
-        if self.score_bias is not None:  # SigLIP does not limit its scale; the released ones are above 100
-            return self.log_scale.exp() * text_pooled @ video_pooled.T + self.score_bias
-        # Trained scales are held at 100, as in CLIP: beyond it softmax saturates and training can blow up.
-        return self.log_scale.clamp(max=math.log(100)).exp() * text_pooled @ video_pooled.T
+        with torch.autocast(video_pooled.device.type, enabled=False):  # bf16 puts captions that differ little on one point
+            cosines = text_pooled.float() @ video_pooled.float().T
+            if self.score_bias is not None:  # SigLIP does not limit its scale; the released ones are above 100
+                return self.log_scale.exp() * cosines + self.score_bias
+            # Trained scales are held at 100, as in CLIP: beyond it softmax saturates and training can blow up.
+            return self.log_scale.clamp(max=math.log(100)).exp() * cosines
 
     @property
     def mask_id(self) -> int:

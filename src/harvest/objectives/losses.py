@@ -24,7 +24,9 @@ def paraphrase(first: Tensor, second: Tensor, *, example: Tensor, temperature: f
 
     Pictures never ask a text tower to tell captions apart that differ only in the motion; this does.
     """
-    return contrastive(first @ second.T / temperature, example, example)
+    with torch.autocast(first.device.type, enabled=False):  # in bf16 near sentences fall on one point
+        scores = first.float() @ second.float().T / temperature
+    return contrastive(scores, example, example)
 
 
 def masked_words(logits_MV: Tensor, targets: Tensor, *, num_hidden: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ must be filled by looking at the video, which teaches the fusion of the two. The
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,9 +52,13 @@ class PostPretraining(nn.Module):
         model.text.mask_embedding.requires_grad_(config.masked_words_weight > 0)
 
     @torch.no_grad()
-    def fill_text_cache(self, text_ids: Tensor) -> None:
+    def fill_text_cache(self, text_ids: Tensor, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
         """Encode every caption of the data set, int64 `[captions, L]`, in the order of `Batch.caption`."""
-        self.text_cache = torch.cat([self.model.encode_text(ids).pooled for ids in text_ids.split(512)])
+        rows: list[Tensor] = []
+        for ids in text_ids.split(512):
+            rows.append(self.model.encode_text(ids).pooled)
+            progress(512 * len(rows), len(text_ids))
+        self.text_cache = torch.cat(rows)
 
     def forward(self, batch: Batch, step: int) -> Losses:
         rank, _ = world_rank_size()

@@ -1,0 +1,302 @@
+"""The `harvest` command: parse, call, print.
+
+Each command imports what it needs when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from harvest import __version__
+from harvest.interfaces import HarvestError
+
+ABOUT = f"""harvest {__version__}: turn an image-text model into a video-text model, and use it
+
+usage: harvest COMMAND [options]        harvest COMMAND --help for examples
+
+  demo        the whole method in minutes: an image model becomes a video model, with a report
+  recipes     list the training recipes
+  train       run a recipe, or go on with it: harvest train harvest-b16 --data.train clips.csv
+  evaluate    zero-shot retrieval, multiple choice, recognition, question answering
+  convert     write a Harvest model folder from CLIP, SigLIP, OpenCLIP or ViCLIP weights
+  miniworld   write the generated clips of the mini-world
+  bench       measure the training step on this machine
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. A user's mistake is one message on stderr and code 2."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(ABOUT)
+        return 0
+    if args[0] in ("-V", "--version"):
+        print(f"harvest {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        print(f"harvest: no command {args[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""), file=sys.stderr)
+        print(ABOUT, file=sys.stderr)
+        return 2
+    try:
+        COMMANDS[args[0]](args[1:])
+    except HarvestError as error:
+        print(f"harvest: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("harvest: ended", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+def recipes_command(args: list[str]) -> None:
+    from harvest.recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        print(f"{name:<14} {(recipe.__doc__ or '').strip().splitlines()[0]}")
+
+
+TRAIN_HELP = """usage: harvest train RECIPE [--out RUN] [--tiny] [--SETTING VALUE ...]
+       harvest train --config RUN/config.json [--out RUN] [--SETTING VALUE ...]
+
+Runs a recipe; the same command goes on where a stopped run was. `harvest train RECIPE --help` lists its settings,
+`harvest recipes` the recipes. On several GPUs: torchrun --nproc-per-node 8 -m harvest train RECIPE …
+
+  harvest train mini-harvest
+  harvest train harvest-b16 --data.train results_10M_train.csv --data.videos /data/webvid --out runs/webvid
+  harvest train harvest-b16 --start.model google/siglip-base-patch16-224 --data.train clips.jsonl --optim.lr 2e-5
+  harvest train harvest-l14 --data.train clips.parquet --loop.global-batch 512 --tuning.steps 0 --blend 0.5
+"""
+
+
+def train_command(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(TRAIN_HELP)
+        return
+    from harvest.config import RunConfig, read_config
+    from harvest.recipes import RECIPES, tiny
+
+    out, args = _take_option(args, "--out")
+    if args[0] == "--config":
+        path, args = _take_option(args, "--config")
+        config = read_config(Path(str(path)))
+    else:
+        name, args = args[0], args[1:]
+        if name not in RECIPES:
+            import difflib
+
+            near = difflib.get_close_matches(name, RECIPES, n=1)
+            raise HarvestError(
+                f"no recipe {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(RECIPES)}")
+            )
+        is_tiny = "--tiny" in args
+        args = [a for a in args if a != "--tiny"]
+        config = tiny(name) if is_tiny else RECIPES[name]()
+    config = tyro.cli(
+        RunConfig,
+        args=args,
+        default=config,
+        prog=f"harvest train {config.recipe}",
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
+    )
+    from harvest.training.loop import train
+
+    folder = train(config, Path(out) if out else Path("runs") / config.recipe)
+    print(f"model: {folder}")
+
+
+def _take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of `name VALUE` or `name=VALUE`, and the other arguments."""
+    for place, arg in enumerate(args):
+        if arg == name:
+            if place + 1 == len(args):
+                raise HarvestError(f"{name} needs a value")
+            return args[place + 1], args[:place] + args[place + 2 :]
+        if arg.startswith(name + "="):
+            return arg[len(name) + 1 :], args[:place] + args[place + 1 :]
+    return None, args
+
+
+# ---- using a model -----------------------------------------------------------------------------------------------
+
+
+def evaluate_command(args: list[str]) -> None:
+    def evaluate(
+        model: Annotated[str, tyro.conf.Positional],
+        /,
+        data: Path,
+        task: Literal["retrieval", "choice", "recognition", "qa", "masked_words"] = "retrieval",
+        image: bool = False,
+        videos: Path | None = None,
+        classes: Path | None = None,
+        templates: tuple[str, ...] = ("a video of {}",),
+        num_frames: int | None = None,
+        batch_size: int = 32,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        workers: int = 2,
+        out: Path | None = None,
+    ) -> None:
+        """Zero-shot scores of a model on a manifest, as a table and, with --out, as JSON.
+
+        harvest evaluate runs/demo/model --data runs/demo/world/retrieval.jsonl
+        harvest evaluate openai/clip-vit-base-patch16 --image --data msrvtt.jsonl --videos /data/msrvtt
+        harvest evaluate runs/webvid/model --data k400.csv --task recognition --classes k400.txt
+
+        Args:
+            model: A Harvest model folder, or any source that `harvest convert` takes.
+            data: Manifest (.jsonl, .csv, .parquet): video, caption(s), optional start_s, end_s, label, question, answer.
+            task: retrieval: text to video and back. choice: texts are options, label the right one. recognition: label
+                is the class. qa: question and answer. masked_words: words filled with the right and another clip.
+            image: The image baseline: each frame encoded alone, embeddings averaged.
+            videos: Folder that video paths are relative to; without it the manifest's own.
+            classes: Class names for recognition, one a line or a JSON list.
+            templates: Prompts for recognition, with {} for the class; several are averaged.
+            num_frames: Frames a clip; without it the model's own number.
+            out: Write the result as JSON to this file.
+        """
+        from rich.console import Console
+
+        from harvest.data.manifest import read_manifest
+        from harvest.evaluation import evaluate as run
+        from harvest.evaluation import read_class_names, table
+        from harvest.evaluation.embed import progress_bar
+        from harvest.model.pretrained import load_pretrained
+
+        examples = read_manifest(data, videos=videos)
+        loaded, tokenizer, _ = load_pretrained(model)
+        with progress_bar("encoding") as progress:
+            result = run(
+                loaded,
+                tokenizer,
+                examples,
+                task=task,
+                mode="image" if image else "video",
+                num_frames=num_frames,
+                batch_size=batch_size,
+                precision=precision,
+                workers=workers,
+                progress=progress,
+                class_names=read_class_names(classes) if classes else None,
+                templates=templates,
+            )
+        console = Console()
+        console.print(table([result]))
+        for name, reason in list(result.missing.items())[:10]:
+            console.print(f"not evaluated: {name}: {reason}", markup=False)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(result.to_json())
+            console.print(f"written: {out}", markup=False)
+
+    _run(evaluate, args)
+
+
+def convert_command(args: list[str]) -> None:
+    def convert(
+        source: Annotated[str, tyro.conf.Positional],
+        out: Annotated[Path, tyro.conf.Positional],
+        /,
+        vocabulary: Path | None = None,
+        image_size: int | None = None,
+    ) -> None:
+        """Write a Harvest model folder from other weights, and say what was used, ignored and new.
+
+        harvest convert openai/clip-vit-base-patch16 models/clip-b16
+        harvest convert ViT-B-16.pt models/clip-b16 --vocabulary bpe_simple_vocab_16e6.txt.gz
+
+        Args:
+            source: A hub name, a folder (transformers, OpenCLIP, Harvest), or a state-dict file (OpenAI, OpenCLIP, ViCLIP).
+            out: The model folder to write.
+            vocabulary: CLIP's vocabulary file, for state dicts that come without a tokenizer.
+            image_size: Another picture size than the model's: positions are resized (bicubic), and the report says so.
+        """
+        from harvest.model.folder import save_model
+        from harvest.model.pretrained import load_pretrained
+
+        model, tokenizer, report = load_pretrained(source, vocabulary=vocabulary, image_size=image_size)
+        save_model(out, model, tokenizer, notes={"started_from": source})
+        print(report)
+        print(f"model: {out}")
+
+    _run(convert, args)
+
+
+def miniworld_command(args: list[str]) -> None:
+    def miniworld(
+        out: Annotated[Path, tyro.conf.Positional], /, train: int = 20_000, seed: int = 0, workers: int = 2
+    ) -> None:
+        """Write the mini-world: captioned clips, questions and labels (docs/miniworld.md).
+
+        harvest miniworld runs/world --train 12000
+
+        Args:
+            out: Folder to write into.
+            train: Number of training clips.
+            seed: Another seed is another world of the same kind.
+        """
+        from harvest.data.miniworld import MiniWorldConfig, write_miniworld
+        from harvest.training.log import bar
+
+        with bar("drawing the mini-world") as progress:
+            world = write_miniworld(
+                out, MiniWorldConfig(seed=seed, train=train), progress=progress, workers=workers
+            )
+        print(f"manifests: {world.folder}")
+
+    _run(miniworld, args)
+
+
+def demo_command(args: list[str]) -> None:
+    def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
+        """Watch an image model that cannot tell left from right become a video model that can.
+
+        harvest demo
+        harvest demo --out /tmp/demo
+
+        Args:
+            out: Folder for the mini-world, the run, report.html, demo.json and the model. Goes on if it was stopped.
+            seed: Seed of the training run.
+        """
+        from harvest.demo import run_demo
+
+        run_demo(out, seed=seed)
+
+    _run(demo, args)
+
+
+def bench_command(args: list[str]) -> None:
+    from harvest.bench import step_command
+
+    if not args or args[0] != "step":
+        print("usage: harvest bench step [options]        measures the training step; --help lists options")
+        if args and args[0] not in ("-h", "--help"):
+            raise HarvestError(f"nothing to bench called {args[0]!r}: step")
+        return
+    _run(step_command, args[1:], prog="harvest bench step")
+
+
+def _run(function: Callable[..., None], args: list[str], *, prog: str | None = None) -> None:
+    tyro.cli(function, args=args, prog=prog or f"harvest {function.__name__}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo_command,
+    "recipes": recipes_command,
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "convert": convert_command,
+    "miniworld": miniworld_command,
+    "bench": bench_command,
+}

@@ -1,0 +1,197 @@
+"""What a run is: frozen dataclasses, each defined beside what it sets, merged here; and config <-> file.
+
+A run is a Python function in `recipes.py`. The command line overrides its leaves, the merged config is written
+into the run folder as config.json, and that file can be given back to `harvest train --config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from harvest.data.loader import DataConfig
+from harvest.data.miniworld import MiniWorldConfig
+from harvest.interfaces import HarvestError
+from harvest.model.fusion import FusionConfig
+from harvest.model.video_text import ModelConfig
+from harvest.objectives.image_text import ImageTextConfig
+from harvest.objectives.post_pretraining import PostPretrainingConfig
+from harvest.parallel import Precision
+from harvest.training.optim import OptimConfig
+
+ObjectiveConfig = PostPretrainingConfig | ImageTextConfig
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """The model a run starts from."""
+
+    model: str = "openai/clip-vit-base-patch16"
+    """A hub name, a folder in the transformers, OpenCLIP or Harvest layout, a state-dict file, `mini-image` (the
+    mini-world's own, shipped with Harvest), or `scratch`."""
+    vocabulary: str | None = None
+    """CLIP's bpe_simple_vocab_16e6.txt.gz, for state-dict files that come without a tokenizer."""
+    tubelet_size: int = 1
+    time_positions: Literal["table", "gated"] = "table"
+    fusion: FusionConfig | None = field(default_factory=FusionConfig)
+    scratch: ModelConfig | None = None
+    """Sizes of a model from scratch; its `vocab_size` bounds that of the tokenizer, learned from the captions."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    steps: int = 100_000
+    """Steps of the main part; `tuning.steps` come on top."""
+    global_batch: int = 1024
+    """Clips a step over all ranks."""
+    seed: int = 0
+    precision: Precision = "bf16"
+    compile: bool = False
+    """Compile the transformer blocks (torch.compile): minutes of start-up, then faster steps."""
+    checkpointing: bool = False
+    """Recompute the video blocks' activations in the backward pass: less memory, a third more work."""
+    threads: int | None = None
+    """Threads PyTorch computes with; None leaves its default. Loader workers want cores too."""
+    save_every: int = 1000
+    keep_last: int = 2
+    log_every: int = 20
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """A short last stage that sees more of each clip (ViCLIP's unmasked tuning)."""
+
+    steps: int = 0
+    drop_ratio: float = 0.0
+    lr: float = 1e-7
+    global_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes, and how it is kept."""
+
+    recipe: str
+    objective: ObjectiveConfig
+    start: StartConfig = field(default_factory=StartConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    blend: float = 1.0
+    """Share of the trained weights in the final model; the rest is the image model's (weight interpolation)."""
+    world: MiniWorldConfig = field(default_factory=MiniWorldConfig)
+    """The mini-world to generate where `data.train` is `mini-world`."""
+
+    def __post_init__(self) -> None:
+        if self.data.num_frames % self.start.tubelet_size:
+            raise HarvestError(
+                f"data.num_frames {self.data.num_frames} is not a multiple of start.tubelet_size {self.start.tubelet_size}"
+            )
+        if not 0 <= self.blend <= 1:
+            raise HarvestError(f"blend must be between 0 (image model) and 1 (trained model), got {self.blend}")
+        for name, value in (("loop.steps", self.loop.steps), ("loop.global_batch", self.loop.global_batch)):
+            if value < 1:
+                raise HarvestError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def total_steps(self) -> int:
+        return self.loop.steps + self.tuning.steps
+
+    @property
+    def global_batches(self) -> tuple[tuple[int, int], ...]:
+        """(first step, clips a step) of each stage."""
+        if self.tuning.steps and self.tuning.global_batch:
+            return ((0, self.loop.global_batch), (self.loop.steps, self.tuning.global_batch))
+        return ((0, self.loop.global_batch),)
+
+    def drop_ratio_at(self, step: int) -> float:
+        return self.objective.drop_ratio if step < self.loop.steps else self.tuning.drop_ratio
+
+
+# How a run is kept may differ when it goes on; what it computes may not.
+FREE_TO_CHANGE = ("data.workers", "loop.threads", "loop.save_every", "loop.keep_last", "loop.log_every")
+
+
+def to_json(config: RunConfig) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=1)
+
+
+def read_config(path: Path) -> RunConfig:
+    """A config.json back into a RunConfig; an unknown key is an error that names the nearest known one."""
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise HarvestError(f"{path}: no such config file") from None
+    except json.JSONDecodeError as error:
+        raise HarvestError(f"{path} is not valid JSON: {error}") from None
+    return from_dict(RunConfig, values, where=str(path))  # type: ignore[no-any-return]
+
+
+def from_dict(kind: Any, values: Any, *, where: str, path: str = "") -> Any:
+    """Structure plain JSON values as `kind`: dataclasses, unions of them, tuples, mappings and leaves."""
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_from(kind, values, where=where, path=path)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if values is None and type(None) in arguments:
+            return None
+        choices = [a for a in arguments if a is not type(None)]
+        if len(choices) > 1 and isinstance(values, Mapping):  # the dataclass that knows most of the keys
+            choices.sort(key=lambda choice: -len(values.keys() & {f.name for f in dataclasses.fields(choice)}))
+        return from_dict(choices[0], values, where=where, path=path)
+    if origin is tuple and isinstance(values, list):
+        return tuple(values)
+    if kind is float and isinstance(values, int):
+        return float(values)
+    leaf = {float: float, int: int, str: str, bool: bool}.get(kind)
+    if leaf is not None and type(values) is not leaf:
+        raise HarvestError(f"{where}: {path} must be {leaf.__name__}, got {values!r}")
+    if origin is Literal and values not in arguments:
+        raise HarvestError(f"{where}: {path} must be one of {', '.join(map(repr, arguments))}, got {values!r}")
+    return values
+
+
+def _dataclass_from(kind: Any, values: Any, *, where: str, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise HarvestError(f"{where}: {path or 'the file'} must be an object with settings, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise HarvestError(f"{where}: unknown setting {path + '.' if path else ''}{key}; {hint}")
+    return kind(
+        **{
+            key: from_dict(hints[key], value, where=where, path=f"{path}.{key}" if path else key)
+            for key, value in values.items()
+        }
+    )
+
+
+def differences(a: RunConfig, b: RunConfig) -> list[str]:
+    """Settings in which two runs compute different things, as `name: a here, b there`."""
+    flat_a, flat_b = _flat(dataclasses.asdict(a)), _flat(dataclasses.asdict(b))
+    return [
+        f"{key}: {flat_a.get(key)!r} there, {flat_b.get(key)!r} asked for"
+        for key in sorted(flat_a.keys() | flat_b.keys())
+        if flat_a.get(key) != flat_b.get(key) and key not in FREE_TO_CHANGE
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

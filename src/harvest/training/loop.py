@@ -1,0 +1,301 @@
+"""One training loop for every objective: read it top to bottom.
+
+The state of a run is its weights, the optimizer's moments and one integer, the step. Learning rate, sample order,
+dropping, masking and crops are functions of (seed, step, rank) or (seed, epoch, sample), so a run that was stopped,
+or killed at any moment, goes on to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+from harvest.config import RunConfig, differences, read_config, to_json
+from harvest.data.loader import ClipDataset, TrainLoader
+from harvest.data.manifest import read_manifest
+from harvest.data.miniworld import write_miniworld
+from harvest.interfaces import Batch, HarvestError
+from harvest.model.folder import save_model
+from harvest.model.inflation import as_video_model, blend
+from harvest.model.pretrained import load_pretrained
+from harvest.model.tokenizer import Tokenizer, train_tokenizer
+from harvest.model.video_text import VideoTextModel
+from harvest.objectives.image_text import ImageTextPretraining
+from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+from harvest.parallel import World, any_rank, autocast, barrier, mean_over_ranks, world, wrap
+from harvest.training.checkpoint import load_checkpoint, save_checkpoint
+from harvest.training.log import RunLog, bar, say
+from harvest.training.optim import build_optimizer, lr_at, set_lr
+
+MINI_IMAGE = Path(__file__).parent.parent / "weights" / "mini-image"
+
+
+def train(config: RunConfig, run: Path) -> Path:
+    """Run `config` in folder `run`, going on from its newest checkpoint; returns the model folder, `run/model`.
+
+    Writes config.json, metrics.jsonl, tensorboard/, checkpoints/ and, where videos were broken, broken.json.
+    Raises HarvestError for a folder that holds another run, a non-finite loss, or a disk that is full.
+    """
+    with world() as here, stop_signals() as stop:
+        _claim(run, config, here)
+        if config.loop.threads is not None:
+            torch.set_num_threads(config.loop.threads)
+        dataset, model, tokenizer, image_model = prepare(config, run, here)
+        objective = build_objective(config, model).to(here.device)
+        optimizer = build_optimizer(objective, config.optim)
+        first_step = load_checkpoint(run, objective=objective, optimizer=optimizer) or 0
+        if config.loop.compile:
+            model.compile_blocks()
+        model.video.checkpointing = config.loop.checkpointing
+        _cache_texts(objective, dataset, tokenizer, here)
+        train_step = wrap(objective, here)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+        def save(step: int) -> None:
+            if here.is_main:
+                save_checkpoint(run, step=step, objective=objective, optimizer=optimizer, keep_last=config.loop.keep_last)
+            barrier()
+
+        objective.train()
+        with bar("decoding clips", quiet=not here.is_main) as progress:
+            loader = TrainLoader(
+                dataset, config.global_batches, here.rank, here.size, first_step=first_step, progress=progress
+            )
+            batches = _on_device(loader, here)
+            step, batch = first_step, next(batches)
+        with RunLog(run, first_step=first_step, steps=config.total_steps, quiet=not here.is_main) as log:
+            since, waited, clips = time.perf_counter(), 0.0, 0
+            while step < config.total_steps:
+                objective.drop_ratio = config.drop_ratio_at(step)
+                lr = _lr(step, config)
+                set_lr(optimizer, lr)
+                with autocast(here.device, config.loop.precision):
+                    losses = train_step(batch, step)
+                losses.total.backward()
+                if config.optim.max_grad_norm is not None:
+                    nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                step, clips = step + 1, clips + loader.batch_at(step)
+
+                is_last, is_stop = step == config.total_steps, any_rank(stop.asked, here.device)
+                if step % config.loop.log_every == 0 or step % config.loop.save_every == 0 or is_last or is_stop:
+                    numbers = _numbers(losses.total.detach(), losses.parts, step)
+                    seconds = time.perf_counter() - since
+                    log.write(
+                        step,
+                        numbers
+                        | {"lr": lr, "clips_per_s": clips / seconds, "waiting": waited / seconds}
+                        | {"broken": float(len(loader.broken)), "truncated": float(loader.truncated)},
+                    )
+                    since, waited, clips = time.perf_counter(), 0.0, 0
+                log.advance(step)
+                if step % config.loop.save_every == 0 or is_last or is_stop:
+                    save(step)
+                if is_stop and not is_last:
+                    raise HarvestError(f"stopped at step {step} of {config.total_steps} and saved; the same command goes on")
+                if not is_last:
+                    before = time.perf_counter()
+                    batch = next(batches)
+                    waited += time.perf_counter() - before
+        if here.is_main:
+            _finish(run, config, model, tokenizer, image_model, loader)
+        barrier()
+    return run / "model"
+
+
+# ---- what the loop needs before its first step -------------------------------------------------------------------
+
+
+def prepare(config: RunConfig, run: Path, here: World) -> tuple[ClipDataset, VideoTextModel, Tokenizer, VideoTextModel | None]:
+    """The training set, the model to train, its tokenizer, and the image model it was made from (None from scratch)."""
+    manifest = Path(config.data.train)
+    if config.data.train == "mini-world":
+        folder = run.parent / f"mini-world-{config.world.train}-{config.world.seed}"
+        with bar("drawing the mini-world", quiet=not here.is_main) as progress:
+            manifest = write_miniworld(folder, config.world, progress=progress).train if here.is_main else manifest
+            barrier()
+            manifest = write_miniworld(folder, config.world).train  # the other ranks find it finished
+    elif not config.data.train:
+        raise HarvestError("nothing to train on: give a manifest with --data.train FILE (.jsonl, .csv or .parquet)")
+    examples = read_manifest(manifest, videos=Path(config.data.videos) if config.data.videos else None)
+    model, tokenizer, image_model = start_model(config, [text for example in examples for text in example.texts])
+    dataset = ClipDataset(
+        examples,
+        config.data,
+        image_size=model.config.video.image_size,
+        encode_text=tokenizer,
+        seed=config.loop.seed,
+    )
+    return dataset, model, tokenizer, image_model
+
+
+def start_model(
+    config: RunConfig, captions: list[str]
+) -> tuple[VideoTextModel, Tokenizer, VideoTextModel | None]:
+    """Build or open the model that `config.start` names, inflated to video where it is an image model."""
+    start = config.start
+    if start.scratch is not None:
+        return *_from_scratch(config, captions), None
+    source = str(MINI_IMAGE) if start.model == "mini-image" else start.model
+    vocabulary = Path(start.vocabulary) if start.vocabulary else None
+    model, tokenizer, report = load_pretrained(source, vocabulary=vocabulary)
+    say(str(report))
+    if model.config.video.num_frames > 1:
+        if model.config.video.num_frames != config.data.num_frames:
+            raise HarvestError(
+                f"{source} is a video model of {model.config.video.num_frames} frames, data.num_frames is {config.data.num_frames}"
+            )
+        return model, tokenizer, None
+    if not isinstance(config.objective, PostPretrainingConfig):
+        return model, tokenizer, None
+    with _seeded(config):
+        video_model, _ = as_video_model(
+            model,
+            num_frames=config.data.num_frames,
+            tubelet_size=start.tubelet_size,
+            time_positions=start.time_positions,
+            fusion=start.fusion if config.objective.masked_words_weight > 0 else None,
+        )
+    return video_model, tokenizer, model
+
+
+def build_objective(config: RunConfig, model: VideoTextModel) -> PostPretraining | ImageTextPretraining:
+    if isinstance(config.objective, PostPretrainingConfig):
+        return PostPretraining(config.objective, model, seed=config.loop.seed)
+    return ImageTextPretraining(config.objective, model, seed=config.loop.seed)
+
+
+def _from_scratch(config: RunConfig, captions: list[str]) -> tuple[VideoTextModel, Tokenizer]:
+    sizes = config.start.scratch
+    assert sizes is not None
+    tokenizer = train_tokenizer(
+        captions, vocab_size=sizes.text.vocab_size, context_length=sizes.text.context_length
+    )
+    with _seeded(config):
+        return VideoTextModel(sizes.with_vocabulary(tokenizer.core.get_vocab_size())), tokenizer
+
+
+@contextmanager
+def _seeded(config: RunConfig) -> Iterator[None]:
+    """PyTorch draws new parameters from its global generator: seed it for them, and leave it as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.loop.seed)
+        yield
+
+
+def _cache_texts(objective: nn.Module, dataset: ClipDataset, tokenizer: Tokenizer, here: World) -> None:
+    if not (isinstance(objective, PostPretraining) and objective.config.cache_texts):
+        return
+    with bar("encoding captions", quiet=not here.is_main) as progress:
+        objective.fill_text_cache(tokenizer(dataset.captions()).to(here.device), progress)
+
+
+def _claim(run: Path, config: RunConfig, here: World) -> None:
+    """Write config.json into a new run folder, or see that the folder holds this very run."""
+    path = run / "config.json"
+    if path.exists():
+        other = differences(read_config(path), config)
+        if other:
+            raise HarvestError(
+                f"{run} holds another run; it differs in\n  " + "\n  ".join(other) + "\n"
+                "Give another folder with --out, or remove this one to start afresh."
+            )
+    elif run.exists() and any(run.iterdir()):
+        raise HarvestError(f"{run} is not empty and holds no run: give another folder with --out")
+    if here.is_main:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".json.new")
+            temporary.write_text(to_json(config))
+            temporary.rename(path)
+        except OSError as error:
+            raise HarvestError(f"cannot write into {run}: {error.strerror}") from error
+    barrier()
+
+
+# ---- small parts of a step ---------------------------------------------------------------------------------------
+
+
+def _lr(step: int, config: RunConfig) -> float:
+    return lr_at(
+        step,
+        config=config.optim,
+        steps=config.total_steps,
+        tuning_from=config.loop.steps if config.tuning.steps else None,
+        tuning_lr=config.tuning.lr,
+    )
+
+
+def _on_device(loader: TrainLoader, here: World) -> Iterator[Batch]:
+    for batch in loader:
+        yield Batch(*(tensor.to(here.device, non_blocking=True) for tensor in batch))
+
+
+def _numbers(total: torch.Tensor, parts: dict[str, torch.Tensor], step: int) -> dict[str, float]:
+    numbers = {name: float(mean_over_ranks(value)) for name, value in {"loss": total, **parts}.items()}
+    if not math.isfinite(numbers["loss"]):
+        raise HarvestError(
+            f"the loss is {numbers['loss']} at step {step} ({', '.join(f'{k} {v:.4g}' for k, v in numbers.items())}). "
+            "The last checkpoint is from before. Lower --optim.lr, set --optim.max-grad-norm 1, or use "
+            "--loop.precision fp32."
+        )
+    return numbers
+
+
+@dataclass
+class Stop:
+    asked: bool = False
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM ask the loop to finish its step and save; a second Ctrl-C ends at once."""
+    stop = Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.asked = True
+        say("finishing this step and saving; press Ctrl-C again to end at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(
+    run: Path,
+    config: RunConfig,
+    model: VideoTextModel,
+    tokenizer: Tokenizer,
+    image_model: VideoTextModel | None,
+    loader: TrainLoader,
+) -> None:
+    """Write the model folder, blended with the image model if asked for, and the report of broken videos."""
+    if config.blend < 1:
+        if image_model is None:
+            raise HarvestError("blend needs an image model to blend with: this run did not start from one")
+        blend(image_model.to(next(model.parameters()).device), model, video_share=config.blend)
+    save_model(run / "model", model, tokenizer, notes={"recipe": config.recipe, "started_from": config.start.model})
+    if loader.broken:
+        (run / "broken.json").write_text(json.dumps(loader.broken, indent=1))
+        say(
+            f"{len(loader.broken)} of {len(loader.dataset)} videos could not be read; their places were taken by the "
+            f"next in order. Names and reasons: {run / 'broken.json'}"
+        )
+    if loader.truncated:
+        say(f"{loader.truncated} captions were longer than {tokenizer.config.context_length} words pieces and were cut")
