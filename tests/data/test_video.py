@@ -1,5 +1,8 @@
 """Which frames are read is decided on files whose frames carry their own number."""
 
+import random
+import time
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -332,6 +335,32 @@ def test_a_cut_file_still_gives_what_lies_before_the_cut(plain: Path, folder: Pa
     path = damage(plain, folder, "cut")
     clip = read_clip(path, num_frames=4, image_size=64, end_s=4)
     assert numbers(clip.frames) == [5, 15, 25, 35]
+
+
+def test_damaged_copies_are_read_or_refused(timed: tuple[Path, Tensor], folder: Path) -> None:
+    """Cut, bits flipped, blocks zeroed, blocks swapped: never anything but a clip or a VideoError."""
+    path, _ = timed
+    whole = path.read_bytes()
+    draw = random.Random(path.name)
+    for number in range(15):
+        data = bytearray(whole)
+        place, other = draw.randrange(len(data)), draw.randrange(len(data))
+        length = draw.randrange(1, 400)
+        if number % 4 == 0:
+            del data[place:]
+        elif number % 4 == 1:
+            for _ in range(draw.choice((1, 10, 100))):
+                data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        elif number % 4 == 2:
+            data[place : place + length] = bytes(len(data[place : place + length]))
+        else:
+            data[place : place + length] = data[other : other + length]
+        damaged = folder / f"damaged{path.suffix}"
+        damaged.write_bytes(data)
+        start = time.perf_counter()
+        with suppress(VideoError):
+            assert read_clip(damaged, num_frames=4, image_size=32).frames.shape == (4, 3, 32, 32)
+        assert time.perf_counter() - start < 10
 
 
 def test_a_playlist_opens_nothing_else(plain: Path, folder: Path) -> None:
