@@ -61,9 +61,9 @@ def test_what_files_say_of_themselves_agrees_with_the_index() -> None:
         if path.name in REFUSED or not row["duration_s"] or path.suffix == ".gif":
             continue
         info = probe(path)
-        assert info.codec == row["codec"], path
+        assert info.codec == row["codec"].replace("libdav1d", "av1"), path
         sides = {int(row["width"]), int(row["height"])}
-        assert min(abs(info.height - side) for side in sides) <= 1 or "sar" in path.name, path
+        assert info.height in sides, path  # the width differs where pixels are not square
 
 
 def test_reading_by_key_frames_agrees_with_reading_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
