@@ -1,0 +1,38 @@
+# make demo   set up and watch an image model become a video model (minutes on two CPU cores)
+# make test   set up and run the checks and the tests
+# make lint   format check, lint, types
+#
+# A torch that fits the machine is taken as pip finds it: the CPU build where that is offered, your CUDA build
+# where VENV already holds one (torch 2.11 or later).
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.ready
+	$(BIN)/harvest demo
+
+test: $(VENV)/.ready-test lint
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -q -n 2 --dist loadfile
+
+lint: $(VENV)/.ready-test
+	$(BIN)/ruff format --check -q src tests
+	$(BIN)/ruff check -q src tests
+	$(BIN)/mypy
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Harvest needs Python 3.11 or later; give one with: make demo PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.ready-test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	touch $@ $(VENV)/.ready
+
+clean:
+	rm -rf $(VENV) runs
