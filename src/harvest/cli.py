@@ -3,17 +3,13 @@
 Each command imports what it needs when it runs, so that `--help` answers at once.
 """
 
-from __future__ import annotations
-
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from harvest import __version__
-from harvest.interfaces import HarvestError
 
 ABOUT = f"""harvest {__version__}: turn an image-text model into a video-text model, and use it
 
@@ -30,8 +26,29 @@ usage: harvest COMMAND [options]        harvest COMMAND --help for examples
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code. A user's mistake is one message on stderr and code 2."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    """Run one command; returns the exit code.
+
+    A user's mistake is one message on stderr and code 2, what the machine refuses (a full disk) code 1, and a
+    run that was stopped and saved code 130.
+    """
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("harvest: ended", file=sys.stderr)
+        return 130
+    except (
+        BrokenPipeError
+    ):  # the reader, such as `head`, has seen enough; Python would flush once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"harvest: {error}", file=sys.stderr)
+        return 1
+
+
+def _main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(ABOUT)
         return 0
@@ -39,23 +56,24 @@ def main(argv: list[str] | None = None) -> int:
         print(f"harvest {__version__}")
         return 0
     if args[0] not in COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-        print(f"harvest: no command {args[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""), file=sys.stderr)
+        print(f"harvest: no command {args[0]!r}{_nearest(args[0], COMMANDS)}", file=sys.stderr)
         print(ABOUT, file=sys.stderr)
         return 2
+    from harvest.interfaces import HarvestError, RunStopped  # here, since they bring torch
+
     try:
         COMMANDS[args[0]](args[1:])
     except HarvestError as error:
         print(f"harvest: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("harvest: ended", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 0
+        return 130 if isinstance(error, RunStopped) else 2
     return 0
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
 
 
 # ---- training ----------------------------------------------------------------------------------------------------
@@ -85,25 +103,24 @@ def train_command(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(TRAIN_HELP)
         return
+    import tyro
+
     from harvest.config import RunConfig, read_config
+    from harvest.interfaces import HarvestError
     from harvest.recipes import RECIPES, tiny
 
     out, args = _take_option(args, "--out")
-    if args[0] == "--config":
-        path, args = _take_option(args, "--config")
-        config = read_config(Path(str(path)))
+    path, args = _take_option(args, "--config")
+    if path is not None:
+        config = read_config(Path(path))
+    elif not args:
+        raise HarvestError(f"train needs a recipe{_nearest('', RECIPES)}")
     else:
         name, args = args[0], args[1:]
         if name not in RECIPES:
-            import difflib
-
-            near = difflib.get_close_matches(name, RECIPES, n=1)
-            raise HarvestError(
-                f"no recipe {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(RECIPES)}")
-            )
-        is_tiny = "--tiny" in args
+            raise HarvestError(f"no recipe {name!r}{_nearest(name, RECIPES)}")
+        config = tiny(name) if "--tiny" in args else RECIPES[name]()
         args = [a for a in args if a != "--tiny"]
-        config = tiny(name) if is_tiny else RECIPES[name]()
     config = tyro.cli(
         RunConfig,
         args=args,
@@ -122,6 +139,8 @@ def _take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
     for place, arg in enumerate(args):
         if arg == name:
             if place + 1 == len(args):
+                from harvest.interfaces import HarvestError
+
                 raise HarvestError(f"{name} needs a value")
             return args[place + 1], args[:place] + args[place + 2 :]
         if arg.startswith(name + "="):
@@ -133,6 +152,8 @@ def _take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def evaluate_command(args: list[str]) -> None:
+    import tyro
+
     def evaluate(
         model: Annotated[str, tyro.conf.Positional],
         /,
@@ -204,6 +225,8 @@ def evaluate_command(args: list[str]) -> None:
 
 
 def convert_command(args: list[str]) -> None:
+    import tyro
+
     def convert(
         source: Annotated[str, tyro.conf.Positional],
         out: Annotated[Path, tyro.conf.Positional],
@@ -234,6 +257,8 @@ def convert_command(args: list[str]) -> None:
 
 
 def miniworld_command(args: list[str]) -> None:
+    import tyro
+
     def miniworld(
         out: Annotated[Path, tyro.conf.Positional], /, train: int = 20_000, seed: int = 0, workers: int = 2
     ) -> None:
@@ -278,6 +303,7 @@ def demo_command(args: list[str]) -> None:
 
 def bench_command(args: list[str]) -> None:
     from harvest.bench import step_command
+    from harvest.interfaces import HarvestError
 
     if not args or args[0] != "step":
         print("usage: harvest bench step [options]        measures the training step; --help lists options")
@@ -288,6 +314,8 @@ def bench_command(args: list[str]) -> None:
 
 
 def _run(function: Callable[..., None], args: list[str], *, prog: str | None = None) -> None:
+    import tyro
+
     tyro.cli(function, args=args, prog=prog or f"harvest {function.__name__}")
 
 

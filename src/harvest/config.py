@@ -96,10 +96,24 @@ class RunConfig:
                 f"data.num_frames {self.data.num_frames} is not a multiple of start.tubelet_size {self.start.tubelet_size}"
             )
         if not 0 <= self.blend <= 1:
-            raise HarvestError(f"blend must be between 0 (image model) and 1 (trained model), got {self.blend}")
-        for name, value in (("loop.steps", self.loop.steps), ("loop.global_batch", self.loop.global_batch)):
-            if value < 1:
+            raise HarvestError(
+                f"blend must be between 0 (image model) and 1 (trained model), got {self.blend}"
+            )
+        for name, value in (
+            ("loop.steps", self.loop.steps),
+            ("loop.global_batch", self.loop.global_batch),
+            ("loop.save_every", self.loop.save_every),
+            ("loop.log_every", self.loop.log_every),
+            ("loop.keep_last", self.loop.keep_last),
+            ("loop.threads", self.loop.threads),
+        ):
+            if value is not None and value < 1:
                 raise HarvestError(f"{name} must be at least 1, got {value}")
+        if self.tuning.steps < 0 or not 0 <= self.tuning.drop_ratio < 1:
+            raise HarvestError(
+                f"tuning: expected steps of at least 0 and a drop_ratio of 0 or more and less than 1, "
+                f"got {self.tuning.steps} and {self.tuning.drop_ratio}"
+            )
 
     @property
     def total_steps(self) -> int:
@@ -130,7 +144,7 @@ def read_config(path: Path) -> RunConfig:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise HarvestError(f"{path}: no such config file") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise HarvestError(f"{path} is not valid JSON: {error}") from None
     return from_dict(RunConfig, values, where=str(path))  # type: ignore[no-any-return]
 
@@ -145,18 +159,36 @@ def from_dict(kind: Any, values: Any, *, where: str, path: str = "") -> Any:
             return None
         choices = [a for a in arguments if a is not type(None)]
         if len(choices) > 1 and isinstance(values, Mapping):  # the dataclass that knows most of the keys
-            choices.sort(key=lambda choice: -len(values.keys() & {f.name for f in dataclasses.fields(choice)}))
+            choices.sort(
+                key=lambda choice: -len(values.keys() & {f.name for f in dataclasses.fields(choice)})
+            )
         return from_dict(choices[0], values, where=where, path=path)
-    if origin is tuple and isinstance(values, list):
-        return tuple(values)
-    if kind is float and isinstance(values, int):
+    if origin is tuple:
+        return _tuple_from(arguments, values, where=where, path=path)
+    if origin is Mapping:
+        if not isinstance(values, dict):
+            raise HarvestError(f"{where}: {path} must be an object with settings, got {values!r}")
+        return {k: from_dict(arguments[1], v, where=where, path=f"{path}.{k}") for k, v in values.items()}
+    if kind is float and type(values) is int:
         return float(values)
     leaf = {float: float, int: int, str: str, bool: bool}.get(kind)
     if leaf is not None and type(values) is not leaf:
         raise HarvestError(f"{where}: {path} must be {leaf.__name__}, got {values!r}")
     if origin is Literal and values not in arguments:
-        raise HarvestError(f"{where}: {path} must be one of {', '.join(map(repr, arguments))}, got {values!r}")
+        raise HarvestError(
+            f"{where}: {path} must be one of {', '.join(map(repr, arguments))}, got {values!r}"
+        )
     return values
+
+
+def _tuple_from(kinds: tuple[Any, ...], values: Any, *, where: str, path: str) -> tuple[Any, ...]:
+    if isinstance(values, list) and len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = (kinds[0],) * len(values)
+    if not isinstance(values, list) or len(values) != len(kinds):
+        raise HarvestError(f"{where}: {path} must be a list of {len(kinds)} values, got {values!r}")
+    return tuple(
+        from_dict(kind, value, where=where, path=path) for kind, value in zip(kinds, values, strict=True)
+    )
 
 
 def _dataclass_from(kind: Any, values: Any, *, where: str, path: str) -> Any:
@@ -169,6 +201,13 @@ def _dataclass_from(kind: Any, values: Any, *, where: str, path: str) -> Any:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise HarvestError(f"{where}: unknown setting {path + '.' if path else ''}{key}; {hint}")
+    required = {
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - values.keys()):
+        raise HarvestError(f"{where}: {path or 'the file'} lacks {', '.join(missing)}")
     return kind(
         **{
             key: from_dict(hints[key], value, where=where, path=f"{path}.{key}" if path else key)

@@ -17,6 +17,10 @@ class HarvestError(Exception):
     """A mistake the user can mend. The command line prints its message and no traceback."""
 
 
+class RunStopped(HarvestError):
+    """The user stopped a run; it is saved and can go on."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One row of a manifest.
@@ -48,7 +52,9 @@ class Clip:
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.frames.shape[1] != 3 or self.frames.dtype != torch.uint8:
-            raise ValueError(f"frames: expected uint8 [T, 3, H, W], got {self.frames.dtype} {list(self.frames.shape)}")
+            raise ValueError(
+                f"frames: expected uint8 [T, 3, H, W], got {self.frames.dtype} {list(self.frames.shape)}"
+            )
         if self.times_s.shape != self.frames.shape[:1]:
             raise ValueError(f"times_s: expected [{self.frames.shape[0]}], got {list(self.times_s.shape)}")
         if (self.times_s.diff() < 0).any():

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, ContextManager, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
@@ -72,7 +72,7 @@ def generator_for(seed: int, *numbers: int, device: torch.device | str = "cpu") 
     return torch.Generator(device=device).manual_seed(seed_for(seed, *numbers))
 
 
-def autocast(device: torch.device, precision: Precision) -> ContextManager[Any]:
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """bf16 autocast on CPU and GPU alike, or nothing for fp32."""
     if precision == "fp32":
         return nullcontext()
@@ -110,7 +110,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     if world_rank_size()[1] == 1:
         return rows
     if rows.is_floating_point():
-        return _GatherRows.apply(rows)  # type: ignore[no-any-return]
+        return _GatherRows.apply(rows)  # type: ignore[no-any-return, no-untyped-call]
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
@@ -132,6 +132,16 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     value = torch.tensor(float(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
+
+
+def merge_over_ranks(values: dict[str, str]) -> dict[str, str]:
+    """The entries of every rank's dictionary. Every rank must call it."""
+    _, size = world_rank_size()
+    if size == 1:
+        return values
+    parts: list[Any] = [None] * size
+    dist.all_gather_object(parts, values)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def barrier() -> None:

@@ -94,7 +94,9 @@ class VideoEncoder(nn.Module):
     def __init__(self, config: VideoEncoderConfig) -> None:
         super().__init__()
         if config.image_size % config.patch_size:
-            raise ValueError(f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}")
+            raise ValueError(
+                f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}"
+            )
         if (config.pooling == "prefix") == (config.prefix == "none"):
             raise ValueError(f"pooling {config.pooling!r} does not go with prefix {config.prefix!r}")
         self.config = config
@@ -131,7 +133,9 @@ class VideoEncoder(nn.Module):
         """
         x_BKD, times_BK = self.embed_tubelets(video, keep)
         times = self.time_positions(-(-video.shape[1] // self.config.tubelet_size))
-        x_BKD = x_BKD + (times[times_BK] if keep is not None else times.repeat_interleave(self.config.num_places, 0))
+        x_BKD = x_BKD + (
+            times[times_BK] if keep is not None else times.repeat_interleave(self.config.num_places, 0)
+        )
         num_prefix = 0
         if self.prefix is not None:
             prefix_RD = self.prefix + times if self.config.prefix == "frame" else self.prefix[None]
@@ -154,7 +158,7 @@ class VideoEncoder(nn.Module):
         config = self.config
         p, t = config.patch_size, config.tubelet_size
         B, T, _, H, W = video.shape
-        if (H, W) != (config.image_size, config.image_size):
+        if (config.image_size, config.image_size) != (H, W):
             raise ValueError(f"frames are {H}x{W}, the model takes {config.image_size}x{config.image_size}")
         if T % t:  # an odd last frame, or a still image, fills its tubelet with itself
             video = torch.cat([video, video[:, -1:].expand(-1, t - T % t, -1, -1, -1)], dim=1)
@@ -233,7 +237,9 @@ class TextEncoder(nn.Module):
         """Encode int64 `[B, L]`, L at most `context_length`. Returned tokens may leave out padding common to all."""
         config = self.config
         if text_ids.shape[1] > config.context_length:
-            raise ValueError(f"texts have {text_ids.shape[1]} ids, the tower takes at most {config.context_length}")
+            raise ValueError(
+                f"texts have {text_ids.shape[1]} ids, the tower takes at most {config.context_length}"
+            )
         mask_BL = self.word_mask(text_ids)
         if config.pooling == "end" and config.causal and text_ids.device.type == "cpu":
             # Nobody looks at padding behind the longest text. (On a GPU, asking how long that is would stall it.)

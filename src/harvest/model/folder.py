@@ -1,8 +1,8 @@
 """The model folder: weights, sizes, tokenizer and a fingerprint that is checked on load.
 
-    model/config.json        sizes, normalisation, frame sampling, tokenizer settings, licence, fingerprint
-    model/model.safetensors  every tensor; load or fail
-    model/tokenizer.json     as the `tokenizers` library writes it
+model/config.json        sizes, normalisation, frame sampling, tokenizer settings, licence, fingerprint
+model/model.safetensors  every tensor; load or fail
+model/tokenizer.json     as the `tokenizers` library writes it
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], *, sour
     model.load_state_dict(dict(tensors))
 
 
-def save_model(folder: Path, model: VideoTextModel, tokenizer: Tokenizer, *, notes: Mapping[str, Any] | None = None) -> None:
+def save_model(
+    folder: Path, model: VideoTextModel, tokenizer: Tokenizer, *, notes: Mapping[str, Any] | None = None
+) -> None:
     """Write a model folder atomically. `notes` (recipe, licence, source, …) go into its config."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = {
@@ -82,10 +84,13 @@ def save_model(folder: Path, model: VideoTextModel, tokenizer: Tokenizer, *, not
         "fingerprint": _fingerprint(model, tokenizer),
         **(notes or {}),
     }
-    with new_folder(folder) as temporary:
-        safetensors.torch.save_file(tensors, temporary / "model.safetensors")
-        tokenizer.save(temporary / "tokenizer.json")
-        (temporary / "config.json").write_text(json.dumps(config, indent=1))
+    try:
+        with new_folder(folder) as temporary:
+            safetensors.torch.save_file(tensors, temporary / "model.safetensors")
+            tokenizer.save(temporary / "tokenizer.json")
+            (temporary / "config.json").write_text(json.dumps(config, indent=1))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise HarvestError(f"could not write the model folder {folder}: {error}") from error
 
 
 def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tokenizer]:
@@ -98,7 +103,9 @@ def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tok
             raise HarvestError(f"{folder} is not a Harvest model folder: it has no {name}")
     config = json.loads((folder / "config.json").read_text())
     if config.get("format", 0) > FORMAT:
-        raise HarvestError(f"{folder} was written by a newer Harvest (format {config['format']}): update Harvest")
+        raise HarvestError(
+            f"{folder} was written by a newer Harvest (format {config['format']}): update Harvest"
+        )
     sizes = config["model"]
     video: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes["video"].items()}
     model = VideoTextModel(
@@ -128,7 +135,9 @@ def _fingerprint(model: VideoTextModel, tokenizer: Tokenizer) -> dict[str, list[
     device = next(model.parameters()).device
     size, frames = model.config.video.image_size, model.config.video.num_frames
     places = torch.arange(frames * 3 * size * size, device=device).view(1, frames, 3, size, size)
-    clip = (places * 2654435761 % 4294967296 >> 24).to(torch.uint8)  # Knuth's multiplicative hash: fixed noise
+    clip = (places * 2654435761 % 4294967296 >> 24).to(
+        torch.uint8
+    )  # Knuth's multiplicative hash: fixed noise
     values = {
         "clip": model.encode_video(clip).pooled[0, :16],
         "sentence": model.encode_text(tokenizer([SENTENCE]).to(device)).pooled[0, :16],

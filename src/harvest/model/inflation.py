@@ -44,12 +44,16 @@ def as_video_model(
     model = VideoTextModel(config)
     tensors = dict(image_model.state_dict())
     # A table of an image model has one time; the gate and the table of a video model start at zero alike.
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("video.time_positions")}
+    tensors = {
+        name: tensor for name, tensor in tensors.items() if not name.startswith("video.time_positions")
+    }
     tensors["video.patches.weight"] = inflate_patches(tensors["video.patches.weight"], tubelet_size)
     missing, extra = model.load_state_dict(tensors, strict=False)
     new = [name for name in missing if name.startswith(("video.time_positions", "fusion."))]
     if extra or len(new) != len(missing):
-        raise ValueError(f"image and video model do not match: extra {extra}, missing {sorted(set(missing) - set(new))}")
+        raise ValueError(
+            f"image and video model do not match: extra {extra}, missing {sorted(set(missing) - set(new))}"
+        )
     if model.fusion is not None:  # hidden words are read with the text tower's own word vectors to start with
         model.fusion.head_words.weight.copy_(model.text.words.weight)
     return model, new

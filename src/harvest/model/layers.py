@@ -86,7 +86,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: `x += attention(norm(x)); x += mlp(norm(x))`."""
 
-    def __init__(self, width: int, num_heads: int, mlp_width: int, activation: Activation, norm_eps: float) -> None:
+    def __init__(
+        self, width: int, num_heads: int, mlp_width: int, activation: Activation, norm_eps: float
+    ) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width, norm_eps)
         self.attention = Attention(width, num_heads)
@@ -101,7 +103,9 @@ class Block(nn.Module):
 class AttentionPooling(nn.Module):
     """SigLIP's pooling head: one learned query attends to all tokens, then a residual MLP."""
 
-    def __init__(self, width: int, num_heads: int, mlp_width: int, activation: Activation, norm_eps: float) -> None:
+    def __init__(
+        self, width: int, num_heads: int, mlp_width: int, activation: Activation, norm_eps: float
+    ) -> None:
         super().__init__()
         self.probe = nn.Parameter(torch.randn(width) * width**-0.5)
         self.attention = CrossAttention(width, width, num_heads)

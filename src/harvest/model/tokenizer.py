@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import ftfy
 import tokenizers
 import torch
 from torch import Tensor
@@ -63,6 +62,8 @@ class Tokenizer:
         for token in self._special:
             text = text.replace(token, " ")
         if self.config.clean == "clip":
+            import ftfy  # only CLIP's tokenizers need it
+
             text = html.unescape(html.unescape(ftfy.fix_text(text)))
         elif self.config.clean == "siglip":
             text = text.lower().translate(str.maketrans("", "", string.punctuation))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from harvest.model.fusion import FusionConfig, FusionDecoder
 class ModelConfig:
     """Everything that says what a model is; written into its folder."""
 
-    video: VideoEncoderConfig = VideoEncoderConfig()
-    text: TextEncoderConfig = TextEncoderConfig()
+    video: VideoEncoderConfig = field(default_factory=VideoEncoderConfig)
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     fusion: FusionConfig | None = None
     score_bias: bool = False
     """SigLIP adds a learned bias to its scores."""
@@ -71,9 +71,13 @@ class VideoTextModel(nn.Module):
 
     def scores(self, video_pooled: Tensor, text_pooled: Tensor) -> Tensor:
         """Scaled cosines, texts by videos: `[B, E]` and `[G, E]` give `[G, B]`."""
-        with torch.autocast(video_pooled.device.type, enabled=False):  # bf16 puts captions that differ little on one point
+        with torch.autocast(
+            video_pooled.device.type, enabled=False
+        ):  # bf16 puts captions that differ little on one point
             cosines = text_pooled.float() @ video_pooled.float().T
-            if self.score_bias is not None:  # SigLIP does not limit its scale; the released ones are above 100
+            if (
+                self.score_bias is not None
+            ):  # SigLIP does not limit its scale; the released ones are above 100
                 return self.log_scale.exp() * cosines + self.score_bias
             # Trained scales are held at 100, as in CLIP: beyond it softmax saturates and training can blow up.
             return self.log_scale.clamp(max=math.log(100)).exp() * cosines

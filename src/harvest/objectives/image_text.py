@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from harvest.interfaces import Batch, Losses
+from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.losses import contrastive, paraphrase
 from harvest.parallel import gather_rows, generator_for, world_rank_size
@@ -24,6 +24,16 @@ class ImageTextConfig:
     drop_ratio: float = 0.5
     paraphrase_weight: float = 0.5
     paraphrase_temperature: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_ratio < 1:
+            raise HarvestError(
+                f"objective.drop_ratio: expected 0 or more and less than 1, got {self.drop_ratio}"
+            )
+        if self.paraphrase_temperature <= 0:
+            raise HarvestError(
+                f"objective.paraphrase_temperature: expected more than 0, got {self.paraphrase_temperature}"
+            )
 
 
 class ImageTextPretraining(nn.Module):
@@ -45,7 +55,9 @@ class ImageTextPretraining(nn.Module):
         stills = batch.video[torch.arange(B), chosen][:, None]
         keep = None
         if self.drop_ratio > 0:
-            keep = random_keep(B, self.model.num_tubelets(stills), drop_ratio=self.drop_ratio, generator=generator)
+            keep = random_keep(
+                B, self.model.num_tubelets(stills), drop_ratio=self.drop_ratio, generator=generator
+            )
             keep = keep.to(stills.device)
         image_BE = gather_rows(self.model.encode_video(stills, keep).pooled)
         text_GE = gather_rows(self.model.encode_text(batch.text_ids.flatten(0, 1)).pooled)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from harvest.interfaces import Batch, Losses
+from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.losses import contrastive, masked_words
 from harvest.parallel import gather_rows, generator_for, mean_over_ranks, world_rank_size
@@ -31,6 +31,18 @@ class PostPretrainingConfig:
     cache_texts: bool = False
     """Encode all captions once, before the first step. Only with a frozen text tower; 4 * embed_dim bytes a caption."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_ratio < 1:
+            raise HarvestError(
+                f"objective.drop_ratio: expected 0 or more and less than 1, got {self.drop_ratio}"
+            )
+        if not 0 <= self.text_mask_ratio <= 1:
+            raise HarvestError(f"objective.text_mask_ratio: expected 0 to 1, got {self.text_mask_ratio}")
+        if self.cache_texts and self.text_tower == "trained":
+            raise HarvestError(
+                "objective.cache_texts needs objective.text_tower frozen: a trained tower's embeddings change every step"
+            )
+
 
 class PostPretraining(nn.Module):
     """Video-text contrastive loss over the global batch and masked words through the fusion decoder."""
@@ -39,8 +51,6 @@ class PostPretraining(nn.Module):
 
     def __init__(self, config: PostPretrainingConfig, model: VideoTextModel, *, seed: int) -> None:
         super().__init__()
-        if config.cache_texts and config.text_tower == "trained":
-            raise ValueError("cache_texts needs text_tower = frozen: a trained tower's embeddings change every step")
         self.config = config
         self.model = model
         self.seed = seed
@@ -52,12 +62,14 @@ class PostPretraining(nn.Module):
         model.text.mask_embedding.requires_grad_(config.masked_words_weight > 0)
 
     @torch.no_grad()
-    def fill_text_cache(self, text_ids: Tensor, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
+    def fill_text_cache(
+        self, text_ids: Tensor, progress: Callable[[int, int], None] = lambda done, of: None
+    ) -> None:
         """Encode every caption of the data set, int64 `[captions, L]`, in the order of `Batch.caption`."""
         rows: list[Tensor] = []
-        for ids in text_ids.split(512):
+        for ids in torch.split(text_ids, 512):
             rows.append(self.model.encode_text(ids).pooled)
-            progress(512 * len(rows), len(text_ids))
+            progress(min(512 * len(rows), len(text_ids)), len(text_ids))
         self.text_cache = torch.cat(rows)
 
     def forward(self, batch: Batch, step: int) -> Losses:
@@ -66,7 +78,9 @@ class PostPretraining(nn.Module):
         B, C, _ = batch.text_ids.shape
         keep = None
         if self.drop_ratio > 0:
-            keep = random_keep(B, self.model.num_tubelets(batch.video), drop_ratio=self.drop_ratio, generator=generator)
+            keep = random_keep(
+                B, self.model.num_tubelets(batch.video), drop_ratio=self.drop_ratio, generator=generator
+            )
             keep = keep.to(batch.video.device)
         video = self.model.encode_video(batch.video, keep)
 
@@ -86,11 +100,13 @@ class PostPretraining(nn.Module):
                 generator=generator,
             )
             states_BLD = self.model.fuse(video, self.model.encode_text(masked_ids))
-            logits_MV = self.model.predict_words(states_BLD[hidden[:, : states_BLD.shape[1]]])  # at hidden positions only
+            logits_MV = self.model.predict_words(
+                states_BLD[hidden[:, : states_BLD.shape[1]]]
+            )  # at hidden positions only
             targets = ids[hidden]
             mlm = masked_words(logits_MV, targets, num_hidden=mean_over_ranks(hidden.sum().float()))
             total = total + self.config.masked_words_weight * mlm
-            right = (logits_MV.argmax(dim=1) == targets).float().mean()
+            right = (logits_MV.argmax(dim=1) == targets).sum() / max(1, len(targets))
             parts |= {"mlm": mlm.detach(), "words_right": right.detach()}
         return Losses(total, parts)
 

@@ -19,7 +19,9 @@ def num_kept(num_tubelets: int, drop_ratio: float) -> int:
     return num_tubelets - int(num_tubelets * drop_ratio)
 
 
-def random_keep(num_clips: int, num_tubelets: int, *, drop_ratio: float, generator: torch.Generator) -> Tensor:
+def random_keep(
+    num_clips: int, num_tubelets: int, *, drop_ratio: float, generator: torch.Generator
+) -> Tensor:
     """Drop a random share of the tubelets of each clip, uniformly over space and time (Harvest; ViCLIP).
 
     Returns int64 `[num_clips, K]` on the generator's device, K = `num_kept(num_tubelets, drop_ratio)`: an exact

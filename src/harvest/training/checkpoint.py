@@ -1,8 +1,8 @@
 """Checkpoints: weights, optimizer moments and one integer, the step. Written whole or not at all.
 
-    RUN/checkpoints/step-00001200/weights.safetensors   the objective's state
-                                  optimizer.pt          AdamW's moments, read with weights_only
-                                  state.json            the step, written last
+RUN/checkpoints/step-00001200/weights.safetensors   the objective's state
+                              optimizer.pt          AdamW's moments, read with weights_only
+                              state.json            the step, written last
 """
 
 from __future__ import annotations
@@ -20,15 +20,25 @@ from harvest.interfaces import HarvestError
 from harvest.model.folder import load_strictly, new_folder
 
 
-def save_checkpoint(run: Path, *, step: int, objective: nn.Module, optimizer: torch.optim.Optimizer, keep_last: int) -> None:
+def save_checkpoint(
+    run: Path, *, step: int, objective: nn.Module, optimizer: torch.optim.Optimizer, keep_last: int
+) -> None:
     """Write `step-…` beside the older ones, then delete all but the newest `keep_last`.
 
     A full disk or a kill leaves the older checkpoints as they were: the new folder gets its name when it is whole.
     """
     folder = run / "checkpoints"
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in objective.state_dict().items()}
+    # A finite loss may still have had a gradient that is not: such weights must not take a good checkpoint's place.
+    ruined = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if ruined:
+        raise HarvestError(
+            f"step {step} left values that are not finite in {len(ruined)} weights (first: {ruined[0]}), so it was not "
+            "saved; the last checkpoint is from before. Lower --optim.lr, set --optim.max-grad-norm 1, or use "
+            "--loop.precision fp32."
+        )
     try:
         with new_folder(folder / f"step-{step:08d}") as temporary:
-            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in objective.state_dict().items()}
             safetensors.torch.save_file(weights, temporary / "weights.safetensors")
             torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
             (temporary / "state.json").write_text(json.dumps({"step": step}))
@@ -39,6 +49,8 @@ def save_checkpoint(run: Path, *, step: int, objective: nn.Module, optimizer: to
         ) from error
     for old in _checkpoints(run)[:-keep_last]:
         shutil.rmtree(old)
+    for leftover in folder.glob(".step-*"):  # of a save that was killed
+        shutil.rmtree(leftover)
 
 
 def load_checkpoint(run: Path, *, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int | None:
@@ -47,8 +59,15 @@ def load_checkpoint(run: Path, *, objective: nn.Module, optimizer: torch.optim.O
     if not checkpoints:
         return None
     newest = checkpoints[-1]
-    load_strictly(objective, safetensors.torch.load_file(newest / "weights.safetensors"), source=str(newest))
-    optimizer.load_state_dict(torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True))
+    try:
+        weights = safetensors.torch.load_file(newest / "weights.safetensors")
+        moments = torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise HarvestError(
+            f"{newest} cannot be read: {error}. Remove it to go on from the one before."
+        ) from error
+    load_strictly(objective, weights, source=str(newest))
+    optimizer.load_state_dict(moments)
     return int(json.loads((newest / "state.json").read_text())["step"])
 
 

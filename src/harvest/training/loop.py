@@ -24,7 +24,7 @@ from harvest.config import RunConfig, differences, read_config, to_json
 from harvest.data.loader import ClipDataset, TrainLoader
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import write_miniworld
-from harvest.interfaces import Batch, HarvestError
+from harvest.interfaces import Batch, HarvestError, RunStopped
 from harvest.model.folder import save_model
 from harvest.model.inflation import as_video_model, blend
 from harvest.model.pretrained import load_pretrained
@@ -32,7 +32,16 @@ from harvest.model.tokenizer import Tokenizer, train_tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.image_text import ImageTextPretraining
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
-from harvest.parallel import World, any_rank, autocast, barrier, mean_over_ranks, world, wrap
+from harvest.parallel import (
+    World,
+    any_rank,
+    autocast,
+    barrier,
+    mean_over_ranks,
+    merge_over_ranks,
+    world,
+    wrap,
+)
 from harvest.training.checkpoint import load_checkpoint, save_checkpoint
 from harvest.training.log import RunLog, bar, say
 from harvest.training.optim import build_optimizer, lr_at, set_lr
@@ -51,6 +60,8 @@ def train(config: RunConfig, run: Path) -> Path:
         if config.loop.threads is not None:
             torch.set_num_threads(config.loop.threads)
         dataset, model, tokenizer, image_model = prepare(config, run, here)
+        if config.blend < 1 and image_model is None:
+            raise HarvestError("blend needs an image model to blend with: this run does not start from one")
         objective = build_objective(config, model).to(here.device)
         optimizer = build_optimizer(objective, config.optim)
         first_step = load_checkpoint(run, objective=objective, optimizer=optimizer) or 0
@@ -63,8 +74,10 @@ def train(config: RunConfig, run: Path) -> Path:
 
         def save(step: int) -> None:
             if here.is_main:
-                save_checkpoint(run, step=step, objective=objective, optimizer=optimizer, keep_last=config.loop.keep_last)
-            barrier()
+                save_checkpoint(
+                    run, step=step, objective=objective, optimizer=optimizer, keep_last=config.loop.keep_last
+                )
+            _write_broken(run, loader, here)
 
         objective.train()
         with bar("decoding clips", quiet=not here.is_main) as progress:
@@ -89,7 +102,12 @@ def train(config: RunConfig, run: Path) -> Path:
                 step, clips = step + 1, clips + loader.batch_at(step)
 
                 is_last, is_stop = step == config.total_steps, any_rank(stop.asked, here.device)
-                if step % config.loop.log_every == 0 or step % config.loop.save_every == 0 or is_last or is_stop:
+                if (
+                    step % config.loop.log_every == 0
+                    or step % config.loop.save_every == 0
+                    or is_last
+                    or is_stop
+                ):
                     numbers = _numbers(losses.total.detach(), losses.parts, step)
                     seconds = time.perf_counter() - since
                     log.write(
@@ -103,7 +121,9 @@ def train(config: RunConfig, run: Path) -> Path:
                 if step % config.loop.save_every == 0 or is_last or is_stop:
                     save(step)
                 if is_stop and not is_last:
-                    raise HarvestError(f"stopped at step {step} of {config.total_steps} and saved; the same command goes on")
+                    raise RunStopped(
+                        f"stopped at step {step} of {config.total_steps} and saved; the same command goes on"
+                    )
                 if not is_last:
                     before = time.perf_counter()
                     batch = next(batches)
@@ -117,19 +137,27 @@ def train(config: RunConfig, run: Path) -> Path:
 # ---- what the loop needs before its first step -------------------------------------------------------------------
 
 
-def prepare(config: RunConfig, run: Path, here: World) -> tuple[ClipDataset, VideoTextModel, Tokenizer, VideoTextModel | None]:
+def prepare(
+    config: RunConfig, run: Path, here: World
+) -> tuple[ClipDataset, VideoTextModel, Tokenizer, VideoTextModel | None]:
     """The training set, the model to train, its tokenizer, and the image model it was made from (None from scratch)."""
     manifest = Path(config.data.train)
     if config.data.train == "mini-world":
         folder = run.parent / f"mini-world-{config.world.train}-{config.world.seed}"
         with bar("drawing the mini-world", quiet=not here.is_main) as progress:
-            manifest = write_miniworld(folder, config.world, progress=progress).train if here.is_main else manifest
+            manifest = (
+                write_miniworld(folder, config.world, progress=progress).train if here.is_main else manifest
+            )
             barrier()
             manifest = write_miniworld(folder, config.world).train  # the other ranks find it finished
     elif not config.data.train:
-        raise HarvestError("nothing to train on: give a manifest with --data.train FILE (.jsonl, .csv or .parquet)")
+        raise HarvestError(
+            "nothing to train on: give a manifest with --data.train FILE (.jsonl, .csv or .parquet)"
+        )
     examples = read_manifest(manifest, videos=Path(config.data.videos) if config.data.videos else None)
-    model, tokenizer, image_model = start_model(config, [text for example in examples for text in example.texts])
+    model, tokenizer, image_model = start_model(
+        config, [text for example in examples for text in example.texts]
+    )
     dataset = ClipDataset(
         examples,
         config.data,
@@ -155,6 +183,15 @@ def start_model(
         if model.config.video.num_frames != config.data.num_frames:
             raise HarvestError(
                 f"{source} is a video model of {model.config.video.num_frames} frames, data.num_frames is {config.data.num_frames}"
+            )
+        if (
+            model.fusion is None
+            and isinstance(config.objective, PostPretrainingConfig)
+            and config.objective.masked_words_weight > 0
+        ):
+            raise HarvestError(
+                f"{source} is a video model without a fusion decoder, which masked words need: "
+                "give --objective.masked-words-weight 0"
             )
         return model, tokenizer, None
     if not isinstance(config.objective, PostPretrainingConfig):
@@ -204,6 +241,7 @@ def _cache_texts(objective: nn.Module, dataset: ClipDataset, tokenizer: Tokenize
 def _claim(run: Path, config: RunConfig, here: World) -> None:
     """Write config.json into a new run folder, or see that the folder holds this very run."""
     path = run / "config.json"
+    temporary = path.with_suffix(".json.new")
     if path.exists():
         other = differences(read_config(path), config)
         if other:
@@ -211,12 +249,14 @@ def _claim(run: Path, config: RunConfig, here: World) -> None:
                 f"{run} holds another run; it differs in\n  " + "\n  ".join(other) + "\n"
                 "Give another folder with --out, or remove this one to start afresh."
             )
-    elif run.exists() and any(run.iterdir()):
+    elif run.is_file():
+        raise HarvestError(f"{run} is a file: give a folder with --out")
+    elif run.exists() and any(inside != temporary for inside in run.iterdir()):
         raise HarvestError(f"{run} is not empty and holds no run: give another folder with --out")
+    barrier()  # nobody may find the files that the main rank writes now
     if here.is_main:
         try:
             run.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".json.new")
             temporary.write_text(to_json(config))
             temporary.rename(path)
         except OSError as error:
@@ -277,6 +317,17 @@ def stop_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+def _write_broken(run: Path, loader: TrainLoader, here: World) -> None:
+    """Add what this process and the others could not read to the run's broken.json: {id: reason}."""
+    broken, path = merge_over_ranks(loader.broken), run / "broken.json"
+    if here.is_main and broken:
+        before = json.loads(path.read_text()) if path.exists() else {}
+        temporary = path.with_suffix(".json.new")
+        temporary.write_text(json.dumps(before | broken, indent=1))
+        temporary.rename(path)
+    barrier()
+
+
 def _finish(
     run: Path,
     config: RunConfig,
@@ -287,15 +338,18 @@ def _finish(
 ) -> None:
     """Write the model folder, blended with the image model if asked for, and the report of broken videos."""
     if config.blend < 1:
-        if image_model is None:
-            raise HarvestError("blend needs an image model to blend with: this run did not start from one")
+        assert image_model is not None  # seen to before the first step
         blend(image_model.to(next(model.parameters()).device), model, video_share=config.blend)
-    save_model(run / "model", model, tokenizer, notes={"recipe": config.recipe, "started_from": config.start.model})
-    if loader.broken:
-        (run / "broken.json").write_text(json.dumps(loader.broken, indent=1))
+    save_model(
+        run / "model", model, tokenizer, notes={"recipe": config.recipe, "started_from": config.start.model}
+    )
+    if (run / "broken.json").exists():
+        broken = json.loads((run / "broken.json").read_text())
         say(
-            f"{len(loader.broken)} of {len(loader.dataset)} videos could not be read; their places were taken by the "
+            f"{len(broken)} of {len(loader.dataset)} videos could not be read; their places were taken by the "
             f"next in order. Names and reasons: {run / 'broken.json'}"
         )
     if loader.truncated:
-        say(f"{loader.truncated} captions were longer than {tokenizer.config.context_length} words pieces and were cut")
+        say(
+            f"{loader.truncated} captions were longer than {tokenizer.config.context_length} word pieces and were cut"
+        )

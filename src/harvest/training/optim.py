@@ -25,7 +25,9 @@ class OptimConfig:
     """Parameters whose name contains the key learn at this multiple, e.g. `{"log_scale": 10}`. The first match counts."""
 
 
-def lr_at(step: int, *, config: OptimConfig, steps: int, tuning_from: int | None = None, tuning_lr: float = 0.0) -> float:
+def lr_at(
+    step: int, *, config: OptimConfig, steps: int, tuning_from: int | None = None, tuning_lr: float = 0.0
+) -> float:
     """Linear warm-up, then a cosine to `lr_end` at `steps`; from `tuning_from` on, a cosine from `tuning_lr` to 0.
 
     >>> lr_at(0, config=OptimConfig(lr=1.0, warmup_steps=4), steps=10)
