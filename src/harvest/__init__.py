@@ -1,3 +1,25 @@
 """Harvest: turn an image-text foundation model into a video-language foundation model, cheaply, and use it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+__all__ = ["HarvestError", "VideoText", "__version__", "load"]
+
+if TYPE_CHECKING:
+    from harvest.api import VideoText, load
+    from harvest.interfaces import HarvestError
+
+
+def __getattr__(name: str) -> Any:
+    # Opened on first use: `harvest --help` and the workers that draw the mini-world need no PyTorch.
+    if name in ("VideoText", "load"):
+        from harvest import api
+
+        return getattr(api, name)
+    if name == "HarvestError":
+        from harvest.interfaces import HarvestError
+
+        return HarvestError
+    raise AttributeError(f"module 'harvest' has no attribute {name!r}")

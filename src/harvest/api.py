@@ -1,0 +1,56 @@
+"""The three things one does with a model, in one object: `harvest.load` opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from harvest.data.video import read_clip
+from harvest.evaluation.embed import Mode, default_frames, embed_texts, embed_videos
+from harvest.evaluation.question_answering import fill
+from harvest.interfaces import Example, HarvestError
+from harvest.model.pretrained import load_pretrained
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_text import VideoTextModel
+
+
+class VideoText:
+    """A video-text model with its tokenizer. Cosines of what its methods embed say how well text and video agree."""
+
+    def __init__(self, model: VideoTextModel, tokenizer: Tokenizer, *, mode: Mode = "video") -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.mode: Mode = mode
+
+    def embed_videos(self, paths: Sequence[str | Path], *, batch_size: int = 16, workers: int = 0) -> Tensor:
+        """Unit vectors of whole videos, fp32 `[len(paths), E]`. A video that cannot be read raises HarvestError."""
+        examples = [Example(id=str(path), video=str(path)) for path in paths]
+        found = embed_videos(self.model, examples, mode=self.mode, batch_size=batch_size, workers=workers)
+        if found.broken:
+            name, reason = next(iter(found.broken.items()))
+            raise HarvestError(f"{len(found.broken)} of {len(paths)} videos cannot be read; {name}: {reason}")
+        return found.pooled[found.row]
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors of sentences, fp32 `[len(texts), E]`."""
+        return embed_texts(self.model, self.tokenizer, texts)
+
+    def fill(self, path: str | Path, sentence: str) -> list[tuple[str, float]]:
+        """The likeliest word, with its probability, for each `[mask]` of a sentence about a video."""
+        clip = read_clip(
+            path,
+            num_frames=default_frames(self.model, self.mode),
+            image_size=self.model.config.video.image_size,
+        )
+        return fill(self.model, self.tokenizer, clip.frames, sentence, mode=self.mode)
+
+
+def load(source: str | Path) -> VideoText:
+    """Open a Harvest model folder, a hub name, or any weights that `harvest convert` takes.
+
+    An image model sees a video as the mean of its frames. Load or fail: HarvestError says what does not fit.
+    """
+    model, tokenizer, _ = load_pretrained(source)
+    return VideoText(model, tokenizer, mode="image" if model.config.video.num_frames == 1 else "video")
