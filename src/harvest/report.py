@@ -1,0 +1,228 @@
+"""The page that shows what a run of the demo found: one HTML file that needs no other."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import jinja2
+import numpy as np
+from torch import Tensor
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+WIDTH, HEIGHT = 340, 212  # of a chart, in its own units
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 36  # room for the labels
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row of the table: one figure of the image model and of the video model."""
+
+    name: str
+    what: str
+    image: float | None
+    video: float
+    chance: float
+    image_interval: tuple[float, float] | None = None
+    video_interval: tuple[float, float] | None = None
+    is_rank: bool = False
+    """Ranks, where less is better; all others are percent."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A clip that a search brought up."""
+
+    strip: str  # data: URI
+    caption: str
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class Search:
+    """One query, and the best clips by each model."""
+
+    sentence: str
+    image: Sequence[Found]
+    video: Sequence[Found]
+    image_rank: int
+    video_rank: int
+
+
+@dataclass(frozen=True)
+class Guess:
+    word: str
+    percent: float
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A sentence with a hidden word, filled when shown its own clip and when shown another."""
+
+    sentence: str
+    word: str
+    own_strip: str
+    own: Sequence[Guess]
+    other_strip: str
+    other_sentence: str
+    other_word: str
+    other: Sequence[Guess]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The accuracy of both models in one group of motions, percent."""
+
+    name: str
+    image: float
+    video: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A curve in the units of an SVG: `raw` as measured, `smooth` to be looked at."""
+
+    title: str
+    unit: str
+    raw: str
+    smooth: str
+    last: str
+    x_ticks: Sequence[tuple[float, str]]
+    y_ticks: Sequence[tuple[float, str]]
+    tuning_x: float | None
+    """Where the stage without dropping begins."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything the page tells."""
+
+    claim: str
+    scores: Sequence[Score]
+    right_clip: float
+    other_clip: float
+    charts: Sequence[Chart]
+    searches: Sequence[Search]
+    num_clips: int
+    bars: Sequence[Bar]
+    bars_chance: float
+    blanks: Sequence[Blank]
+    facts: Sequence[tuple[str, str]]
+    command: str
+    next_commands: Sequence[tuple[str, str]]
+
+
+def write_report(path: Path, page: Page) -> None:
+    """Write the page, whole or not at all."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = percent
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    html = template.render(
+        page=page, width=WIDTH, height=HEIGHT, left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM
+    )
+    write_whole(path, html)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is seen whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def percent(value: float) -> str:
+    return f"{value:.1f} %"
+
+
+# ---- pictures ----------------------------------------------------------------------------------------------------
+
+
+def filmstrip(frames: Tensor) -> str:
+    """Frames uint8 `[T, 3, H, W]` side by side, as the data: URI of a JPEG."""
+    T, C, H, W = frames.shape
+    row = frames.permute(2, 0, 3, 1).reshape(H, T * W, C).contiguous().numpy()  # [H, T * W, 3]
+    return "data:image/jpeg;base64," + base64.b64encode(_jpeg(row)).decode("ascii")
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    encoder = av.CodecContext.create("mjpeg", "w")
+    encoder.height, encoder.width = image.shape[:2]
+    encoder.pix_fmt = "yuvj444p"  # full range and a colour for every pixel: small shapes keep their edges
+    encoder.time_base = Fraction(1, 1)
+    encoder.options = {"qmin": "2", "qmax": "2"}
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+        format="yuvj444p", dst_color_range="JPEG", dst_colorspace="ITU601"
+    )
+    frame.pts = 0
+    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
+
+
+# ---- curves ------------------------------------------------------------------------------------------------------
+
+
+def chart(
+    lines: Sequence[Mapping[str, float]],
+    key: str,
+    *,
+    title: str,
+    unit: str,
+    scale: float = 1.0,
+    tuning_from: int | None = None,
+) -> Chart | None:
+    """The curve of `key` over the steps of metrics.jsonl; None where fewer than two lines have it."""
+    points = [(line["step"], scale * line[key]) for line in lines if key in line and math.isfinite(line[key])]
+    if len(points) < 2:
+        return None
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    x_ticks, y_ticks = ticks(0, max(steps), at_most=4), ticks(min(0, *values), max(values), at_most=4)
+    low, high = y_ticks[0], max(y_ticks[-1], max(values))
+
+    def x(step: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * step / max(steps), 1)
+
+    def y(value: float) -> float:
+        return round(HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (value - low) / (high - low or 1), 1)
+
+    def line(values: Sequence[float]) -> str:
+        return " ".join(f"{x(step)},{y(value)}" for step, value in zip(steps, values, strict=True))
+
+    return Chart(
+        title=title,
+        unit=unit,
+        raw=line(values),
+        smooth=line(smoothed(values)),
+        last=f"{smoothed(values)[-1]:.1f} %" if unit == "percent" else f"{smoothed(values)[-1]:.2f}",
+        x_ticks=[(x(tick), f"{tick:g}") for tick in x_ticks],
+        y_ticks=[(y(tick), f"{tick:g}") for tick in y_ticks],
+        tuning_x=x(tuning_from) if tuning_from is not None else None,
+    )
+
+
+def smoothed(values: Sequence[float], *, reach: int = 2) -> list[float]:
+    """Means over a window of `reach` values on each side, smaller at the ends so that they stay in place."""
+    means = []
+    for place in range(len(values)):
+        near = min(reach, place, len(values) - 1 - place)
+        window = values[place - near : place + near + 1]
+        means.append(sum(window) / len(window))
+    return means
+
+
+def ticks(low: float, high: float, *, at_most: int) -> list[float]:
+    """Round numbers at equal distances from at or below `low` up to at or below `high`, at most `at_most` steps."""
+    if high <= low:
+        high = low + 1
+    rough = (high - low) / at_most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.floor(high / step + 1e-9)
+    return [round(number * step, 10) for number in range(first, last + 1)]
