@@ -171,9 +171,9 @@ def evaluate_command(args: list[str]) -> None:
     ) -> None:
         """Zero-shot scores of a model on a manifest, as a table and, with --out, as JSON.
 
-        harvest evaluate runs/demo/model --data runs/demo/world/retrieval.jsonl
-        harvest evaluate openai/clip-vit-base-patch16 --image --data msrvtt.jsonl --videos /data/msrvtt
-        harvest evaluate runs/webvid/model --data k400.csv --task recognition --classes k400.txt
+        $ harvest evaluate runs/demo/model --data runs/demo/world/retrieval.jsonl
+        $ harvest evaluate openai/clip-vit-base-patch16 --image --data msrvtt.jsonl --videos /data/msrvtt
+        $ harvest evaluate runs/webvid/model --data k400.csv --task recognition --classes k400.txt
 
         Args:
             model: A Harvest model folder, or any source that `harvest convert` takes.
@@ -236,8 +236,8 @@ def convert_command(args: list[str]) -> None:
     ) -> None:
         """Write a Harvest model folder from other weights, and say what was used, ignored and new.
 
-        harvest convert openai/clip-vit-base-patch16 models/clip-b16
-        harvest convert ViT-B-16.pt models/clip-b16 --vocabulary bpe_simple_vocab_16e6.txt.gz
+        $ harvest convert openai/clip-vit-base-patch16 models/clip-b16
+        $ harvest convert ViT-B-16.pt models/clip-b16 --vocabulary bpe_simple_vocab_16e6.txt.gz
 
         Args:
             source: A hub name, a folder (transformers, OpenCLIP, Harvest), or a state-dict file (OpenAI, OpenCLIP, ViCLIP).
@@ -264,7 +264,7 @@ def miniworld_command(args: list[str]) -> None:
     ) -> None:
         """Write the mini-world: captioned clips, questions and labels (docs/miniworld.md).
 
-        harvest miniworld runs/world --train 12000
+        $ harvest miniworld runs/world --train 12000
 
         Args:
             out: Folder to write into.
@@ -287,8 +287,8 @@ def demo_command(args: list[str]) -> None:
     def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
         """Watch an image model that cannot tell left from right become a video model that can.
 
-        harvest demo
-        harvest demo --out /tmp/demo
+        $ harvest demo
+        $ harvest demo --out /tmp/demo
 
         Args:
             out: Folder for the mini-world, the run, report.html, demo.json and the model. Goes on if it was stopped.

@@ -1,0 +1,465 @@
+"""`harvest bench step`: how fast this machine trains, with and without dropping patches.
+
+The real model and the real objective on random clips: whole steps, forward, backward and optimizer, without
+decoding. Variants take turns in one run, so that whatever else the machine does hits them alike.
+
+Symbols in the cost formulas: N tubelets seen, D width, L layers, n words; MAC = one multiply and add = 2 FLOP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
+from harvest.model.fusion import FusionConfig
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+from harvest.parallel import Precision, autocast
+from harvest.tokens.selectors import num_kept
+from harvest.training.optim import OptimConfig, build_optimizer
+
+Size = Literal["b16", "l14", "mini"]
+
+_B16 = VideoEncoderConfig()
+_SIZES: dict[Size, tuple[VideoEncoderConfig, TextEncoderConfig, FusionConfig]] = {
+    "b16": (_B16, TextEncoderConfig(), FusionConfig(4, 8)),
+    "l14": (
+        dataclasses.replace(
+            _B16, patch_size=14, width=1024, depth=24, num_heads=16, mlp_width=4096, embed_dim=768
+        ),
+        TextEncoderConfig(width=768, num_heads=12, mlp_width=3072, embed_dim=768),
+        FusionConfig(4, 12),
+    ),
+    "mini": (
+        dataclasses.replace(
+            _B16, tubelet_size=2, patch_size=8, width=128, depth=4, num_heads=4, mlp_width=512, embed_dim=128
+        ),
+        TextEncoderConfig(
+            vocab_size=768,
+            context_length=32,
+            width=128,
+            depth=3,
+            num_heads=4,
+            mlp_width=512,
+            embed_dim=128,
+            start_id=0,
+            end_id=1,
+            pad_id=2,
+        ),
+        FusionConfig(2, 4),
+    ),
+}
+
+
+def step_command(
+    model: Size = "b16",
+    drop_ratios: tuple[float, ...] = (0.0, 0.9),
+    frames: int = 8,
+    image_size: int | None = None,
+    batch: int | None = None,
+    words: int = 32,
+    precision: Precision = "bf16",
+    cache_texts: bool = False,
+    compile: bool = False,
+    checkpointing: bool = False,
+    reference: bool = False,
+    threads: int | None = None,
+    seconds: float = 20.0,
+    device: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Clips a second of a training step, side by side for several drop ratios.
+
+    $ harvest bench step
+    $ harvest bench step --model l14 --drop-ratios 0 0.5 0.9 --batch 16 --cache-texts
+    $ harvest bench step --reference --seconds 60 --out step.json
+
+    Args:
+        model: CLIP's ViT-B/16 or ViT-L/14, or the mini-world's model. Weights are random.
+        drop_ratios: Shares of patches dropped, measured in turns in one run.
+        frames: Frames a clip.
+        image_size: Side of a frame; 224, and 64 for mini.
+        batch: Clips a step, the same at every ratio. Without it about the same work: 4 clips at 0 %, 40 at 90 %.
+        words: Words a caption, start and end among them.
+        precision: bf16 autocast or fp32.
+        cache_texts: Captions encoded before, as with objective.cache_texts.
+        compile: Compile the transformer blocks.
+        checkpointing: Recompute the video blocks' activations in the backward pass.
+        reference: Also a plain reference of the same model: fp32, eager, every patch embedded and then dropped.
+        threads: Threads PyTorch computes with.
+        seconds: Time for each variant.
+        device: cuda where there is one, else cpu.
+        out: Write the result as JSON to this file.
+    """
+    result = measure_steps(
+        model,
+        drop_ratios=drop_ratios,
+        frames=frames,
+        image_size=image_size,
+        batch=batch,
+        words=words,
+        precision=precision,
+        cache_texts=cache_texts,
+        compile=compile,
+        checkpointing=checkpointing,
+        reference=reference,
+        threads=threads,
+        seconds=seconds,
+        device=device,
+    )
+    print_result(result)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(to_json(result))
+        print(f"written: {out}")
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One variant: steps of `batch` clips. Times are medians over `steps` measured ones."""
+
+    variant: Literal["harvest", "reference"]
+    drop_ratio: float
+    batch: int
+    kept: int
+    """Tubelets seen of each clip."""
+    steps: int
+    step_s: float
+    fastest_step_s: float
+    clips_per_s: float
+    speedup: float | None
+    """Clips a second over those of the same variant at 0 % drop; None where that was not measured."""
+    gflop_per_clip: float
+    """By formula: matrix products of the model, the backward pass counted twice the forward where it is computed."""
+    gflop_per_s: float
+
+
+@dataclass(frozen=True)
+class StepBench:
+    settings: dict[str, object]
+    machine: dict[str, object]
+    rows: tuple[StepTime, ...]
+
+
+def measure_steps(
+    model: Size,
+    *,
+    drop_ratios: tuple[float, ...] = (0.0, 0.9),
+    frames: int = 8,
+    image_size: int | None = None,
+    batch: int | None = None,
+    words: int = 32,
+    precision: Precision = "bf16",
+    cache_texts: bool = False,
+    compile: bool = False,
+    checkpointing: bool = False,
+    reference: bool = False,
+    threads: int | None = None,
+    seconds: float = 20.0,
+    device: str | None = None,
+) -> StepBench:
+    """Measure whole training steps of each drop ratio, variants in turns, `seconds` for each."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = model_config(model, frames=frames, image_size=image_size)
+    text = config.text
+    if not drop_ratios or any(not 0 <= ratio < 1 for ratio in drop_ratios):
+        raise HarvestError(f"drop_ratios: expected numbers of 0 or more and less than 1, got {drop_ratios}")
+    if not 3 <= words <= text.context_length:
+        raise HarvestError(f"words: expected 3 to {text.context_length}, got {words}")
+    if (batch is not None and batch < 1) or seconds <= 0:
+        raise HarvestError(
+            f"expected a batch of at least 1 and more than 0 seconds, got {batch} and {seconds}"
+        )
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    variants = []
+    for name in ("harvest", "reference") if reference else ("harvest",):
+        plain = name == "reference"
+        objective = _objective(config, cache_texts=cache_texts and not plain, plain=plain).to(place)
+        objective.model.video.checkpointing = checkpointing and not plain
+        if compile and not plain:
+            objective.model.compile_blocks()
+        step = _stepper(objective, "fp32" if plain else precision, place)
+        variants += [
+            _Variant(
+                "reference" if plain else "harvest",
+                ratio,
+                size,
+                step,
+                _random_batch(config, size, words, place),
+            )
+            for ratio in drop_ratios
+            for size in [batch or default_batch(ratio, place)]
+        ]
+    for variant in variants:
+        for _ in range(2):  # allocations, autotuning and compilation happen in the first
+            variant.run()
+        variant.times.clear()
+    # Turns, each one step long: the variant that has had least time goes next, until all have had their share.
+    while (behind := min(variants, key=lambda v: sum(v.times))) and (
+        sum(behind.times) < seconds or len(behind.times) < 2
+    ):
+        behind.run()
+    return StepBench(
+        settings={
+            "model": model,
+            "frames": frames,
+            "image_size": config.video.image_size,
+            "words": words,
+            "precision": precision,
+            "cache_texts": cache_texts,
+            "compile": compile,
+            "checkpointing": checkpointing,
+            "seconds": seconds,
+        },
+        machine=_machine(place),
+        rows=_rows(variants, config, words=words, cache_texts=cache_texts),
+    )
+
+
+def model_config(model: Size, *, frames: int, image_size: int | None = None) -> ModelConfig:
+    video, text, fusion = _SIZES[model]
+    size = image_size or (64 if model == "mini" else 224)
+    if size % video.patch_size or frames < 1:
+        raise HarvestError(
+            f"expected at least 1 frame and an image_size that is a multiple of {video.patch_size}, got {frames}, {size}"
+        )
+    return ModelConfig(dataclasses.replace(video, num_frames=frames, image_size=size), text, fusion)
+
+
+def default_batch(drop_ratio: float, device: torch.device) -> int:
+    """About equal work a step at every ratio: 1 / (1 - ratio) times the clips of 0 %, which are 4 (32 on a GPU)."""
+    return round((32 if device.type == "cuda" else 4) / (1 - drop_ratio))
+
+
+# ---- what is measured --------------------------------------------------------------------------------------------
+
+
+class _EmbedsAll(VideoEncoder):
+    """The plain way: every patch is normalised and embedded, and the dropped ones are thrown away after."""
+
+    def embed_tubelets(self, video: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        tokens_BND, times_BN = super().embed_tubelets(video, None)
+        if keep is None:
+            return tokens_BND, times_BN
+        return tokens_BND.gather(1, keep[..., None].expand(-1, -1, tokens_BND.shape[2])), times_BN.gather(
+            1, keep
+        )
+
+
+def _objective(config: ModelConfig, *, cache_texts: bool, plain: bool) -> PostPretraining:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = VideoTextModel(config)
+        if plain:
+            video = _EmbedsAll(config.video)
+            video.load_state_dict(model.video.state_dict())
+            model.video = video
+    return PostPretraining(PostPretrainingConfig(cache_texts=cache_texts), model, seed=0)
+
+
+def _random_batch(config: ModelConfig, batch: int, words: int, device: torch.device) -> Batch:
+    """Clips of noise, captions of random words whose lengths end at `words`, padded as a tokenizer would."""
+    generator = torch.Generator().manual_seed(0)
+    video, text = config.video, config.text
+    shape = (batch, video.num_frames, 3, video.image_size, video.image_size)
+    specials = 3 if text.start_id == 0 else 0
+    ids = torch.full((batch, 1, text.context_length), text.pad_id)
+    most = min(text.vocab_size, text.end_id if text.end_id > specials else text.vocab_size)
+    ids[..., :words] = torch.randint(
+        specials, most - 2 if not specials else most, (batch, 1, words), generator=generator
+    )
+    ids[..., 0] = text.start_id if text.start_id is not None else 0
+    ids[..., words - 1] = text.end_id
+    return Batch(
+        video=torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(device),
+        text_ids=ids.to(device),
+        example=torch.arange(batch, device=device),
+        caption=torch.arange(batch, device=device)[:, None],
+        label=torch.full((batch,), -1, device=device),
+    )
+
+
+def _stepper(
+    objective: PostPretraining, precision: Precision, device: torch.device
+) -> Callable[[Batch, float, int], float]:
+    """One training step as the loop does it; returns its seconds."""
+    optimizer = build_optimizer(objective, OptimConfig(lr=1e-6))
+    objective.train()
+
+    def step(batch: Batch, drop_ratio: float, number: int) -> float:
+        if objective.config.cache_texts and (
+            objective.text_cache is None or len(objective.text_cache) < len(batch.caption)
+        ):
+            objective.fill_text_cache(batch.text_ids.flatten(0, 1))
+        objective.drop_ratio = drop_ratio
+        _wait(device)
+        before = time.perf_counter()
+        with autocast(device, precision):
+            losses: Losses = objective(batch, number)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _wait(device)
+        return time.perf_counter() - before
+
+    return step
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _Variant:
+    def __init__(
+        self,
+        name: Literal["harvest", "reference"],
+        drop_ratio: float,
+        batch: int,
+        step: Callable[[Batch, float, int], float],
+        clips: Batch,
+    ) -> None:
+        self.name, self.drop_ratio, self.batch = name, drop_ratio, batch
+        self.step, self.clips = step, clips
+        self.times: list[float] = []
+
+    def run(self) -> None:
+        self.times.append(self.step(self.clips, self.drop_ratio, len(self.times)))
+
+
+# ---- what it costs by formula ------------------------------------------------------------------------------------
+
+
+def step_gflop(
+    config: ModelConfig, *, kept: int, words: int, text_mask_ratio: float = 0.15, cache_texts: bool = False
+) -> float:
+    """GFLOP of one clip's training step: video, frozen text, fusion and the head at hidden words.
+
+    Matrix products alone: layer norms, softmax and activations are below 1 %. The backward pass costs twice the
+    forward where weights are trained, once where it only passes through to the mask embedding.
+    """
+    video, text = config.video, config.text
+    prefix = {"none": 0, "clip": 1, "frame": video.num_times}[video.prefix]
+    seen = kept + prefix
+    patches = kept * video.tubelet_size * 3 * video.patch_size**2 * video.width
+    encoder = video.depth * _block_mac(seen, video.width, video.mlp_width)
+    tower = text.depth * _block_mac(words, text.width, text.mlp_width)
+    macs: float = 2 * patches + 3 * encoder  # the pixels need no gradient
+    if not cache_texts:
+        macs += tower
+    macs += 2 * tower  # the masked caption: forward, and backward to the mask embedding
+    if config.fusion is not None:
+        width = text.width
+        block = _block_mac(words, width, 4 * width)
+        cross = 2 * words * width**2 + 2 * kept * width**2 + 2 * words * kept * width
+        hidden = max(1.0, text_mask_ratio * (words - 2))
+        head = hidden * (width**2 + width * text.vocab_size)
+        macs += 3 * (
+            kept * video.width * width + words * width**2 + config.fusion.depth * (block + cross) + head
+        )
+    return 2 * macs / 1e9
+
+
+def _block_mac(tokens: int, width: int, mlp_width: int) -> int:
+    return tokens * (4 * width**2 + 2 * width * mlp_width) + 2 * tokens**2 * width
+
+
+def _rows(
+    variants: list[_Variant], config: ModelConfig, *, words: int, cache_texts: bool
+) -> tuple[StepTime, ...]:
+    clips_per_s = {(v.name, v.drop_ratio): v.batch / statistics.median(v.times) for v in variants}
+    num_tubelets = config.video.num_times * config.video.num_places
+    rows = []
+    for v in variants:
+        kept = num_kept(num_tubelets, v.drop_ratio)
+        gflop = step_gflop(config, kept=kept, words=words, cache_texts=cache_texts and v.name == "harvest")
+        rate, whole = clips_per_s[v.name, v.drop_ratio], clips_per_s.get((v.name, 0.0))
+        rows.append(
+            StepTime(
+                variant=v.name,
+                drop_ratio=v.drop_ratio,
+                batch=v.batch,
+                kept=kept,
+                steps=len(v.times),
+                step_s=statistics.median(v.times),
+                fastest_step_s=min(v.times),
+                clips_per_s=rate,
+                speedup=rate / whole if whole else None,
+                gflop_per_clip=gflop,
+                gflop_per_s=gflop * rate,
+            )
+        )
+    return tuple(rows)
+
+
+# ---- what is told ------------------------------------------------------------------------------------------------
+
+
+def to_json(result: StepBench) -> str:
+    return json.dumps(dataclasses.asdict(result), indent=1)
+
+
+def _machine(device: torch.device) -> dict[str, object]:
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+_HEADINGS = ("variant", "drop", "batch", "kept", "step", "clips/s", "speed-up", "GFLOP/clip", "GFLOP/s")
+
+
+def print_result(result: StepBench) -> None:
+    """A table, by rich where it is installed."""
+    cells = [
+        (
+            row.variant,
+            f"{100 * row.drop_ratio:.0f} %",
+            str(row.batch),
+            str(row.kept),
+            f"{1000 * row.step_s:.0f} ms",
+            f"{row.clips_per_s:.2f}",
+            f"{row.speedup:.1f} x" if row.speedup is not None else "",
+            f"{row.gflop_per_clip:.1f}",
+            f"{row.gflop_per_s:.0f}",
+        )
+        for row in result.rows
+    ]
+    title = ", ".join(str(value) for value in result.machine.values())
+    settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
+    print(f"{settings}\n{title}")
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        for line in (_HEADINGS, *cells):
+            print("  ".join(f"{cell:>10}" for cell in line))
+        return
+    table = Table(*_HEADINGS)
+    for line in cells:
+        table.add_row(*line)
+    Console().print(table)

@@ -1,0 +1,47 @@
+"""What several rooms' tests need: a place for runs with one mini-world, and an image model to start from."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harvest.config import RunConfig
+from harvest.recipes import tiny
+from harvest.training.loop import train
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs in this folder share the mini-world that the first of them draws."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def image_model(runs: Path) -> Path:
+    """A stand-in for the mini-world's image model: six steps old, made by the tiny twin of its recipe."""
+    return train(tiny("mini-image"), runs / "mini-image")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(image_model: Path) -> Callable[..., RunConfig]:
+    """`tiny_run("mini-harvest", loop={"steps": 3})`: a tiny twin that starts from the stand-in, with changes."""
+
+    def make(name: str = "mini-harvest", **changes: object) -> RunConfig:
+        config = tiny(name)
+        if config.start.scratch is None:
+            config = dataclasses.replace(
+                config, start=dataclasses.replace(config.start, model=str(image_model))
+            )
+        parts = {
+            part: dataclasses.replace(getattr(config, part), **change) if isinstance(change, dict) else change
+            for part, change in changes.items()
+        }
+        return dataclasses.replace(config, **parts)
+
+    return make

@@ -1,0 +1,105 @@
+"""A model small enough for brute force, batches for it, and the same step on several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from harvest.interfaces import Batch
+from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
+from harvest.model.fusion import FusionConfig
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
+from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+from harvest.parallel import World, wrap
+
+WORDS, LENGTH = 40, 9
+START, END, PAD = 0, 1, 2
+
+
+def small_model(*, fusion: bool = True, num_frames: int = 4, seed: int = 0) -> VideoTextModel:
+    """Every parameter random, also those that start at zero."""
+    sizes = {"width": 16, "depth": 2, "num_heads": 2, "mlp_width": 32, "embed_dim": 12}
+    model = VideoTextModel(
+        ModelConfig(
+            video=VideoEncoderConfig(image_size=16, patch_size=4, num_frames=num_frames, **sizes),
+            text=TextEncoderConfig(
+                vocab_size=WORDS, context_length=LENGTH, start_id=START, end_id=END, pad_id=PAD, **sizes
+            ),
+            fusion=FusionConfig(depth=1, num_heads=2) if fusion else None,
+        )
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name != "log_scale":
+                is_norm = "norm" in name and name.endswith("weight")
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(1 + 0.1 * noise if is_norm else 0.2 * noise)
+    return model
+
+
+def small_batch(clips: int, *, captions: int = 1, seed: int = 0) -> Batch:
+    """Random clips; captions of different lengths; clips 0 and 1 are one video."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, WORDS, (clips, captions, LENGTH), generator=generator)
+    for clip in range(clips):
+        end = 3 + clip % (LENGTH - 3)
+        ids[clip, :, 0], ids[clip, :, end] = START, END
+        ids[clip, :, end + 1 :] = PAD
+    example = torch.arange(clips)
+    example[1] = 0
+    return Batch(
+        video=torch.randint(256, (clips, 4, 3, 16, 16), generator=generator, dtype=torch.uint8),
+        text_ids=ids,
+        example=example,
+        caption=torch.arange(clips * captions).view(clips, captions),
+        label=torch.full((clips,), -1),
+    )
+
+
+def objective_of(kind: str) -> nn.Module:
+    """Nothing about these depends on random draws, so that ranks see what one process sees."""
+    if kind == "image_text":
+        return ImageTextPretraining(ImageTextConfig(drop_ratio=0.0), small_model(fusion=False), seed=0)
+    base = PostPretrainingConfig(drop_ratio=0.0, text_mask_ratio=1.0)
+    changes = {
+        "contrastive": {"masked_words_weight": 0.0},
+        "masked_words": {"contrastive_weight": 0.0},
+        "both": {},
+        "both_trained": {"text_tower": "trained"},
+    }[kind]
+    config = dataclasses.replace(base, **changes)
+    model = small_model(fusion=config.masked_words_weight > 0)
+    return PostPretraining(config, model, seed=0)
+
+
+def loss_and_gradients(objective: nn.Module, step_of: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    losses = step_of(batch, 0)
+    losses.total.backward()
+    found = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+    return {"loss": losses.total.detach(), **found}
+
+
+def still(batch: Batch) -> Batch:
+    """All frames of a clip equal, so that it does not matter which one is drawn."""
+    return batch._replace(video=batch.video[:, :1].expand(-1, 4, -1, -1, -1).contiguous())
+
+
+def on_a_rank(rank: int, size: int, kind: str, folder: str, clips: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    objective = objective_of(kind)
+    batch = still(small_batch(clips, captions=2))
+    mine = Batch(*(tensor[rank::size] for tensor in batch))
+    found = loss_and_gradients(objective, wrap(objective, World(rank, size)), mine)
+    total = found.pop("loss").clone()
+    dist.all_reduce(total)
+    if rank == 0:
+        torch.save({"loss": total / size, **found}, Path(folder) / "found.pt")
+    dist.barrier()
+    dist.destroy_process_group()

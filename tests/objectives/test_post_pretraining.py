@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from unittest.mock import patch
+
+import pytest
+import torch
+from small import END, PAD, START, WORDS, small_batch, small_model
+from torch import Tensor
+
+from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
+from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+
+
+def objective(model=None, **settings) -> PostPretraining:
+    made = PostPretraining(PostPretrainingConfig(**settings), model or small_model(), seed=3)
+    return made.train()
+
+
+def seen_by(made: PostPretraining, method: str, run: Callable[[], object]) -> list:
+    """Arguments that `run` hands to a method of the model."""
+    calls: list = []
+    inner = getattr(made.model, method)
+    with patch.object(made.model, method, lambda *a: (calls.append(a), inner(*a))[1]):
+        run()
+    return calls
+
+
+def keeps(made: PostPretraining, step: int, batch: Batch) -> Tensor:
+    [(_, keep)] = seen_by(made, "encode_video", lambda: made(batch, step))
+    return keep
+
+
+def test_tubelets_are_dropped_per_clip_fresh_each_step_exactly_as_many() -> None:
+    batch = small_batch(6)
+    made = objective(drop_ratio=0.9)
+    keep = keeps(made, 5, batch)
+    assert keep.shape == (6, 64 - int(0.9 * 64))
+    assert all(len(set(row.tolist())) == keep.shape[1] for row in keep)
+    assert keep.min() >= 0 and keep.max() < 64
+    assert len({tuple(row.tolist()) for row in keep}) == 6
+    assert not torch.equal(keep, keeps(made, 6, batch))
+    assert torch.equal(keep, keeps(objective(drop_ratio=0.9), 5, batch))
+    other_seed = PostPretraining(PostPretrainingConfig(), small_model(), seed=4)
+    assert not torch.equal(keep, keeps(other_seed, 5, batch))
+
+
+def test_draws_leave_the_global_generator_alone() -> None:
+    made, batch = objective(), small_batch(3)
+    before = torch.get_rng_state()
+    made(batch, 1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_ranks_draw_differently() -> None:
+    with patch("harvest.objectives.post_pretraining.world_rank_size", lambda: (1, 2)):
+        other = keeps(objective(), 5, small_batch(3))
+    assert not torch.equal(other, keeps(objective(), 5, small_batch(3)))
+
+
+def test_the_tuning_stage_sees_all() -> None:
+    made = objective()
+    made.drop_ratio = 0.0
+    assert keeps(made, 0, small_batch(3)) is None
+
+
+def test_a_step_repeats_itself() -> None:
+    first, again = (objective()(small_batch(4), 7) for _ in range(2))
+    assert torch.equal(first.total, again.total) and first.parts.keys() == {"vtc", "mlm", "words_right"}
+
+
+def test_words_are_hidden_where_they_may_be_and_filled_there_alone() -> None:
+    batch, made = small_batch(6), objective(text_mask_ratio=0.4)
+    texts = seen_by(made, "encode_text", lambda: made(batch, 2))
+    clean, masked = texts[0][0], texts[1][0]
+    assert torch.equal(clean, batch.text_ids.flatten(0, 1))
+    hidden = masked == made.model.mask_id
+    assert made.model.mask_id == WORDS and hidden.any(dim=1).all()
+    assert torch.equal(masked[~hidden], clean[~hidden])
+    assert not torch.isin(clean[hidden], torch.tensor([START, END, PAD])).any()
+    [(states,)] = seen_by(made, "predict_words", lambda: made(batch, 2))
+    assert len(states) == hidden.sum()
+
+
+def test_masked_words_loss_by_brute_force() -> None:
+    """The mean over hidden positions of the cross-entropy of all words at all positions."""
+    batch, made = small_batch(5), objective(contrastive_weight=0.0, drop_ratio=0.0)
+    masked = seen_by(made, "encode_text", lambda: made(batch, 4))[1][0]
+    model = made.model
+    states = model.fuse(model.encode_video(batch.video), model.encode_text(masked))
+    words = model.predict_words(states.flatten(0, 1)).view(*states.shape[:2], -1).log_softmax(-1)
+    losses, rights = [], []
+    for b, n in (masked == model.mask_id).nonzero().tolist():
+        target = batch.text_ids[b, 0, n]
+        losses.append(-words[b, n, target])
+        rights.append(words[b, n].argmax() == target)
+    found = made(batch, 4)
+    torch.testing.assert_close(found.parts["mlm"], torch.stack(losses).mean().detach())
+    torch.testing.assert_close(found.total, found.parts["mlm"])
+    torch.testing.assert_close(found.parts["words_right"], torch.stack(rights).float().mean())
+
+
+def test_contrastive_loss_by_brute_force() -> None:
+    """Clips 0 and 1 are one video: each of their captions is a positive of both."""
+    batch = small_batch(4, captions=2)
+    made = objective(small_model(fusion=False), masked_words_weight=0.0, drop_ratio=0.0)
+    video = made.model.encode_video(batch.video).pooled
+    text = made.model.encode_text(batch.text_ids.flatten(0, 1)).pooled
+    scores = made.model.log_scale.exp() * text @ video.T
+    clip_of_text = batch.example.repeat_interleave(2)
+    terms = []
+    for table, mine, others in (
+        (scores, clip_of_text, batch.example),
+        (scores.T, batch.example, clip_of_text),
+    ):
+        rows = [-table[i].log_softmax(0)[others == mine[i]].mean() for i in range(len(table))]
+        terms.append(torch.stack(rows).mean())
+    torch.testing.assert_close(made(batch, 0).total, sum(terms) / 2)
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_loss_weights(weight: float) -> None:
+    losses = objective(contrastive_weight=weight, masked_words_weight=0.5)(small_batch(4), 1)
+    torch.testing.assert_close(
+        losses.total.detach(), weight * losses.parts["vtc"] + 0.5 * losses.parts["mlm"]
+    )
+
+
+def test_a_caption_without_words_asks_nothing() -> None:
+    batch = small_batch(2)
+    batch.text_ids[:] = PAD
+    batch.text_ids[..., 0], batch.text_ids[..., 1] = START, END
+    losses = objective()(batch, 0)
+    losses.total.backward()
+    assert losses.parts["mlm"] == 0 and losses.parts["words_right"] == 0 and losses.total.isfinite()
+
+
+# ---- what trains -------------------------------------------------------------------------------------------------
+
+
+def trained(made: PostPretraining, batch: Batch) -> set[str]:
+    made(batch, 0).total.backward()
+    return {name for name, p in made.model.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+def test_with_a_frozen_text_tower_only_the_mask_embedding_of_it_trains() -> None:
+    made = objective()
+    names = {name for name, _ in made.model.named_parameters()}
+    expected = {n for n in names if not n.startswith("text.")} | {"text.mask_embedding"}
+    assert trained(made, small_batch(6)) == expected
+    assert {n for n, p in made.model.named_parameters() if p.requires_grad} == expected
+
+
+def test_without_masked_words_the_mask_embedding_stays() -> None:
+    made = objective(small_model(fusion=False), masked_words_weight=0.0)
+    names = {name for name, _ in made.model.named_parameters()}
+    assert trained(made, small_batch(6)) == {n for n in names if not n.startswith("text.")}
+    assert not made.model.text.mask_embedding.requires_grad
+
+
+def test_a_trained_text_tower_trains_whole() -> None:
+    made = objective(text_tower="trained")
+    assert trained(made, small_batch(12)) == {name for name, _ in made.model.named_parameters()}
+
+
+def test_the_image_text_objective_trains_all_but_what_it_lacks() -> None:
+    made = ImageTextPretraining(ImageTextConfig(), small_model(fusion=False, num_frames=1), seed=0)
+    names = {name for name, _ in made.model.named_parameters()}
+    assert trained(made, small_batch(8, captions=2)) == names - {"text.mask_embedding"}  # hides no word
+
+
+# ---- the cache of captions ---------------------------------------------------------------------------------------
+
+
+def with_gradients(made: PostPretraining, batch: Batch) -> tuple[Losses, dict[str, Tensor]]:
+    losses = made(batch, 2)
+    losses.total.backward()
+    return losses, {n: p.grad for n, p in made.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("captions", [1, 2])
+def test_cached_captions_give_the_same_loss_and_gradients(captions: int) -> None:
+    batch = small_batch(6, captions=captions)
+    plain, cached = objective(), objective(cache_texts=True)
+    told = []
+    cached.fill_text_cache(batch.text_ids.flatten(0, 1), lambda done, of: told.append((done, of)))
+    assert told == [(6 * captions, 6 * captions)]
+    shuffled = Batch(
+        *(tensor[[3, 0, 5, 1]] for tensor in batch)
+    )  # a cache is looked up by the caption's number
+    (a, a_gradients), (b, b_gradients) = with_gradients(plain, shuffled), with_gradients(cached, shuffled)
+    torch.testing.assert_close(a.total, b.total, atol=1e-6, rtol=1e-6)
+    assert a_gradients.keys() == b_gradients.keys()
+    for name, gradient in a_gradients.items():
+        torch.testing.assert_close(gradient, b_gradients[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_cache_is_used_and_not_saved() -> None:
+    batch, made = small_batch(3), objective(cache_texts=True)
+    made.fill_text_cache(batch.text_ids.flatten(0, 1))
+    assert len(seen_by(made, "encode_text", lambda: made(batch, 0))) == 1  # the masked ones
+    assert "text_cache" not in made.state_dict()
+
+
+# ---- limits ------------------------------------------------------------------------------------------------------
+
+
+def test_the_scale_is_held_at_100() -> None:
+    model = small_model(fusion=False)
+    vectors = torch.nn.functional.normalize(
+        torch.randn(3, 12, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    with torch.no_grad():
+        model.log_scale.fill_(9.0)
+    torch.testing.assert_close(
+        model.scores(vectors, vectors), 100 * vectors @ vectors.T, rtol=1e-4, atol=1e-4
+    )
+    assert model.log_scale.exp() > 100
+    with torch.no_grad():
+        model.log_scale.fill_(math.log(20))
+    torch.testing.assert_close(model.scores(vectors, vectors), 20 * vectors @ vectors.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"drop_ratio": 1.0}, "drop_ratio"),
+        ({"drop_ratio": -0.1}, "drop_ratio"),
+        ({"text_mask_ratio": 1.5}, "text_mask_ratio"),
+        ({"cache_texts": True, "text_tower": "trained"}, "cache_texts"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(HarvestError, match=message):
+        PostPretrainingConfig(**settings)

@@ -1,0 +1,96 @@
+"""Imports go one way, from the left of the house to the right (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import graphlib
+import subprocess
+import sys
+
+import grimp
+import pytest
+
+# Each room and the rooms it may import; a file named on its own is not part of its room's rule.
+ALLOWED: dict[str, set[str]] = {
+    "interfaces": set(),
+    "parallel": set(),
+    "data": {"interfaces", "parallel"},
+    "model": {"interfaces", "parallel"},
+    "tokens": {"interfaces", "parallel"},
+    "objectives": {"interfaces", "parallel", "model", "tokens"},
+    "training": {"interfaces", "parallel", "model"},
+    "evaluation": {"interfaces", "parallel", "data", "model", "tokens"},
+    "bench": {"interfaces", "parallel", "model", "tokens", "objectives", "training"},
+    "config": {"interfaces", "parallel", "data", "model", "objectives", "training"},
+    "recipes": {"interfaces", "config", "data", "model", "objectives", "training"},
+}
+# These files wire rooms together.
+WIRING = {f"harvest.{name}" for name in ("api", "cli", "demo", "report", "training.loop", "__main__")}
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("harvest", cache_dir=None)
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_rooms_before_it(graph: grimp.ImportGraph, room: str) -> None:
+    modules = {m for m in graph.modules if m.split(".")[1:2] == [room]} - WIRING
+    assert modules, f"no such room: {room}"
+    wrong = [
+        f"{module} imports {other}"
+        for module in sorted(modules)
+        for other in graph.find_modules_directly_imported_by(module)
+        if other != "harvest" and room_of(other) not in ALLOWED[room] | {room}
+    ]
+    assert not wrong
+
+
+def test_every_file_is_in_a_known_room(graph: grimp.ImportGraph) -> None:
+    rooms = {room_of(module) for module in graph.modules if module != "harvest" and module not in WIRING}
+    assert rooms == ALLOWED.keys()
+
+
+def test_only_wiring_sees_the_loop(graph: grimp.ImportGraph) -> None:
+    importers = graph.find_modules_that_directly_import("harvest.training.loop")
+    assert importers <= WIRING | {"harvest"}
+
+
+def test_interfaces_import_nothing_of_ours(graph: grimp.ImportGraph) -> None:
+    assert graph.find_modules_directly_imported_by("harvest.interfaces") == set()
+
+
+def test_there_are_no_circles(graph: grimp.ImportGraph) -> None:
+    imports = {
+        module: graph.find_modules_directly_imported_by(module) - {"harvest"} for module in graph.modules
+    }
+    del imports["harvest"]
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError with the circle
+
+
+def test_the_training_machine_needs_few_libraries() -> None:
+    """A GPU machine may have torch, numpy, safetensors, tokenizers and transformers alone."""
+    absent = ("av", "tyro", "jinja2", "tensorboardX", "ftfy", "rich", "huggingface_hub")
+    wanted = (
+        "bench",
+        "model.pretrained",
+        "model.folder",
+        "objectives.post_pretraining",
+        "objectives.image_text",
+        "training.optim",
+        "training.checkpoint",
+        "tokens",
+    )
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import " + ", ".join(
+        f"harvest.{name}" for name in wanted
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_brings_no_heavy_library() -> None:
+    code = "import sys; from harvest.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0

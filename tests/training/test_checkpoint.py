@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from harvest.interfaces import HarvestError
+from harvest.training.checkpoint import load_checkpoint, save_checkpoint
+from harvest.training.optim import OptimConfig, build_optimizer
+
+
+class Run:
+    """A layer and its optimizer, a few steps old."""
+
+    def __init__(self, folder: Path, width: int = 4) -> None:
+        self.folder = folder
+        self.layer = nn.Linear(width, 3)
+        self.optimizer = build_optimizer(self.layer, OptimConfig(lr=0.1))
+
+    def step(self) -> None:
+        self.layer(torch.ones(2, self.layer.in_features)).square().sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def save(self, step: int, keep_last: int = 2) -> None:
+        save_checkpoint(
+            self.folder, step=step, objective=self.layer, optimizer=self.optimizer, keep_last=keep_last
+        )
+
+    def load(self) -> int | None:
+        return load_checkpoint(self.folder, objective=self.layer, optimizer=self.optimizer)
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "checkpoints").iterdir())
+
+
+def test_what_is_saved_goes_on_to_the_bit(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for _ in range(3):
+        run.step()
+    run.save(3)
+    for _ in range(3):
+        run.step()
+    other = Run(tmp_path)
+    assert other.load() == 3
+    for _ in range(3):
+        other.step()
+    assert torch.equal(run.layer.weight, other.layer.weight) and torch.equal(run.layer.bias, other.layer.bias)
+
+
+def test_a_new_run_has_none(tmp_path: Path) -> None:
+    assert Run(tmp_path).load() is None
+
+
+def test_the_newest_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step in (3, 20, 100):
+        run.save(step)
+    (tmp_path / "checkpoints" / ".step-00000101-abc").mkdir()  # as a kill while saving leaves it
+    assert run.load() == 100
+    run.save(1000)
+    assert run.names() == ["step-00000100", "step-00001000"]
+
+
+def test_a_checkpoint_of_another_model_lists_the_keys(tmp_path: Path) -> None:
+    Run(tmp_path).save(1)
+    with pytest.raises(HarvestError, match=r"wrong shape.*weight: \[3, 4\] here, \[3, 5\] expected"):
+        Run(tmp_path, width=5).load()
+    other = Run(tmp_path)
+    other.layer = nn.Sequential(other.layer)  # type: ignore[assignment]
+    with pytest.raises(
+        HarvestError, match=r"(?s)missing \(2\): 0.bias, 0.weight.*left over \(2\): bias, weight"
+    ):
+        other.load()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.save(1)
+    (tmp_path / "checkpoints" / "step-00000001" / "weights.safetensors").write_bytes(b"half")
+    with pytest.raises(HarvestError, match="step-00000001 cannot be read"):
+        run.load()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.save(1)
+    with torch.no_grad():
+        run.layer.bias[0] = float("nan")
+    with pytest.raises(HarvestError, match=r"not finite in 1 weights \(first: bias\)"):
+        run.save(2)
+    assert run.names() == ["step-00000001"]
+
+
+@pytest.mark.parametrize("where", ["weights", "moments"])
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    run = Run(tmp_path)
+    run.step()
+    run.save(1)
+    kept = run.layer.weight.clone()
+    run.step()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            *((safetensors.torch, "save_file") if where == "weights" else (torch, "save")), refuse
+        )
+        with pytest.raises(HarvestError, match=r"No space left.*intact"):
+            run.save(2)
+    assert run.names() == ["step-00000001"]
+    assert run.load() == 1 and torch.equal(run.layer.weight, kept)
+    run.save(2)
+    assert run.load() == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 192 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if os.geteuid() != 0 or mount is None:
+        pytest.skip("mounting a small file system needs root")
+    command = [mount, "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("cannot mount here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    "width", [4000, 7000]
+)  # moments, and weights themselves, do not fit beside the first
+def test_a_really_full_disk(small_disk: Path, width: int) -> None:
+    run = Run(small_disk, width=width)
+    run.save(1)  # no moments yet: 48 or 84 kB
+    run.step()
+    with pytest.raises(HarvestError, match="could not save a checkpoint"):
+        run.save(2)
+    assert run.names() == ["step-00000001"] and Run(small_disk, width=width).load() == 1
