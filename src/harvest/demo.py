@@ -50,7 +50,7 @@ from harvest.evaluation.embed import (
 from harvest.evaluation.question_answering import masked_ids, masked_words, question_answering
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import retrieval
-from harvest.interfaces import Example
+from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_model, new_folder
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
@@ -105,13 +105,14 @@ def run_demo(out: Path, *, seed: int = 0, config: RunConfig | None = None) -> Pa
 
     with seconds.measure("world", is_added=True):
         say("1/5  the mini-world: short clips of moving shapes, with captions")
-        with bar("drawing clips") as progress:
+        with bar("drawing clips", quiet=(out / "world" / "world.json").exists()) as progress:
             world = write_miniworld(out / "world", config.world, progress=progress, workers=num_cores())
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, train=str(world.train.resolve()), videos=None),
         loop=dataclasses.replace(config.loop, seed=seed),
     )
+    check_same(run, config)
     material = read_material(world)
 
     with seconds.measure("image_scores"):
@@ -123,7 +124,7 @@ def run_demo(out: Path, *, seed: int = 0, config: RunConfig | None = None) -> Pa
         del image_model
 
     with seconds.measure("train", is_added=True):
-        if is_trained(run, config):
+        if (run / "model").is_dir():
             say("3/5  post-pretraining: finished before")
         else:
             dropped = getattr(config.objective, "drop_ratio", 0.0)
@@ -307,14 +308,18 @@ def show_searches(material: Material, image: Scores, video: Scores, *, image_siz
 def fill_blanks(
     model: VideoTextModel, tokenizer: Tokenizer, questions: Sequence[Row], precision: Precision
 ) -> list[Blank]:
-    """The first questions of each kind, filled with their own clip and with that of the next one of another answer."""
+    """The first questions of each kind, filled with their own clip and with that of the next one of their form and another answer."""
     if model.fusion is None:
         return []
     size, blanks = model.config.video.image_size, []
     for kind, number in BLANKS.items():
         rows = [row.example for row in questions if row.about["kind"] == kind]
         for place, own in enumerate(rows[:number]):
-            others = [row for row in rows[place + 1 :] + rows[:place] if row.answer != own.answer]
+            others = [
+                row
+                for row in rows[place + 1 :] + rows[:place]
+                if row.answer != own.answer and _word_before(row) == _word_before(own)
+            ]
             if not others or not own.question or not own.answer:
                 continue
             other = others[0]
@@ -339,6 +344,11 @@ def fill_blanks(
                 )
             )
     return blanks
+
+
+def _word_before(example: Example) -> str:
+    """The word before the hidden one: questions that share it can be answered with each other's words."""
+    return (example.question or "").split("[mask]")[0].split()[-1]
 
 
 def guess(
@@ -431,6 +441,8 @@ def summary(image: Scores, video: Scores, config: RunConfig, *, out: Path, seed:
         }
         for name in video.results
     }
+    if "masked_words" in facts["protocol"]:
+        facts["protocol"]["masked_words"]["video"] += " The clips are those of the retrieval set, shuffled."
     facts |= {
         "recipe": config.recipe,
         "seed": seed,
@@ -477,7 +489,8 @@ def scores_of(facts: Mapping[str, Any]) -> list[Score]:
     named = dict(CHOICES)
     videos = round(2 * facts["t2v_median_rank"]["chance"] - 1)
     for k in (1, 5, 10):
-        named[f"t2v_r{k}"] = f"search, R@{k}", f"a caption finds its clip among the first {k} of {videos}"
+        place = f"among the first {k}" if k > 1 else "first"
+        named[f"t2v_r{k}"] = f"search, R@{k}", f"a caption finds its clip {place} of {videos}"
     named["t2v_median_rank"] = (
         "search, median rank",
         f"where the right clip of {videos} stands; less is better",
@@ -520,13 +533,23 @@ def write_page(
 ) -> None:
     motion, held = facts["motion_choice"], facts["motion_choice_held_out"]
     took, machine = whole_seconds(parts), facts["hardware"]
-    where = machine["gpu"] or f"{machine['threads']} CPU threads"
+    where = machine["gpu"] or (
+        "one CPU core" if machine["threads"] == 1 else f"{machine['threads']} CPU cores"
+    )
     claim = (
         f"Asked which of four motions a clip shows, the image model is right in {percent(motion['image'])} "
         f"(chance is {percent(motion['chance'])}). The video model made from it in {duration(took['train'])} on "
         f"{where} is right in {percent(motion['video'])}, and in {percent(held['video'])} where the combination of "
         "colour, shape and motion was never met in training."
     )
+    words, note = facts.get("masked_words", {}), ""
+    if words:
+        right, other = words["intervals"]["right_clip"], words["intervals"]["other_clip"]
+        note = (
+            f"Of {words['hidden_words']} words hidden at random in the captions of {len(material.retrieval)} clips, "
+            f"{percent(words['right_clip'])} are filled rightly with the own clip ({right[0]:.1f} to {right[1]:.1f}) "
+            f"and {percent(words['other_clip'])} with another ({other[0]:.1f} to {other[1]:.1f})."
+        )
     tuning = (
         f", then {config.tuning.steps} steps with {config.tuning.drop_ratio:.0%}"
         if config.tuning.steps
@@ -550,8 +573,8 @@ def write_page(
         Page(
             claim=claim,
             scores=scores_of(facts),
-            right_clip=facts.get("masked_words", {}).get("right_clip", 0.0),
-            other_clip=facts.get("masked_words", {}).get("other_clip", 0.0),
+            right_clip=words.get("right_clip", 0.0),
+            other_clip=words.get("other_clip", 0.0),
             charts=charts,
             searches=searches,
             num_clips=len(material.retrieval),
@@ -561,6 +584,7 @@ def write_page(
             ],
             bars_chance=motion["chance"],
             blanks=blanks,
+            blanks_note=note,
             facts=details,
             command=facts["command"],
             next_commands=next_commands(out),
@@ -620,11 +644,14 @@ def _say_end(out: Path, rows: Sequence[Score], facts: Mapping[str, Any]) -> None
 # ---- the run and its time ----------------------------------------------------------------------------------------
 
 
-def is_trained(run: Path, config: RunConfig) -> bool:
-    """Whether `run` holds this very run, finished."""
-    if not (run / "model").is_dir() or not (run / "config.json").is_file():
-        return False
-    return not differences(read_config(run / "config.json"), config)
+def check_same(run: Path, config: RunConfig) -> None:
+    """Raise HarvestError where `run` holds a run with other settings, before time is spent on scores."""
+    path = run / "config.json"
+    if path.exists() and (other := differences(read_config(path), config)):
+        raise HarvestError(
+            f"{run} holds another run; it differs in\n  " + "\n  ".join(other) + "\n"
+            "Give another folder with --out, or remove this one to start afresh."
+        )
 
 
 class Seconds:

@@ -114,6 +114,7 @@ class Page:
     bars: Sequence[Bar]
     bars_chance: float
     blanks: Sequence[Blank]
+    blanks_note: str
     facts: Sequence[tuple[str, str]]
     command: str
     next_commands: Sequence[tuple[str, str]]
@@ -140,7 +141,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def percent(value: float) -> str:
-    return f"{value:.1f} %"
+    return f"{value:.1f}\u00a0%"  # a space at which no line is broken
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------
