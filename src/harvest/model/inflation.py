@@ -17,6 +17,21 @@ def inflate_patches(weight: Tensor, tubelet_size: int) -> Tensor:
     return weight.repeat(1, tubelet_size) / tubelet_size
 
 
+def _as_video_weights(image_model: VideoTextModel, tubelet_size: int) -> dict[str, Tensor]:
+    """The image model's weights where a video model has them; none for positions in time, which start at zero.
+
+    An image model trained from scratch has learned a position for its only time. It is added to what it was
+    always added to: the places and the prefix.
+    """
+    tensors = {k: t for k, t in image_model.state_dict().items() if not k.startswith("video.time_positions")}
+    tensors["video.patches.weight"] = inflate_patches(tensors["video.patches.weight"], tubelet_size)
+    time_D = image_model.video.time_positions(1)[0]
+    tensors["video.place_positions"] = tensors["video.place_positions"] + time_D
+    if image_model.config.video.prefix == "frame":
+        tensors["video.prefix"] = tensors["video.prefix"] + time_D
+    return tensors
+
+
 @torch.no_grad()
 def as_video_model(
     image_model: VideoTextModel,
@@ -42,12 +57,7 @@ def as_video_model(
         fusion=fusion,
     )
     model = VideoTextModel(config)
-    tensors = dict(image_model.state_dict())
-    # A table of an image model has one time; the gate and the table of a video model start at zero alike.
-    tensors = {
-        name: tensor for name, tensor in tensors.items() if not name.startswith("video.time_positions")
-    }
-    tensors["video.patches.weight"] = inflate_patches(tensors["video.patches.weight"], tubelet_size)
+    tensors = _as_video_weights(image_model, tubelet_size)
     missing, extra = model.load_state_dict(tensors, strict=False)
     new = [name for name in missing if name.startswith(("video.time_positions", "fusion."))]
     if extra or len(new) != len(missing):
@@ -65,9 +75,7 @@ def blend(image_model: VideoTextModel, video_model: VideoTextModel, *, video_sha
 
     New parameters (positions in time, fusion) stay as they are, as in ViCLIP's evaluation.
     """
-    tensors = dict(image_model.state_dict())
-    tubelet_size = video_model.config.video.tubelet_size
-    tensors["video.patches.weight"] = inflate_patches(tensors["video.patches.weight"], tubelet_size)
+    tensors = _as_video_weights(image_model, video_model.config.video.tubelet_size)
     for name, parameter in video_model.named_parameters():
-        if name in tensors and not name.startswith("video.time_positions"):
+        if name in tensors:
             parameter.lerp_(tensors[name].to(parameter), 1 - video_share)

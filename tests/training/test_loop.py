@@ -1,0 +1,312 @@
+"""Whole runs of the tiny twins, from real mp4 files to a model folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from harvest.config import RunConfig, read_config, to_json
+from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.model.folder import load_model
+from harvest.objectives.post_pretraining import PostPretraining
+from harvest.recipes import RECIPES
+from harvest.training.loop import start_model, train
+
+TinyRun = Callable[..., RunConfig]
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(run / "model" / "model.safetensors")
+
+
+def start(config: RunConfig, run: Path, **environment: str) -> subprocess.Popen[str]:
+    """`harvest train --config … --out run` as a process of its own."""
+    asked = run.parent / f"{run.name}.json"
+    asked.write_text(to_json(config))
+    return subprocess.Popen(
+        [sys.executable, "-m", "harvest", "train", "--config", str(asked), "--out", str(run)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str], code: int = 0) -> str:
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == code, errors
+    return errors
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_tiny_twin_of_every_recipe_runs_end_to_end(name: str, runs: Path, tiny_run: TinyRun) -> None:
+    config = tiny_run(name)
+    run = runs / f"twin-{name}"
+    assert train(config, run) == run / "model"
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(1, config.total_steps + 1))
+    parts = {"itc", "paraphrase"} if name == "mini-image" else {"vtc", "mlm", "words_right"}
+    assert parts <= lines[0].keys() and {"loss", "lr", "clips_per_s", "waiting"} <= lines[0].keys()
+    assert read_config(run / "config.json") == config
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert len(kept) == 2 and kept[-1] == f"step-{config.total_steps:08d}"
+    assert list((run / "tensorboard").iterdir()) and not (run / "broken.json").exists()
+    model, tokenizer = load_model(run / "model")
+    assert model.encode_text(tokenizer(["a red circle"])).pooled.shape == (1, 128)
+    assert (model.fusion is None) == (name == "mini-image")
+    before = (run / "model" / "model.safetensors").read_bytes()
+    train(config, run)  # a finished run has nothing left to do
+    assert (run / "model" / "model.safetensors").read_bytes() == before and metrics(run) == lines
+
+
+def test_the_tuning_stage_sees_all_in_smaller_batches(
+    runs: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, float, int]] = []
+    inner = PostPretraining.forward
+
+    def forward(self: PostPretraining, batch: Batch, step: int) -> Losses:
+        seen.append((step, self.drop_ratio, len(batch.video)))
+        return inner(self, batch, step)
+
+    monkeypatch.setattr(PostPretraining, "forward", forward)
+    tuning = {"steps": 2, "drop_ratio": 0.25, "global_batch": 6, "lr": 0.125}
+    train(tiny_run(loop={"steps": 3}, tuning=tuning), runs / "tuning")
+    assert seen == [(0, 0.9, 16), (1, 0.9, 16), (2, 0.9, 16), (3, 0.25, 6), (4, 0.25, 6)]
+    assert metrics(runs / "tuning")[3]["lr"] == 0.125
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_weights_are_blended_with_the_image_models(
+    share: float, runs: Path, image_model: Path, tiny_run: TinyRun
+) -> None:
+    run = runs / f"blend-{share}"
+    train(tiny_run(loop={"steps": 2}, tuning={"steps": 0}, blend=share), run)
+    trained = safetensors.torch.load_file(run / "checkpoints" / "step-00000002" / "weights.safetensors")
+    image, tokenizer = load_model(image_model)
+    old = image.state_dict()
+    old["video.patches.weight"] = old["video.patches.weight"].repeat(1, 2) / 2
+    for name in ("video.place_positions", "video.prefix"):
+        old[name] = old[name] + old["video.time_positions.table"][0]
+    moved = 0
+    for name, tensor in weights(run).items():
+        new = trained[f"model.{name}"]
+        if name in old and not name.startswith("video.time_positions"):
+            torch.testing.assert_close(tensor, torch.lerp(old[name], new, share), msg=name)
+            moved += not torch.equal(old[name], new)
+        else:
+            assert torch.equal(tensor, new)  # positions in time and the fusion decoder have no image twin
+    assert moved > 20
+    if share == 0.0:  # a still clip is an image again, but for the positions in time, which stay trained
+        model, _ = load_model(run / "model")
+        with torch.no_grad():
+            assert model.video.time_positions.gate is not None
+            model.video.time_positions.gate.zero_()
+            stills = torch.randint(256, (3, 1, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+            expected = image.encode_video(stills).pooled
+            for clip in (stills, stills.expand(-1, 8, -1, -1, -1).contiguous()):
+                torch.testing.assert_close(model.encode_video(clip).pooled, expected, atol=1e-5, rtol=1e-4)
+            ids = tokenizer(["a red circle moves left"])
+            torch.testing.assert_close(model.encode_text(ids).pooled, image.encode_text(ids).pooled)
+
+
+@pytest.mark.parametrize(
+    ("name", "loop"), [("fp32", {"precision": "fp32"}), ("checkpointing", {"checkpointing": True})]
+)
+def test_settings_change_the_speed_and_hardly_the_loss(
+    name: str, loop: dict, runs: Path, tiny_run: TinyRun
+) -> None:
+    plain = runs / "plain"
+    if not (plain / "model").exists():
+        train(tiny_run(loop={"steps": 3}, tuning={"steps": 0}), plain)
+    train(tiny_run(loop={"steps": 3, **loop}, tuning={"steps": 0}), runs / name)
+    losses, expected = ([line["loss"] for line in metrics(run)] for run in (runs / name, plain))
+    assert losses == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_give_the_same_run(runs: Path, tiny_run: TinyRun) -> None:
+    scratch = tiny_run("mini-image").start.scratch
+    assert scratch is not None
+    towers = {
+        "video": dataclasses.replace(scratch.video, depth=1),
+        "text": dataclasses.replace(scratch.text, depth=1),
+    }
+    config = tiny_run(
+        "mini-image",
+        start={"scratch": dataclasses.replace(scratch, **towers)},
+        loop={"steps": 2, "precision": "fp32"},
+    )
+    train(config, runs / "eager")
+    compiled = dataclasses.replace(config, loop=dataclasses.replace(config.loop, compile=True))
+    finished(start(compiled, runs / "compiled"))
+    losses, expected = ([line["loss"] for line in metrics(runs / name)] for name in ("compiled", "eager"))
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert weights(runs / "compiled").keys() == weights(runs / "eager").keys()
+    load_model(runs / "compiled" / "model")
+
+
+def test_training_starts_from_the_very_image_model(image_model: Path, tiny_run: TinyRun) -> None:
+    """Also from one that was trained here, whose single time has learned a position."""
+    image, _ = load_model(image_model)
+    assert image.video.time_positions.table.any()
+    model, _, _ = start_model(tiny_run(), [])
+    stills = torch.randint(256, (3, 1, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+    with torch.no_grad():
+        expected = image.encode_video(stills).pooled
+        for clip in (stills, stills.expand(-1, 8, -1, -1, -1).contiguous()):
+            torch.testing.assert_close(model.encode_video(clip).pooled, expected, atol=1e-5, rtol=1e-4)
+
+
+# ---- what goes wrong ---------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(runs: Path, tiny_run: TinyRun) -> None:
+    config = tiny_run(loop={"save_every": 1}, optim={"lr": 1e25, "warmup_steps": 0, "max_grad_norm": None})
+    with pytest.raises(HarvestError, match=r"the loss is (nan|inf) at step \d.*Lower --optim.lr"):
+        train(config, runs / "nan")
+    kept = sorted((runs / "nan" / "checkpoints").iterdir())
+    assert kept and all(
+        tensor.isfinite().all()
+        for folder in kept
+        for tensor in safetensors.torch.load_file(folder / "weights.safetensors").values()
+    )
+    assert not (runs / "nan" / "model").exists()
+
+
+def test_a_gradient_that_is_not_finite_never_replaces_a_checkpoint(
+    runs: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = PostPretraining.forward
+
+    def forward(self: PostPretraining, batch: Batch, step: int) -> Losses:
+        losses = inner(self, batch, step)
+        if step < 2:
+            return losses
+        root = (losses.total - losses.total.detach()).clamp(min=0).sqrt()  # zero, with an infinite slope
+        return Losses(losses.total + root, losses.parts)
+
+    monkeypatch.setattr(PostPretraining, "forward", forward)
+    with pytest.raises(HarvestError, match="step 3 left values that are not finite"):
+        train(tiny_run(loop={"save_every": 1}), runs / "gradient")
+    kept = sorted(path.name for path in (runs / "gradient" / "checkpoints").iterdir())
+    assert kept == ["step-00000001", "step-00000002"]
+
+
+def test_a_folder_of_another_run_is_refused(runs: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
+    (runs / "other").mkdir()
+    (runs / "other" / "config.json").write_text(to_json(tiny_run("harvest-b16")))
+    with pytest.raises(
+        HarvestError, match=r"(?s)other holds another run.*recipe: 'harvest-b16' there, 'mini-harvest'"
+    ):
+        train(tiny_run(), runs / "other")
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(HarvestError, match="is not empty and holds no run"):
+        train(tiny_run(), tmp_path)
+    with pytest.raises(HarvestError, match="is a file"):
+        train(tiny_run(), tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_killed_while_it_claimed_its_folder_goes_on(runs: Path, tiny_run: TinyRun) -> None:
+    (runs / "claimed").mkdir()
+    (runs / "claimed" / "config.json.new").write_text("{")
+    train(tiny_run(loop={"steps": 1}, tuning={"steps": 0}), runs / "claimed")
+
+
+def test_a_checkpoint_of_another_model_lists_the_keys(runs: Path, tiny_run: TinyRun) -> None:
+    run, config = runs / "foreign", tiny_run(loop={"steps": 2}, tuning={"steps": 0})
+    train(config, run)
+    weights_file = run / "checkpoints" / "step-00000002" / "weights.safetensors"
+    tensors = safetensors.torch.load_file(weights_file)
+    tensors["model.pool.probe"] = tensors.pop("model.log_scale")
+    safetensors.torch.save_file(tensors, weights_file)
+    with pytest.raises(
+        HarvestError, match=r"(?s)missing \(1\): model.log_scale.*left over \(1\): model.pool.probe"
+    ):
+        train(config, run)
+
+
+def test_blending_without_an_image_model_is_refused_before_the_first_step(
+    runs: Path, tiny_run: TinyRun
+) -> None:
+    with pytest.raises(HarvestError, match="blend needs an image model"):
+        train(tiny_run("mini-image", blend=0.5), runs / "no-image")
+    assert not (runs / "no-image" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_the_run_goes_on(number: signal.Signals, runs: Path, tiny_run: TinyRun) -> None:
+    run = runs / number.name
+    config = tiny_run(loop={"steps": 400, "save_every": 1000})
+    process = start(config, run)
+    wait_for(process, lambda: lines_of(run) >= 3)
+    process.send_signal(number)
+    errors = finished(process, code=130)
+    assert "and saved; the same command goes on" in errors and "Traceback" not in errors
+    [saved] = (run / "checkpoints").iterdir()
+    last = metrics(run)[-1]["step"]
+    assert saved.name == f"step-{last:08d}" and 3 <= last < 402
+
+
+def lines_of(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(process: subprocess.Popen[str], is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 100
+    while not is_so():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+# ---- two processes -----------------------------------------------------------------------------------------------
+
+
+def test_two_processes_train_the_same_model(runs: Path, tiny_run: TinyRun) -> None:
+    """As torchrun starts them. Nothing here depends on a rank's own draws: nothing is dropped, every word hidden."""
+    config = tiny_run(
+        objective={"drop_ratio": 0.0, "text_mask_ratio": 1.0},
+        loop={"steps": 4, "precision": "fp32", "global_batch": 8},
+        # Adam's first steps are signs of gradients: where one is nearly zero, rounding would decide.
+        optim={"eps": 1e-3},
+        tuning={"steps": 0},
+    )
+    train(config, runs / "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        start(config, runs / "two", RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)
+    ]
+    for process in processes:
+        finished(process)
+    alone, together = weights(runs / "one"), weights(runs / "two")
+    for name, tensor in alone.items():
+        torch.testing.assert_close(
+            together[name], tensor, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    losses, expected = ([line["loss"] for line in metrics(runs / name)] for name in ("two", "one"))
+    assert losses == pytest.approx(expected, abs=1e-5)
