@@ -39,7 +39,9 @@ def mean_log_prob(world: World, video: torch.Tensor, sentence: str, answer: str)
     ids = masked_ids(world.model, world.tokenizer, sentence, num_hidden=len(words))[None]
     with torch.no_grad():
         states = world.model.fuse(world.model.encode_video(video[None]), world.model.encode_text(ids))
-        log_probs = world.model.predict_words(states[ids == world.model.mask_id]).log_softmax(dim=-1)
+        log_probs = world.model.predict_words(
+            states[(ids == world.model.mask_id)[:, : states.shape[1]]]
+        ).log_softmax(dim=-1)
     return float(log_probs[range(len(words)), words].mean())
 
 
@@ -152,7 +154,9 @@ def trained(world: World, captions: list[str]) -> World:
             ids, maskable=maskable, ratio=0.8, mask_id=model.mask_id, generator=generator_for(0, step)
         )
         states = model.fuse(model.encode_video(video), model.encode_text(masked))
-        loss = nn.functional.cross_entropy(model.predict_words(states[hidden]), ids[hidden])
+        loss = nn.functional.cross_entropy(
+            model.predict_words(states[hidden[:, : states.shape[1]]]), ids[hidden]
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -384,7 +384,9 @@ class TrainLoader:
         config = self.dataset.config
         if config.cache == "memory":
             if not self.dataset.is_cached:
+                before = getattr(self.dataset.encode_text, "truncated", 0)
                 self._note(range(len(self.dataset)), self.dataset.fill_cache(self.progress).items())
+                self.truncated += getattr(self.dataset.encode_text, "truncated", 0) - before
             step = self.first_step
             while True:
                 yield self._checked(self.dataset[self.keys(step)])

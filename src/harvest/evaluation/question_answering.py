@@ -326,7 +326,8 @@ def _word_scores(
         text = model.encode_text(text_ids)
         rows = TextFeatures(*(part[texts] for part in text))
         states = model.fuse(VideoFeatures(video.tokens[clips], rows.pooled), rows)
-        return model.predict_words(states[text_ids[texts] == model.mask_id]).float().cpu()
+        hidden = (text_ids[texts] == model.mask_id)[:, : states.shape[1]]  # padding common to all is left out
+        return model.predict_words(states[hidden]).float().cpu()
 
 
 def _word_credit(
