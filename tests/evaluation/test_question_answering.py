@@ -181,9 +181,8 @@ def test_masked_words_against_loops(trained: World, captions: list[str]) -> None
         for clip, credit in ((number, right), (others[number], other)):
             with torch.no_grad():
                 video = model.encode_video(clip_of(trained, clip)[None])
-                guessed = model.predict_words(model.fuse(video, model.encode_text(masked))[hidden]).argmax(
-                    dim=-1
-                )
+                states = model.fuse(video, model.encode_text(masked))
+                guessed = model.predict_words(states[hidden[:, : states.shape[1]]]).argmax(dim=-1)
             credit += (guessed == ids[hidden]).tolist()
     for batch_size in (1, 3, 4):
         result = evaluate(

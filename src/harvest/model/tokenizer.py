@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import html
 import string
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -71,10 +74,13 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: list[str], *, vocab_size: int, context_length: int) -> Tokenizer:
-    """A byte-level BPE with CLIP's way of splitting, learned from `texts`; any other text still has ids."""
-    core = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>", unk_token="<end>"))
-    core.normalizer = tokenizers.normalizers.Lowercase()
-    core.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+    """A byte-level BPE with CLIP's way of splitting, learned from `texts`; any other text still has ids.
+
+    The same texts give the same ids on every machine and rank and after every restart, which the trainer of the
+    `tokenizers` library does not promise: it breaks ties by the order of a hash table.
+    """
+    normalizer = tokenizers.normalizers.Lowercase()
+    splitter = tokenizers.pre_tokenizers.Sequence(
         [
             tokenizers.pre_tokenizers.Split(
                 tokenizers.Regex(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"), "removed", invert=True
@@ -82,18 +88,59 @@ def train_tokenizer(texts: list[str], *, vocab_size: int, context_length: int) -
             tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    core.decoder = tokenizers.decoders.BPEDecoder(suffix="</w>")
-    core.train_from_iterator(
-        texts,
-        tokenizers.trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=["<start>", "<end>", "<pad>"],
-            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-            end_of_word_suffix="</w>",
-            show_progress=False,
-        ),
+    words: Counter[str] = Counter()
+    for text, count in Counter(texts).items():
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
+            words[word] += count
+    pieces = ["<start>", "<end>", "<pad>", *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())]
+    pieces += sorted({word[-1] + _WORD_END for word in words})
+    merges = _learn_merges(words, vocab_size - len(pieces))
+    ids: dict[str, int] = {}
+    for piece in [*pieces, *(a + b for a, b in merges)]:
+        ids.setdefault(piece, len(ids))
+    core = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab=ids, merges=merges, end_of_word_suffix=_WORD_END, unk_token="<end>")
     )
+    core.normalizer = normalizer
+    core.pre_tokenizer = splitter
+    core.decoder = tokenizers.decoders.BPEDecoder(suffix=_WORD_END)
+    core.add_special_tokens(["<start>", "<end>", "<pad>"])
     core.post_processor = tokenizers.processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", 1)]
     )
     return Tokenizer(core, TokenizerConfig(context_length=context_length, pad_id=2))
+
+
+_WORD_END = "</w>"
+_Pair = tuple[str, str]
+
+
+def _learn_merges(words: Mapping[str, int], most: int) -> list[_Pair]:
+    """Byte-pair encoding: join the most frequent pair, of equally frequent ones the first by name, `most` times."""
+    split = {word: [*word[:-1], word[-1] + _WORD_END] for word in words}
+    counts: Counter[_Pair] = Counter()
+    found_in: dict[_Pair, set[str]] = {}
+    for word, parts in split.items():
+        for pair in pairwise(parts):
+            counts[pair] += words[word]
+            found_in.setdefault(pair, set()).add(word)
+    merges: list[_Pair] = []
+    while counts and len(merges) < most:
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        for word in found_in.pop(best):
+            before = split[word]
+            for pair in pairwise(before):
+                counts[pair] -= words[word]
+            after: list[str] = []
+            for part in before:  # from the left, as the merge will be applied
+                if after and (after[-1], part) == best:
+                    after[-1] += part
+                else:
+                    after.append(part)
+            split[word] = after
+            for pair in pairwise(after):
+                counts[pair] += words[word]
+                found_in.setdefault(pair, set()).add(word)
+        counts = Counter({pair: count for pair, count in counts.items() if count > 0})
+    return merges
