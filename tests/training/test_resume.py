@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -14,9 +15,28 @@ import torch
 from test_loop import finished, lines_of, metrics, start, wait_for, weights
 
 from harvest.config import RunConfig
+from harvest.recipes import RECIPES
+from harvest.training.loop import train
 
 # Six by default, so that the suite stays quick; HARVEST_KILLS=20 for the figure in docs/results.md.
 KILLS = int(os.environ.get("HARVEST_KILLS", "6"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_goes_on_to_the_bit(name: str, runs: Path, tiny_run: Callable[..., RunConfig]) -> None:
+    """As after a kill when step 3 was the last one saved: also the tokenizer that was learned is learned again."""
+    run, config = runs / f"resumed-{name}", tiny_run(name, loop={"keep_last": 9})
+    train(config, run)
+    unbroken = weights(run)
+    lines = [line["loss"] for line in metrics(run)]
+    shutil.rmtree(run / "model")
+    for checkpoint in (run / "checkpoints").iterdir():
+        if checkpoint.name != "step-00000003":
+            shutil.rmtree(checkpoint)
+    train(config, run)
+    again = weights(run)
+    assert [key for key in unbroken if not torch.equal(unbroken[key], again[key])] == []
+    assert [line["loss"] for line in metrics(run)] == lines
 
 
 @pytest.mark.slow
