@@ -46,7 +46,10 @@ def test_round_trip(config: RunConfig, tmp_path: Path) -> None:
     ("leaves", "message"),
     [
         ({"optim__lrr": 1.0}, "unknown setting optim.lrr; did you mean 'lr'?"),
-        ({"objective__drop_ration": 0.5}, "unknown setting objective.drop_ration; did you mean 'drop_ratio'?"),
+        (
+            {"objective__drop_ration": 0.5},
+            "unknown setting objective.drop_ration; did you mean 'drop_ratio'?",
+        ),
         ({"start__fusion__dept": 1}, "unknown setting start.fusion.dept; did you mean 'depth'?"),
         ({"lop": {}}, "unknown setting lop; did you mean 'loop'?"),
         ({"loop__zzz": 1}, "unknown setting loop.zzz; known are steps, "),
