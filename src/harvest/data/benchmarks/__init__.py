@@ -1,0 +1,146 @@
+"""The official annotation files of the benchmarks, read as they are: files in, examples and a protocol out.
+
+    data = read("msrvtt", Path("annotations/msrvtt"), split="1k-a", videos=Path("/data/msrvtt"))
+    print(missing(data))
+
+One function a benchmark, in the file of its family. Reading checks that the files are those of the benchmark,
+that ids are unique and that labels and classes belong together; it says how many rows there should be, and which
+videos are not there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from harvest.data.benchmarks import detection, moments, question_answering, recognition, retrieval
+from harvest.data.benchmarks.files import Files, looks_like
+from harvest.data.benchmarks.record import (
+    ActingBox,
+    Benchmark,
+    BenchmarkData,
+    Found,
+    KeyFrame,
+    Published,
+    Row,
+    Split,
+)
+from harvest.data.benchmarks.videos import Missing, VideoFolder, expected_path, missing
+from harvest.interfaces import Example, HarvestError
+
+__all__ = [
+    "BENCHMARKS",
+    "ActingBox",
+    "Benchmark",
+    "BenchmarkData",
+    "KeyFrame",
+    "Missing",
+    "Published",
+    "Split",
+    "looks_like",
+    "missing",
+    "read",
+]
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for family in (retrieval, moments, question_answering, recognition, detection)
+    for benchmark in family.BENCHMARKS
+}
+
+
+def read(
+    name: str, annotations: str | Path, *, split: str | None = None, videos: str | Path | None = None
+) -> BenchmarkData:
+    """One split of a benchmark from the folder of its annotation files; without `split` its first one.
+
+    Videos are looked for in `videos`, by their official names with any suffix, in folders up to three levels down;
+    one that is not there keeps the path where it was expected and is named by `missing`. Without `videos` paths are
+    the official names.
+
+    Raises HarvestError for a file that is missing, not UTF-8, or another benchmark's (it says which), and for ids
+    that come twice.
+    """
+    if name not in BENCHMARKS:
+        raise HarvestError(f"no benchmark {name!r}: there are {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[name]
+    split = next(iter(benchmark.splits)) if split is None else split
+    files = Files(annotations, benchmark, split)
+    found = benchmark.reader(files, split)
+    _check(benchmark, files, found.rows)
+
+    folder = None if videos is None else VideoFolder(videos, found.rows)
+    paths, unresolved = [], set()
+    for row in found.rows:
+        path = None if folder is None else folder.find(row.names)
+        if path is None:
+            path = expected_path(row.names[0], videos)
+            unresolved.add(path)
+        paths.append(path)
+    rows = list(zip(found.rows, paths, strict=True))
+    return BenchmarkData(
+        name=name,
+        split=split,
+        task=benchmark.task,
+        examples=tuple(_example(row, path) for row, path in rows),
+        protocol=f"{benchmark.title}, {split}: {found.protocol}.",
+        counts=_counts(found, len(set(paths)), benchmark.task),
+        published=files.split.published,
+        unresolved=None if folder is None else frozenset(unresolved),
+        answers=found.answers,
+        class_names=found.class_names,
+        templates=found.templates,
+        actions=found.actions,
+        key_frames=tuple(
+            KeyFrame(row.id, path, ((row.end_s or 0.0) + row.start_s) / 2, found.boxes[row.id])
+            for row, path in rows
+            if row.id in found.boxes
+        ),
+        unscored=found.unscored,
+    )
+
+
+def _example(row: Row, video: str) -> Example:
+    return Example(
+        id=row.id,
+        video=video,
+        texts=row.texts,
+        label=row.label,
+        start_s=row.start_s,
+        end_s=row.end_s,
+        question=row.question,
+        answer=row.answer,
+    )
+
+
+def _check(benchmark: Benchmark, files: Files, rows: Sequence[Row]) -> None:
+    """Raise HarvestError for no rows, ids that come twice, and videos named as another benchmark names them."""
+    if not rows:
+        raise HarvestError(f"{benchmark.name}: the annotation files in {files.folder} hold no rows")
+    files.distinct([row.id for row in rows], f"ids of rows in {files.folder}")
+    names = [row.names[0] for row in rows[:50]]
+    if not any(_is_named(benchmark, name) for name in names):
+        likely = {
+            said for path in sorted(files.folder.iterdir()) if path.is_file() and (said := looks_like(path))
+        }
+        hint = f"; the folder looks like {', '.join(sorted(likely))}" if likely else ""
+        raise HarvestError(
+            f"{benchmark.name}: the annotation files in {files.folder} name videos like {names[0]!r}, which is not how"
+            f" {benchmark.title} names them{hint}"
+        )
+    blank = next((row.id for row in rows if any(not text.strip() for text in row.texts)), None)
+    if blank is not None:
+        raise HarvestError(f"{benchmark.name}: a text of {blank!r} is blank")
+
+
+def _is_named(benchmark: Benchmark, name: str) -> bool:
+    last = name.rpartition("/")[2]
+    return any(re.fullmatch(benchmark.videos, part) for part in (last, last.rpartition(".")[0]))
+
+
+def _counts(found: Found, num_videos: int, task: str) -> dict[str, int]:
+    counts = {"rows": len(found.rows), "videos": num_videos}
+    if task == "retrieval":
+        counts["captions"] = sum(len(row.texts) for row in found.rows)
+    return counts | dict(found.counts)
