@@ -303,7 +303,7 @@ def _stepper(
         if objective.config.cache_texts and (
             objective.text_cache is None or len(objective.text_cache) < len(batch.caption)
         ):
-            objective.fill_text_cache(batch.text_ids.flatten(0, 1))
+            objective.fill_text_cache(batch.text_ids.flatten(0, 1), batch.example)
         objective.drop_ratio = drop_ratio
         _wait(device)
         before = time.perf_counter()

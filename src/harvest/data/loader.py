@@ -148,6 +148,10 @@ class ClipDataset(Dataset):
         """All captions in the order of `Batch.caption`, for a cache of encoded texts."""
         return [text for example in self.examples for text in example.texts]
 
+    def caption_clips(self) -> Tensor:
+        """The clip of each of `captions()`, in the numbers of `Batch.example`: int64 `[captions]`."""
+        return self.clip_of.repeat_interleave(torch.tensor([len(e.texts) for e in self.examples]))
+
     @property
     def is_cached(self) -> bool:
         return self._cache is not None

@@ -11,12 +11,14 @@ def contrastive(scores_HG: Tensor, video_example: Tensor, text_example: Tensor) 
     """Symmetric InfoNCE in which every caption of a video is a positive of it (UMT `get_sim_targets`).
 
     `scores_HG` scaled cosines, texts by videos; the examples, int64 `[G]` and `[H]`, say which belong together.
-    Each row's positives share a target of 1 equally. Mean of text-to-video and video-to-text.
+    Each row's positives share a target of 1 equally. Mean of text-to-video and video-to-text. A text without a
+    video here is a negative of all videos, and asks for none itself.
     """
     positive = (text_example[:, None] == video_example[None]).to(scores_HG.dtype)
-    t2v = -(F.log_softmax(scores_HG, dim=1) * positive / positive.sum(1, keepdim=True)).sum(1).mean()
-    v2t = -(F.log_softmax(scores_HG, dim=0) * positive / positive.sum(0, keepdim=True)).sum(0).mean()
-    return (t2v + v2t) / 2
+    num_videos = positive.sum(1)
+    t2v = -(F.log_softmax(scores_HG, dim=1) * positive).sum(1) / num_videos.clamp(min=1)
+    v2t = -(F.log_softmax(scores_HG, dim=0) * positive).sum(0) / positive.sum(0)
+    return (t2v.sum() / (num_videos > 0).sum() + v2t.mean()) / 2
 
 
 def paraphrase(first: Tensor, second: Tensor, *, example: Tensor, temperature: float) -> Tensor:

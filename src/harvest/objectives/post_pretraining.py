@@ -30,6 +30,9 @@ class PostPretrainingConfig:
     masked_words_weight: float = 1.0
     cache_texts: bool = False
     """Encode all captions once, before the first step. Only with a frozen text tower; 4 * embed_dim bytes a caption."""
+    text_bank: int = 0
+    """So many other cached captions, drawn afresh each step, are further negatives of every clip. A frozen tower
+    makes them free, and they hold what a batch hardly ever does: captions that differ from the right one in little."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_ratio < 1:
@@ -42,12 +45,15 @@ class PostPretrainingConfig:
             raise HarvestError(
                 "objective.cache_texts needs objective.text_tower frozen: a trained tower's embeddings change every step"
             )
+        if self.text_bank and not self.cache_texts:
+            raise HarvestError("objective.text_bank draws from the cache of texts: it needs objective.cache_texts")
 
 
 class PostPretraining(nn.Module):
     """Video-text contrastive loss over the global batch and masked words through the fusion decoder."""
 
-    text_cache: Tensor | None
+    text_cache: Tensor | None  # [captions, E]
+    text_example: Tensor | None  # [captions], the numbers of `Batch.example`
 
     def __init__(self, config: PostPretrainingConfig, model: VideoTextModel, *, seed: int) -> None:
         super().__init__()
@@ -56,6 +62,7 @@ class PostPretraining(nn.Module):
         self.seed = seed
         self.drop_ratio = config.drop_ratio
         self.register_buffer("text_cache", None, persistent=False)
+        self.register_buffer("text_example", None, persistent=False)
         if config.text_tower == "frozen":
             model.text.requires_grad_(False)
         # The embedding of a hidden word is new, so it is trained even where the tower is not.
@@ -63,14 +70,17 @@ class PostPretraining(nn.Module):
 
     @torch.no_grad()
     def fill_text_cache(
-        self, text_ids: Tensor, progress: Callable[[int, int], None] = lambda done, of: None
+        self, text_ids: Tensor, example: Tensor, progress: Callable[[int, int], None] = lambda done, of: None
     ) -> None:
-        """Encode every caption of the data set, int64 `[captions, L]`, in the order of `Batch.caption`."""
+        """Encode every caption of the data set, int64 `[captions, L]`, in the order of `Batch.caption`.
+
+        `example` int64 `[captions]` says whose they are, in the numbers of `Batch.example`.
+        """
         rows: list[Tensor] = []
         for ids in torch.split(text_ids, 512):
             rows.append(self.model.encode_text(ids).pooled)
             progress(min(512 * len(rows), len(text_ids)), len(text_ids))
-        self.text_cache = torch.cat(rows)
+        self.text_cache, self.text_example = torch.cat(rows), example
 
     def forward(self, batch: Batch, step: int) -> Losses:
         rank, _ = world_rank_size()
@@ -86,8 +96,12 @@ class PostPretraining(nn.Module):
 
         # `scores` is texts by videos; both are those of all ranks, so every rank computes the global loss.
         example = gather_rows(batch.example)
-        scores_HG = self.model.scores(gather_rows(video.pooled), gather_rows(self._pooled_texts(batch)))
-        vtc = contrastive(scores_HG, example, example.repeat_interleave(C))
+        text_HE, text_example = gather_rows(self._pooled_texts(batch)), example.repeat_interleave(C)
+        if self.config.text_bank and self.text_cache is not None and self.text_example is not None:
+            bank = self._bank(step, len(self.text_cache)).to(text_HE.device)
+            text_HE = torch.cat([text_HE, self.text_cache[bank]])
+            text_example = torch.cat([text_example, self.text_example[bank]])
+        vtc = contrastive(self.model.scores(gather_rows(video.pooled), text_HE), example, text_example)
         total, parts = self.config.contrastive_weight * vtc, {"vtc": vtc.detach()}
 
         if self.config.masked_words_weight > 0:
@@ -109,6 +123,11 @@ class PostPretraining(nn.Module):
             right = (logits_MV.argmax(dim=1) == targets).sum() / max(1, len(targets))
             parts |= {"mlm": mlm.detach(), "words_right": right.detach()}
         return Losses(total, parts)
+
+    def _bank(self, step: int, num_captions: int) -> Tensor:
+        """Captions that join this step as negatives, the same on all ranks."""
+        generator = generator_for(self.seed, step)
+        return torch.randint(num_captions, (self.config.text_bank,), generator=generator)
 
     def _pooled_texts(self, batch: Batch) -> Tensor:
         """Clean captions, `[B * C, E]`: from the cache, or encoded, without gradient where the tower is frozen."""

@@ -235,7 +235,9 @@ def _cache_texts(objective: nn.Module, dataset: ClipDataset, tokenizer: Tokenize
     if not (isinstance(objective, PostPretraining) and objective.config.cache_texts):
         return
     with bar("encoding captions", quiet=not here.is_main) as progress:
-        objective.fill_text_cache(tokenizer(dataset.captions()).to(here.device), progress)
+        objective.fill_text_cache(
+            tokenizer(dataset.captions()).to(here.device), dataset.caption_clips().to(here.device), progress
+        )
 
 
 def _claim(run: Path, config: RunConfig, here: World) -> None:
