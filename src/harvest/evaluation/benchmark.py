@@ -1,0 +1,72 @@
+"""A benchmark scored by its protocol, or not at all: never silently over a smaller set."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+from harvest.data.benchmarks import BenchmarkData, Missing, missing
+from harvest.evaluation.result import Result
+from harvest.evaluation.tasks import Task, evaluate
+from harvest.interfaces import HarvestError
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_text import VideoTextModel
+
+
+def check_complete(data: BenchmarkData, *, allow_missing: bool = False) -> Missing:
+    """What is missing of a split; HarvestError where it cannot be scored, or not without `allow_missing`."""
+    if data.unscored is not None:
+        raise HarvestError(f"{data.name} {data.split} cannot be scored: {data.unscored}")
+    absent = missing(data)
+    if absent.rows == absent.num_rows:
+        raise HarvestError(f"{absent}: there is nothing to score")
+    if absent and not allow_missing:
+        raise HarvestError(f"{absent}. {_refusal(data, absent.share)}")
+    return absent
+
+
+def score_benchmark(
+    model: VideoTextModel,
+    tokenizer: Tokenizer,
+    data: BenchmarkData,
+    *,
+    allow_missing: bool = False,
+    **settings: Any,
+) -> Result:
+    """Evaluate zero-shot by the benchmark's protocol; `settings` are those of `evaluate` for any task.
+
+    Raises HarvestError where rows are missing, from the annotation files or because their video is not there or
+    cannot be read. `allow_missing` scores what is there instead: `metrics["share_of_rows"]` is then the share of
+    the benchmark that was scored, and `missing` names the rest.
+    """
+    absent = check_complete(data, allow_missing=allow_missing)
+    task = cast(Task, data.task)  # the tasks that are none of these are unscored
+    of_task: dict[str, Any] = {}
+    if task == "recognition":
+        of_task = {"class_names": data.class_names, "templates": data.templates}
+    elif task == "qa":
+        of_task = {"answers": data.answers}
+    result = evaluate(model, tokenizer, data.examples, task=task, **of_task, **settings)
+    whole = max(absent.num_rows, absent.published_rows or 0)
+    scored = absent.num_rows - len(result.missing)
+    if scored < whole and not allow_missing:
+        name, reason = next(iter(result.missing.items()))
+        raise HarvestError(
+            f"{data.name} {data.split}: the videos of {len(result.missing):,} of {absent.num_rows:,} rows cannot be"
+            f" read (first: {name}: {reason}). {_refusal(data, scored / whole)}"
+        )
+    share = {} if scored == whole else {"share_of_rows": scored / whole}
+    said = "" if scored == whole else f" Only {scored:,} of {whole:,} rows were scored."
+    return dataclasses.replace(
+        result,
+        protocol=f"{data.protocol} {result.protocol}{said}",
+        metrics={**result.metrics, **share},
+        counts={**result.counts, "rows_scored": scored, "rows": whole},
+    )
+
+
+def _refusal(data: BenchmarkData, share: float) -> str:
+    return (
+        f"A score over the rest is not a score on {data.name}: with missing rows allowed (--allow-missing) it is given"
+        f" with its share of the rows, {100 * share:.1f} %"
+    )

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from harvest.data.benchmarks import BenchmarkData, Published, read
+from harvest.evaluation import evaluate
+from harvest.evaluation.benchmark import check_complete, score_benchmark
+from harvest.interfaces import Example, HarvestError
+
+from .conftest import SENTENCES, World
+
+
+def retrieval_data(folder: Path, videos: list[Path], *, count: int = 4, published: int = 4) -> BenchmarkData:
+    """MSR-VTT in small: `count` rows, of which there is a video for as many as are in `videos`."""
+    (folder / "annotations").mkdir()
+    (folder / "videos").mkdir()
+    for number, path in enumerate(videos):
+        os.link(path, folder / f"videos/video{number}.mp4")
+    lines = "".join(f"r,m,video{number},{SENTENCES[number]}\n" for number in range(count))
+    (folder / "annotations/MSRVTT_JSFUSION_test.csv").write_text("key,vid_key,video_id,sentence\n" + lines)
+    data = read("msrvtt", folder / "annotations", videos=folder / "videos")
+    return dataclasses.replace(data, published=Published({"rows": published}, "a test"))
+
+
+def test_a_whole_benchmark_is_scored_as_its_rows_are(
+    world: World, videos: list[Path], tmp_path: Path
+) -> None:
+    data = retrieval_data(tmp_path, videos)
+    result = score_benchmark(world.model, world.tokenizer, data)
+    plain = evaluate(world.model, world.tokenizer, data.examples, task="retrieval")
+    assert result.metrics == plain.metrics and "share_of_rows" not in result.metrics
+    assert result.protocol == f"{data.protocol} {plain.protocol}"
+    assert result.counts["rows"] == result.counts["rows_scored"] == 4
+
+
+def test_a_smaller_set_is_refused_or_printed_with_its_share(
+    world: World, videos: list[Path], tmp_path: Path
+) -> None:
+    data = retrieval_data(tmp_path, videos[:3])
+    with pytest.raises(HarvestError, match=r"1 of 4 videos are missing.*--allow-missing.*75\.0 %"):
+        score_benchmark(world.model, world.tokenizer, data)
+    result = score_benchmark(world.model, world.tokenizer, data, allow_missing=True)
+    assert result.metrics["share_of_rows"] == 0.75 and list(result.missing) == ["video3"]
+    assert result.protocol.endswith(" Only 3 of 4 rows were scored.")
+    there = evaluate(world.model, world.tokenizer, data.examples[:3], task="retrieval")
+    assert {name: result.metrics[name] for name in there.metrics} == there.metrics
+
+
+def test_rows_that_the_annotations_lack_count_as_missing(
+    world: World, videos: list[Path], tmp_path: Path
+) -> None:
+    data = retrieval_data(tmp_path, videos, published=8)
+    with pytest.raises(HarvestError, match=r"hold 4 rows, published are 8 .*50\.0 %"):
+        score_benchmark(world.model, world.tokenizer, data)
+    assert (
+        score_benchmark(world.model, world.tokenizer, data, allow_missing=True).metrics["share_of_rows"]
+        == 0.5
+    )
+
+
+def test_a_video_that_cannot_be_read_is_a_missing_one(
+    world: World, videos: list[Path], tmp_path: Path
+) -> None:
+    data = retrieval_data(tmp_path, videos)
+    path = tmp_path / "videos/video2.mp4"
+    path.unlink()
+    path.write_bytes(b"no video")
+    with pytest.raises(HarvestError, match=r"1 of 4 rows cannot be read \(first: video2: .*75\.0 %"):
+        score_benchmark(world.model, world.tokenizer, data)
+    assert (
+        score_benchmark(world.model, world.tokenizer, data, allow_missing=True).metrics["share_of_rows"]
+        == 0.75
+    )
+
+
+def test_nothing_to_score_and_nothing_that_scores(tmp_path: Path) -> None:
+    data = retrieval_data(tmp_path, [])
+    with pytest.raises(HarvestError, match="nothing to score"):
+        check_complete(data, allow_missing=True)
+    with pytest.raises(HarvestError, match="cannot be scored: several videos"):
+        check_complete(dataclasses.replace(data, unscored="several videos are right"), allow_missing=True)
+    with pytest.raises(HarvestError, match="without a folder of videos"):
+        check_complete(dataclasses.replace(data, unresolved=None))
+
+
+@pytest.mark.parametrize("task", ["recognition", "qa", "choice"])
+def test_a_task_gets_its_classes_answers_or_options(world: World, videos: list[Path], task: str) -> None:
+    def example(number: int, path: Path) -> Example:
+        given = {
+            "recognition": {"label": number},
+            "choice": {"texts": SENTENCES, "label": number},
+            "qa": {"question": "which colour?", "answer": ("red", "blue", "green", "white")[number]},
+        }[task]
+        return Example(id=str(number), video=str(path), **given)
+
+    data = BenchmarkData(
+        name="small",
+        split="test",
+        task=task,
+        examples=tuple(example(number, path) for number, path in enumerate(videos)),
+        protocol="A small test.",
+        counts={"rows": 4},
+        published=Published({"rows": 4}, "a test"),
+        unresolved=frozenset(),
+        answers=("red", "blue", "green"),
+        class_names=SENTENCES,
+        templates=("a video of {}", "a photo of {}"),
+    )
+    result = score_benchmark(world.model, world.tokenizer, data, num_frames=2)
+    assert (
+        result.task == task and "2 frames" in result.protocol and result.protocol.startswith("A small test. ")
+    )
+    if task == "qa":
+        assert result.counts["answers"] == 3 and result.counts["questions_with_unlisted_answer"] == 1
+    elif task == "recognition":
+        assert "2 prompt templates" in result.protocol and result.counts["classes"] == 4
+    json.loads(result.to_json())
