@@ -19,6 +19,7 @@ usage: harvest COMMAND [options]        harvest COMMAND --help for examples
   recipes     list the training recipes
   train       run a recipe, or go on with it: harvest train harvest-b16 --data.train clips.csv
   evaluate    zero-shot retrieval, multiple choice, recognition, question answering
+  benchmark   what a benchmark's files lack, and a score on it by its protocol
   convert     write a Harvest model folder from CLIP, SigLIP, OpenCLIP or ViCLIP weights
   miniworld   write the generated clips of the mini-world
   bench       measure the training step on this machine
@@ -224,6 +225,103 @@ def evaluate_command(args: list[str]) -> None:
     _run(evaluate, args)
 
 
+def benchmark_command(args: list[str]) -> None:
+    if not args:
+        from harvest.data.benchmarks import BENCHMARKS
+
+        for known in BENCHMARKS.values():
+            print(f"{known.name:<16} {known.task:<12} {known.title}: {', '.join(known.splits)}")
+        return
+    import tyro
+
+    def benchmark(
+        name: Annotated[str, tyro.conf.Positional],
+        /,
+        annotations: Path,
+        videos: Path | None = None,
+        model: str | None = None,
+        split: str | None = None,
+        allow_missing: bool = False,
+        missing_list: Path | None = None,
+        image: bool = False,
+        num_frames: int | None = None,
+        batch_size: int = 32,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        workers: int = 2,
+        out: Path | None = None,
+    ) -> None:
+        """Read a benchmark's official files, say what is missing, and score a model on it by its protocol.
+
+        harvest benchmark                         lists the benchmarks and their splits
+        harvest benchmark msrvtt --annotations anns/msrvtt --videos /data/msrvtt
+        harvest benchmark msrvtt --annotations anns/msrvtt --videos /data/msrvtt --model runs/webvid/model
+        harvest benchmark ucf101 --split test2 --annotations ucfTrainTestlist --videos UCF-101 --model runs/webvid/model
+
+        Args:
+            name: The benchmark (docs/benchmarks.md).
+            annotations: Folder of its official annotation files.
+            videos: Folder of its videos, or of folders of pictures; without it only the annotations are read.
+            model: A Harvest model folder, or any source that `harvest convert` takes; without it nothing is scored.
+            split: One of the benchmark's splits; without it its first one.
+            allow_missing: Score what is there, and give the share of the rows beside it.
+            missing_list: File for the list of missing videos; without it missing-NAME-SPLIT.txt here.
+            image: The image baseline: each frame encoded alone, embeddings averaged.
+            num_frames: Frames a clip; without it the model's own number.
+            out: Write the result as JSON to this file.
+        """
+        from rich.console import Console
+
+        from harvest.data.benchmarks import missing, read
+        from harvest.interfaces import HarvestError
+
+        data = read(name, annotations, split=split, videos=videos)
+        for count, number in data.counts.items():
+            published = data.published.counts.get(count)
+            beside = "" if published is None else f" (published: {published:,}, {data.published.source})"
+            print(f"{count.replace('_', ' ')}: {number:,}{beside}")
+        if videos is None:
+            if model is not None:
+                raise HarvestError("scoring a model needs --videos")
+            return
+        absent = missing(data)
+        print(absent if absent else f"{data.name} {data.split}: nothing is missing")
+        if absent.videos:
+            listed = missing_list or Path(f"missing-{data.name}-{data.split}.txt")
+            absent.write(listed)
+            print(f"missing videos: {listed}")
+        if model is None:
+            return
+        from harvest.evaluation import table
+        from harvest.evaluation.benchmark import check_complete, score_benchmark
+        from harvest.evaluation.embed import progress_bar
+        from harvest.model.pretrained import load_pretrained
+
+        check_complete(data, allow_missing=allow_missing)  # before the model is loaded
+        loaded, tokenizer, _ = load_pretrained(model)
+        with progress_bar("encoding") as progress:
+            result = score_benchmark(
+                loaded,
+                tokenizer,
+                data,
+                allow_missing=allow_missing,
+                mode="image" if image else "video",
+                num_frames=num_frames,
+                batch_size=batch_size,
+                precision=precision,
+                workers=workers,
+                progress=progress,
+            )
+        console = Console()
+        console.print(table([result]))
+        console.print(result.protocol, markup=False)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(result.to_json())
+            console.print(f"written: {out}", markup=False)
+
+    _run(benchmark, args)
+
+
 def convert_command(args: list[str]) -> None:
     import tyro
 
@@ -324,6 +422,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "recipes": recipes_command,
     "train": train_command,
     "evaluate": evaluate_command,
+    "benchmark": benchmark_command,
     "convert": convert_command,
     "miniworld": miniworld_command,
     "bench": bench_command,

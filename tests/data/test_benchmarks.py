@@ -633,7 +633,7 @@ def test_missing_files_say_what_was_expected_and_where_it_comes_from(tmp_path: P
     )
     refused(lambda: read("ava", tmp_path / "nowhere"), "does not exist", "research.google.com/ava")
     refused(lambda: read("ava", folder / "test_data.json"), "should be a folder and is a file")
-    refused(lambda: read("msr-vtt", folder), "no benchmark 'msr-vtt'", "msrvtt")
+    refused(lambda: read("msr-vtt", folder), "no benchmark 'msr-vtt': did you mean 'msrvtt'?", "lsmdc")
     refused(lambda: read("msrvtt", folder, split="9k"), "no split '9k'", "train-9k")
 
 

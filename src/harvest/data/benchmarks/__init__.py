@@ -10,6 +10,7 @@ videos are not there.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,10 @@ def read(
     that come twice.
     """
     if name not in BENCHMARKS:
-        raise HarvestError(f"no benchmark {name!r}: there are {', '.join(BENCHMARKS)}")
+        near = difflib.get_close_matches(name, BENCHMARKS, n=1)
+        raise HarvestError(
+            f"no benchmark {name!r}{f': did you mean {near[0]!r}?' if near else ''}; there are {', '.join(BENCHMARKS)}"
+        )
     benchmark = BENCHMARKS[name]
     split = next(iter(benchmark.splits)) if split is None else split
     files = Files(annotations, benchmark, split)
