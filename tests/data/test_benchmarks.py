@@ -1140,3 +1140,42 @@ def test_real_files_are_recognised() -> None:
         "ntu/label_map_ntu60.txt": None,
     }
     assert {name: looks_like(ANNOTATIONS / name) for name in likely} == likely
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+
+def rows_of_the_page() -> dict[tuple[str, str], list[str]]:
+    """docs/benchmarks.md: (benchmark, split) to the cells files, published, read."""
+    page = (Path(__file__).parents[2] / "docs/benchmarks.md").read_text(encoding="utf-8")
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if line.startswith("| `")
+    ]
+    return {(row[0].strip("`"), row[1].strip("`")): row[2:] for row in cells}
+
+
+def said(counts: dict[str, int]) -> list[str]:
+    return [f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items()]
+
+
+def test_the_page_has_every_split_with_its_files_and_counts() -> None:
+    page = rows_of_the_page()
+    assert page.keys() == {
+        (name, split) for name, benchmark in BENCHMARKS.items() for split in benchmark.splits
+    }
+    for (name, split), (files, published, found) in page.items():
+        known = BENCHMARKS[name].splits[split]
+        assert files == ", ".join(
+            form.replace(" | ", " or ").replace(" + ", " with ") for form in known.files
+        )
+        assert (
+            published == f"{', '.join(said(dict(known.published.counts))) or '–'} ({known.published.source})"
+        )
+        case = next((case for case in REAL if case[:2] == (name, split)), None)
+        if case is not None and "¹" not in found:
+            assert found.split(", ")[: len(known.published.counts)] == said(dict(known.published.counts))
+            assert set(found.split(", ")) <= {*said(dict(known.published.counts)), *said(case[4])}
+        elif case is None and "¹" not in found:
+            assert found == "–"

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from harvest.cli import main
 from harvest.data.benchmarks import BenchmarkData, Published, read
 from harvest.evaluation import evaluate
 from harvest.evaluation.benchmark import check_complete, score_benchmark
 from harvest.interfaces import Example, HarvestError
+from harvest.model.folder import save_model
 
 from .conftest import SENTENCES, World
 
@@ -120,3 +122,53 @@ def test_a_task_gets_its_classes_answers_or_options(world: World, videos: list[P
     elif task == "recognition":
         assert "2 prompt templates" in result.protocol and result.counts["classes"] == 4
     json.loads(result.to_json())
+
+
+# ---- the command as typed ----------------------------------------------------------------------------------------
+
+
+def typed(*words: str | Path) -> int:
+    try:
+        return main(["benchmark", *map(str, words)])
+    except SystemExit as end:  # tyro's way to end
+        return int(end.code or 0)
+
+
+def test_the_command_lists_says_what_is_missing_and_refuses(
+    world: World,
+    videos: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert typed() == 0
+    assert "\ndidemo           retrieval    DiDeMo, paragraphs: test, val" in capsys.readouterr().out
+
+    retrieval_data(tmp_path, videos[:3])
+    folders = ["--annotations", tmp_path / "annotations", "--videos", tmp_path / "videos"]
+    assert typed("msrvtt", *folders[:2]) == 0
+    assert "rows: 4 (published: 1,000, Yu et al. 2018 (JSFusion))\n" in capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    assert typed("msrvtt", *folders) == 0
+    out = capsys.readouterr().out
+    assert "1 of 4 videos are missing" in out and "missing videos: missing-msrvtt-1k-a.txt" in out
+    assert (tmp_path / "missing-msrvtt-1k-a.txt").read_text() == f"{tmp_path}/videos/video3.mp4\n"
+
+    assert typed("msrvtt", *folders[:2], "--model", "anything") == 2
+    assert "needs --videos" in capsys.readouterr().err
+
+    save_model(tmp_path / "model", world.model, world.tokenizer)
+    scored = [*folders, "--model", tmp_path / "model", "--workers", "0", "--out", tmp_path / "out/card.json"]
+    assert typed("msrvtt", *scored) == 2
+    answer = capsys.readouterr()
+    assert (
+        "--allow-missing" in answer.err
+        and "share of the rows, 0.3 %" in answer.err
+        and "t2v_r1" not in answer.out
+    )
+    assert typed("msrvtt", *scored, "--allow-missing", "--missing-list", tmp_path / "list.txt") == 0
+    out = capsys.readouterr().out
+    assert "share_of_rows" in out and "Only 3 of 1,000 rows were scored" in " ".join(out.split())
+    assert json.loads((tmp_path / "out/card.json").read_text())["metrics"]["share_of_rows"] == 0.003
+    assert (tmp_path / "list.txt").exists()

@@ -262,7 +262,7 @@ BENCHMARKS = [
         },
         msvd_qa,
         (
-            "The 2,423 answers are those of all splits, so that none is unlisted.",
+            "None of the answers of val and test is missing from the 2,423.",
             "The split has 520 test videos, of which 504 are asked about.",
         ),
     ),

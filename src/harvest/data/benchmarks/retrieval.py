@@ -340,9 +340,7 @@ BENCHMARKS = [
         "https://github.com/LisaAnne/LocalizingMoments; lists: https://github.com/albanie/collaborative-experts",
         r"\d+@N\d\d_\d+_\w+",
         {
-            "test": _split(
-                "test_data.json", _DIDEMO, rows=1004, videos=1004, sentences=4021, sentences_in_file=4021
-            ),
+            "test": _split("test_data.json", _DIDEMO, rows=1004, videos=1004, sentences=4021),
             "val": _split("val_data.json", _DIDEMO, rows=1065, videos=1065, sentences=4180),
             "train": _split("train_data.json", _DIDEMO, rows=8395, videos=8395, sentences=33_005),
             "test-list": _split(("test_data.json", "test_list.txt"), _DIDEMO_LIST, rows=1004, videos=1004),
