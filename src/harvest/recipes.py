@@ -54,12 +54,14 @@ def mini_image() -> RunConfig:
             ),
         ),
         objective=ImageTextConfig(drop_ratio=0.5),
-        data=DataConfig(train="mini-world", num_frames=8, captions_per_clip=2, cache="memory"),
-        world=MiniWorldConfig(seed=1001, train=60_000),
+        data=DataConfig(
+            train="mini-world/stills", num_frames=1, times="middle", captions_per_clip=2, cache="memory"
+        ),
+        world=MiniWorldConfig(seed=1001, train=30_000),
         optim=OptimConfig(
             lr=1e-3, warmup_steps=100, weight_decay=0.05, max_grad_norm=1.0, lr_factors={"log_scale": 10.0}
         ),
-        loop=LoopConfig(steps=6000, global_batch=256, save_every=500),
+        loop=LoopConfig(steps=1500, global_batch=256, save_every=250),
     )
 
 
@@ -133,11 +135,12 @@ def tiny(name: str) -> RunConfig:
     start = config.start if config.start.scratch else dataclasses.replace(config.start, model="mini-image")
     if start.fusion is not None:
         start = dataclasses.replace(start, fusion=FusionConfig(depth=1, num_heads=4))
+    train = config.data.train if config.data.train.startswith("mini-world") else "mini-world"
     return dataclasses.replace(
         config,
         start=start,
         data=dataclasses.replace(
-            config.data, train="mini-world", workers=min(1, config.data.workers), flip=False
+            config.data, train=train, workers=min(1, config.data.workers), flip=False
         ),
         world=MiniWorldConfig(seed=7, train=96, retrieval=100, questions=20),
         optim=dataclasses.replace(config.optim, warmup_steps=2),

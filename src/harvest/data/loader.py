@@ -43,6 +43,8 @@ class DataConfig:
 
     train: str = ""
     """Manifest of the training set: .jsonl, .csv, .tsv, .parquet or WebVid's csv."""
+    more: tuple[str, ...] = ()
+    """Further manifests, added to the first; their paths are relative to their own folders."""
     videos: str | None = None
     """Folder that the manifest's paths are relative to; without it the manifest's own."""
     num_frames: int = 8

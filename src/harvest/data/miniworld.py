@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 NUM_DRAWINGS = 8
 HELD_FRAMES = 2
 FRAMES_PER_S = 8
-_VERSION = 1  # raise it when the same config would give other files
+_VERSION = 2  # raise it when the same config would give other files
 
 # --------------------------------------------------------------------------------------- the vocabulary
 
@@ -440,7 +440,7 @@ def _margin(shape: str, radius: float) -> float:
 
 def _radii(rng: Generator, crowd: float) -> list[float]:
     """Eight radii from small to large; `crowd` < 1 makes room for more things."""
-    low, high = _between(rng, 7.25, 8.5), _between(rng, 12.5, 14.0)
+    low, high = _between(rng, 6.25, 7.25), _between(rng, 13.25, 14.25)
     return [_half(crowd * (low + (high - low) * k / 7)) for k in range(NUM_DRAWINGS)]
 
 
@@ -464,7 +464,8 @@ def _path(rng: Generator, kind: str, margin: float) -> list[tuple[float, float]]
         turns = [start + k * math.pi / 4 for k in range(NUM_DRAWINGS)]
         return [(x + radius * math.cos(turn), y + radius * math.sin(turn)) for turn in turns]
     if kind in ("horizontal", "vertical"):
-        length = _between(rng, 26, min(40, room))
+        longest = min(42, room)
+        length = _between(rng, max(26, 0.75 * longest), longest)
         begin = _between(rng, margin, 64 - margin - length)
         beside = _between(rng, margin, 64 - margin)
         if kind == "horizontal":
@@ -752,6 +753,44 @@ def _captions(
     return tuple(said)
 
 
+_STILL = (
+    "{a} {place}",
+    "the {it} is {place}",
+    "{place} there is {a}",
+    "a picture of {a} {place}",
+    "we see {a} {place}",
+    "here is {a} {place}",
+)
+_EMPTY = ("nothing but a {texture} background", "an empty {texture} background", "there is nothing here")
+_PLACES = (
+    ("in the top left corner", "at the top", "in the top right corner"),
+    ("on the left", "in the middle", "on the right"),
+    ("in the bottom left corner", "at the bottom", "in the bottom right corner"),
+)
+
+
+def _still_captions(rng: Generator, scene: Scene, drawing: int, count: int = 3) -> tuple[str, ...]:
+    """`count` captions of one drawing as a picture: what can be seen, where and, in half of them, how big."""
+    state = scene.order[drawing]
+    seen = [thing for thing in scene.things if thing.states[state].visible]
+    if not seen:
+        texture = BACKGROUNDS[scene.background.kind]
+        return tuple(text.format(texture=texture) for text in _some(rng, _EMPTY, count))
+    thing = _choice(rng, seen)
+    x, y, radius, *_ = thing.states[state]
+    # Thirds of where centres can be, which is nearer to the middle than thirds of the frame.
+    column, row = (0 if value < 25 else 2 if value > 39 else 1 for value in (x, y))
+    size = "small " if radius < 8.75 else "big " if radius > 11.75 else ""
+    said: dict[str, None] = {}
+    while len(said) < count:
+        word = size if rng.random() < 0.5 else ""
+        what = f"{word}{thing.colour} {thing.shape}"
+        article = "an" if what.startswith("orange") else "a"
+        template = _choice(rng, _STILL)
+        said[template.format(a=f"{article} {what}", it=what, place=_PLACES[row][column])] = None
+    return tuple(said)
+
+
 # ------------------------------------------------------------------------------------------- the splits
 
 
@@ -777,6 +816,7 @@ class MiniWorld:
     folder: Path
     config: MiniWorldConfig
     train: Path = field(init=False)
+    stills: Path = field(init=False)  # drawings of the training clips, as pictures
     retrieval: Path = field(init=False)
     motion_choice: Path = field(init=False)
     motion_choice_held_out: Path = field(init=False)
@@ -789,6 +829,7 @@ class MiniWorld:
     def __post_init__(self) -> None:
         for split in _SPLITS:
             object.__setattr__(self, split, self.folder / f"{split}.jsonl")
+        object.__setattr__(self, "stills", self.folder / "stills.jsonl")
         object.__setattr__(self, "labels", self.folder / "labels.json")
 
 
@@ -837,9 +878,9 @@ def _others(rng: Generator, taken: Appearance, count: int) -> list[Appearance]:
 
 def _train_clip(rng: Generator, config: MiniWorldConfig, index: int) -> _Clip:
     kind = rng.random()
-    if kind >= 0.85:
+    if kind >= 0.88:
         return _event_clip(rng, _choice(rng, ("pass", "swap", "follow", "vanish", "jump")))
-    num_still = 0 if kind < 0.60 else 1 if kind < 0.80 else 2
+    num_still = 0 if kind < 0.68 else 1 if kind < 0.85 else 2
     group = _choice(rng, _MOVING_GROUP_DRAW if num_still else _GROUP_DRAW)
     actor = _choice(rng, _appearances(group))
     still = _others(rng, actor, num_still)
@@ -1074,14 +1115,35 @@ class _Encoder:
                 container.mux(packet)
 
 
-def _write_clips(folder: str, config: MiniWorldConfig, split: str, indices: range) -> list[str]:
-    """Write the clips of one job; gives their manifest lines."""
+_STILLS_PER_CLIP = 2
+_HELD_S = HELD_FRAMES / FRAMES_PER_S
+
+
+def _stills(config: MiniWorldConfig, index: int, scene: Scene, clip: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a training clip's pictures: each once with captions of what it shows, once with the clip's own.
+
+    The second kind names motions, as captions on the web do, though no picture shows them.
+    """
+    rng = _rng(config.seed, "stills", index)
+    rows = []
+    for drawing in sorted(_some(rng, range(NUM_DRAWINGS), _STILLS_PER_CLIP)):
+        stretch = {"video": clip["video"], "start_s": drawing * _HELD_S, "end_s": (drawing + 1) * _HELD_S}
+        name = f"stills-{index:06d}-{drawing}"
+        rows.append({"id": name, **stretch, "texts": list(_still_captions(rng, scene, drawing))})
+        rows.append({"id": f"{name}-clip", **stretch, "texts": clip["texts"]})
+    return rows
+
+
+def _write_clips(folder: str, config: MiniWorldConfig, split: str, indices: range) -> dict[str, list[str]]:
+    """Write the clips of one job; gives the lines of the manifests that they are in."""
     encoder = _Encoder(config.size)
-    lines = []
+    lines: dict[str, list[str]] = {split: []}
     for index in indices:
         scene, row = make_clip(config, split, index)
         encoder.write(Path(folder) / row["video"], drawings(scene, size=config.size))
-        lines.append(json.dumps(row))
+        lines[split].append(json.dumps(row))
+        if split == "train":
+            lines.setdefault("stills", []).extend(map(json.dumps, _stills(config, index, scene, row)))
     return lines
 
 
@@ -1138,13 +1200,14 @@ def write_miniworld(
         for split, count in counts.items()
         for start in range(0, count, _CLIPS_PER_JOB)
     ]
-    lines: dict[str, list[str]] = {split: [] for split in _SPLITS}
+    lines: dict[str, list[str]] = {split: [] for split in (*_SPLITS, "stills")}
     done, total = 0, sum(counts.values())
 
-    def keep(split: str, some: list[str]) -> None:
+    def keep(split: str, some: dict[str, list[str]]) -> None:
         nonlocal done
-        lines[split].extend(some)
-        done += len(some)
+        for manifest, rows in some.items():
+            lines[manifest].extend(rows)
+        done += len(some[split])
         if progress is not None:
             progress(done, total)
 
@@ -1160,8 +1223,8 @@ def write_miniworld(
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-    for split in _SPLITS:
-        _write_whole(folder / f"{split}.jsonl", "".join(line + "\n" for line in lines[split]))
+    for manifest, rows in lines.items():
+        _write_whole(folder / f"{manifest}.jsonl", "".join(row + "\n" for row in rows))
     _write_whole(world.labels, json.dumps(list(LABELS), indent=1) + "\n")
     _write_whole(mark, json.dumps(wanted) + "\n")  # last: it says that all the rest is there
     return world

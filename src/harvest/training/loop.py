@@ -142,19 +142,21 @@ def prepare(
 ) -> tuple[ClipDataset, VideoTextModel, Tokenizer, VideoTextModel | None]:
     """The training set, the model to train, its tokenizer, and the image model it was made from (None from scratch)."""
     manifest = Path(config.data.train)
-    if config.data.train == "mini-world":
+    if config.data.train in ("mini-world", "mini-world/stills"):
         folder = run.parent / f"mini-world-{config.world.train}-{config.world.seed}"
         with bar("drawing the mini-world", quiet=not here.is_main) as progress:
-            manifest = (
-                write_miniworld(folder, config.world, progress=progress).train if here.is_main else manifest
-            )
+            if here.is_main:
+                write_miniworld(folder, config.world, progress=progress)
             barrier()
-            manifest = write_miniworld(folder, config.world).train  # the other ranks find it finished
+            made = write_miniworld(folder, config.world)  # the other ranks find it finished
+        manifest = made.train if config.data.train == "mini-world" else made.stills
     elif not config.data.train:
         raise HarvestError(
             "nothing to train on: give a manifest with --data.train FILE (.jsonl, .csv or .parquet)"
         )
     examples = read_manifest(manifest, videos=Path(config.data.videos) if config.data.videos else None)
+    for further in config.data.more:
+        examples += read_manifest(further)
     model, tokenizer, image_model = start_model(
         config, [text for example in examples for text in example.texts]
     )
