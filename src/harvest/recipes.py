@@ -53,7 +53,7 @@ def mini_image() -> RunConfig:
                 ),
             ),
         ),
-        objective=ImageTextConfig(drop_ratio=0.5),
+        objective=ImageTextConfig(drop_ratio=0.5, paraphrase_weight=1.0, paraphrase_temperature=0.07),
         data=DataConfig(
             train="mini-world/stills", num_frames=1, times="middle", captions_per_clip=2, cache="memory"
         ),

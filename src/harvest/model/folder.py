@@ -38,6 +38,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Fill a temporary folder that takes `folder`'s place, whole or not at all, when the block ends well."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary.chmod(0o755)  # mkdtemp makes it private; a model is shared like any other file
     try:
         yield temporary
         if folder.exists():
