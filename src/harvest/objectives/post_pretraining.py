@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.interfaces import Batch, HarvestError, Losses, VideoFeatures
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.losses import contrastive, masked_words
 from harvest.parallel import gather_rows, generator_for, mean_over_ranks, world_rank_size
@@ -25,6 +25,9 @@ class PostPretrainingConfig:
     drop_ratio: float = 0.9
     """Share of tubelets dropped in each clip."""
     text_mask_ratio: float = 0.15
+    masked_words_share: float = 1.0
+    """Share of a batch's clips whose captions get hidden words. Where towers are small, that half costs as much as
+    the video tower, and the contrastive half learns from every clip all the same."""
     text_tower: Literal["frozen", "trained"] = "frozen"
     contrastive_weight: float = 1.0
     masked_words_weight: float = 1.0
@@ -41,12 +44,18 @@ class PostPretrainingConfig:
             )
         if not 0 <= self.text_mask_ratio <= 1:
             raise HarvestError(f"objective.text_mask_ratio: expected 0 to 1, got {self.text_mask_ratio}")
+        if not 0 < self.masked_words_share <= 1:
+            raise HarvestError(
+                f"objective.masked_words_share: expected more than 0, at most 1, got {self.masked_words_share}"
+            )
         if self.cache_texts and self.text_tower == "trained":
             raise HarvestError(
                 "objective.cache_texts needs objective.text_tower frozen: a trained tower's embeddings change every step"
             )
         if self.text_bank and not self.cache_texts:
-            raise HarvestError("objective.text_bank draws from the cache of texts: it needs objective.cache_texts")
+            raise HarvestError(
+                "objective.text_bank draws from the cache of texts: it needs objective.cache_texts"
+            )
 
 
 class PostPretraining(nn.Module):
@@ -105,7 +114,8 @@ class PostPretraining(nn.Module):
         total, parts = self.config.contrastive_weight * vtc, {"vtc": vtc.detach()}
 
         if self.config.masked_words_weight > 0:
-            ids = batch.text_ids[:, 0]
+            M = max(1, round(self.config.masked_words_share * B))  # the order of a batch is random
+            ids = batch.text_ids[:M, 0]
             masked_ids, hidden = mask_text(
                 ids,
                 maskable=self.model.text.maskable(ids),
@@ -113,7 +123,8 @@ class PostPretraining(nn.Module):
                 mask_id=self.model.mask_id,
                 generator=generator,
             )
-            states_BLD = self.model.fuse(video, self.model.encode_text(masked_ids))
+            shown = VideoFeatures(video.tokens[:M], video.pooled[:M])
+            states_BLD = self.model.fuse(shown, self.model.encode_text(masked_ids))
             logits_MV = self.model.predict_words(
                 states_BLD[hidden[:, : states_BLD.shape[1]]]
             )  # at hidden positions only
