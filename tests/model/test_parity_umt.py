@@ -6,7 +6,7 @@ Left out, and why:
 - `umt_stage1_meta.json: finetune.*`: layer decay is not built yet; `pos_embed_grad_is_none` is a defect, see
   `tests/model/test_pretrained_umt.py`. The learning-rate schedule is in `tests/training`.
 - `umt_stage1_meta.json`: masks of `tube` and `random` under numpy's generator; ours draw from torch's. Counts are
-  compared in `tests/test_tokens.py`.
+  compared in `tests/tokens/test_selectors.py`.
 """
 
 import json
@@ -132,7 +132,8 @@ def test_teacher_at_another_resolution(clip_teacher, umt_stage1):
     assert_same(seen.attention.view(2 * S, P), clip_teacher["lowres.attn"])
     objective = stage1_objective(umt_stage1, lowres)
     layers, attention = objective.look(ours(clip_teacher["video"]))
-    assert_same(F.normalize(torch.stack(layers), dim=-1), clip_teacher["lowres.feat_l2"])
+    found = torch.stack(objective.targets(layers, None))
+    assert_same(F.normalize(found, dim=-1), clip_teacher["lowres.feat_l2"])
     assert_same(attention.view(2 * S, P), clip_teacher["lowres.attn"])
 
 
@@ -229,7 +230,7 @@ def test_stage1_forward(umt_stage1, objective):
 def test_the_targets_are_the_teacher_s(umt_stage1, objective):
     layers, attention = objective.look(ours(umt_stage1["video"]))
     keep = kept(umt_stage1["mask"])
-    targets = torch.stack([layer.gather(1, keep[..., None].expand(-1, -1, 32)) for layer in layers])
+    targets = torch.stack(objective.targets(layers, keep))
     assert_same(F.normalize(targets, dim=-1), umt_stage1["targets_vis"])
     drawn = objective.choose(ours(umt_stage1["video"]), attention, torch.Generator().manual_seed(77))
     assert torch.equal(drawn, keep)

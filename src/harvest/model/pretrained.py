@@ -10,6 +10,7 @@ ViCLIP's checkpoints. CLIP and SigLIP give an image model (`num_frames = 1`); `a
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import gzip
 import json
@@ -17,6 +18,7 @@ import math
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -652,8 +654,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
                     f"it, write its weights alone: torch.save(torch.jit.load({path.name!r}, 'cpu').state_dict(), "
                     "'weights.pt')"
                 )
+    # Training scripts leave their settings beside the weights: these two kinds are built, and are mere containers.
+    beside_weights: list[Any] = [argparse.Namespace, (OrderedDict, "easydict.EasyDict")]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(beside_weights):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise HarvestError(
             f"{path} holds more than tensors and is not opened, because that would run its code. Where you trust it, "

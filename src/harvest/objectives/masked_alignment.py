@@ -8,7 +8,7 @@ Shapes: B clips, T frames, S tubelet times, P places, N = S * P tubelets, K kept
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -126,19 +126,19 @@ class MaskedAlignment(nn.Module):
         rank, _ = world_rank_size()
         generator = generator_for(self.seed, step, rank)
         video = batch.video
-        targets, attention = self.look(video)
+        seen, attention = self.look(video)
         keep = self.choose(video, attention, generator)
         shares = None
         if self.training and self.config.drop_path > 0:
             depth = self.model.config.video.depth
             shares = drop_path_shares(depth, len(video), rate=self.config.drop_path, generator=generator)
             shares = shares.to(video.device)
-        total = self.distance(self.student(video, keep, shares), _at(targets, keep))
+        total = self.distance(self.student(video, keep, shares), self.targets(seen, keep))
         return Losses(total, {"alignment": total.detach()})
 
     @torch.no_grad()
-    def look(self, video: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """The teacher's aligned layers in its shared space, each `[B, N, E]`, and its attention `[B, N]` if it guides.
+    def look(self, video: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The teacher's aligned layers after its last norm, each `[B, N, D]`, and its attention `[B, N]` if it guides.
 
         Of a tubelet of several frames the teacher looks at the first.
         """
@@ -152,7 +152,14 @@ class MaskedAlignment(nn.Module):
             video = frames.view(B, S, 3, size, size)
         guides = self.config.keep == "attention" and self.drop_ratio > 0
         seen = teacher(video, layers=self.teacher_layers, attention=guides)
-        return [teacher.project(layer) for layer in seen.layers], seen.attention
+        return seen.layers, seen.attention
+
+    @torch.no_grad()
+    def targets(self, layers: Sequence[Tensor], keep: Tensor | None) -> list[Tensor]:
+        """The teacher's layers at the kept tubelets in its shared space, each `[B, K, E]`."""
+        if keep is not None:
+            layers = [layer.gather(1, keep[..., None].expand(-1, -1, layer.shape[-1])) for layer in layers]
+        return [self.teacher.project(layer) for layer in layers]
 
     def choose(self, video: Tensor, attention: Tensor | None, generator: torch.Generator) -> Tensor | None:
         """The tubelets that the student sees, `[B, K]`; None for all."""
@@ -178,13 +185,6 @@ class MaskedAlignment(nn.Module):
         """The loss between lists of `[B, K, E]`."""
         with torch.autocast(student[0].device.type, enabled=False):
             return alignment(torch.stack(student), torch.stack(targets), kind=self.config.loss)
-
-
-def _at(layers: list[Tensor], keep: Tensor | None) -> list[Tensor]:
-    """The kept tubelets of layers `[B, N, E]`."""
-    if keep is None:
-        return layers
-    return [layer.gather(1, keep[..., None].expand(-1, -1, layer.shape[-1])) for layer in layers]
 
 
 def check_grids(image_size: int, patch_size: int, teacher_image_size: int, teacher_patch_size: int) -> None:

@@ -31,7 +31,7 @@ from harvest.model.inflation import as_teacher, as_video_model, blend
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer, train_tokenizer
 from harvest.model.video_text import ModelConfig, VideoTextModel
-from harvest.objectives.image_text import ImageTextPretraining
+from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig, check_grids
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.parallel import (
@@ -200,15 +200,18 @@ def start_model(
                 "give --objective.masked-words-weight 0"
             )
         return model, tokenizer, None
-    if not isinstance(config.objective, PostPretrainingConfig):
+    if isinstance(config.objective, ImageTextConfig):
         return model, tokenizer, None
+    fills_words = (
+        isinstance(config.objective, PostPretrainingConfig) and config.objective.masked_words_weight > 0
+    )
     with _seeded(config):
         video_model, _ = as_video_model(
             model,
             num_frames=config.data.num_frames,
             tubelet_size=start.tubelet_size,
             time_positions=start.time_positions,
-            fusion=start.fusion if config.objective.masked_words_weight > 0 else None,
+            fusion=start.fusion if fills_words else None,
         )
     return video_model, tokenizer, model
 
