@@ -90,7 +90,7 @@ def unit(teacher, layers):
 def test_teacher_layers_and_attention(clip_teacher, teacher):
     video = ours(clip_teacher["video"])
     blocks = {f"block{i}": block for i, block in enumerate(teacher.blocks)}
-    seen = watch(blocks | {"ln_pre": teacher.norm_pre, "conv1": teacher.patches})
+    seen = watch(blocks | {"ln_pre": teacher.norm_pre})
     with torch.no_grad():
         found = teacher(video, layers=(1, 2), attention=True)
         assert_same(teacher.project(torch.stack(found.layers)), clip_teacher["feat_none"])
@@ -131,7 +131,9 @@ def test_teacher_at_another_resolution(clip_teacher, umt_stage1):
     assert_same(unit(lowres, seen.layers), clip_teacher["lowres.feat_l2"])
     assert_same(seen.attention.view(2 * S, P), clip_teacher["lowres.attn"])
     objective = stage1_objective(umt_stage1, lowres)
+    given = watch({"teacher": lowres})
     layers, attention = objective.look(ours(clip_teacher["video"]))
+    assert_same(given["teacher"][0], video)
     found = torch.stack(objective.targets(layers, None))
     assert_same(F.normalize(found, dim=-1), clip_teacher["lowres.feat_l2"])
     assert_same(attention.view(2 * S, P), clip_teacher["lowres.attn"])

@@ -10,12 +10,13 @@ import types
 
 import pytest
 import torch
-from toys import SHARED
+from toys import SHARED, siglip_folder
 
 from harvest.interfaces import HarvestError
 from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
+from harvest.model.inflation import as_teacher
 from harvest.model.layers import sinusoid
-from harvest.model.pretrained import read_tensors
+from harvest.model.pretrained import load_pretrained, read_tensors
 from harvest.model.pretrained_umt import load_classifier, load_stage1, load_teacher
 from harvest.training.optim import OptimConfig, build_optimizer
 
@@ -310,6 +311,20 @@ def test_attention_is_fp32_under_autocast_and_its_rows_are_shares():
             assert ((shares > 0.5) & (shares <= 1.0001)).all()
     with pytest.raises(ValueError, match="neither a prefix nor a pooling query"):
         tower(**UMT)(torch.randn(1, 4, 3, 16, 16), attention=True)
+
+
+def test_siglip_s_pooling_query_guides(tmp_path):
+    """Its attention is that of `transformers`, frame by frame."""
+    theirs = siglip_folder(tmp_path)
+    teacher = as_teacher(load_pretrained(tmp_path)[0])
+    video = torch.randn(2, 3, 3, 32, 32)
+    with torch.no_grad():
+        found = teacher(video, attention=True)
+        hidden = theirs.vision_model(video.flatten(0, 1)).last_hidden_state
+        probe = theirs.vision_model.head.probe.repeat(6, 1, 1)
+        wanted = theirs.vision_model.head.attention(probe, hidden, hidden)[1][:, 0]
+    torch.testing.assert_close(found.tokens.reshape(6, 16, -1), hidden, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(found.attention.view(6, 16), wanted, atol=2e-5, rtol=1e-5)
 
 
 def test_shares_scale_the_branches():

@@ -29,13 +29,13 @@ from harvest.model.pretrained import (
     ImportReport,
     Row,
     Table,
-    _depth,
-    _flat_patches,
-    _layer,
+    flat_patches,
+    layer_rows,
     openai_table,
     read_tensors,
     rename,
     resize_positions,
+    stack_depth,
 )
 
 GRID = (8, 14)
@@ -52,15 +52,15 @@ UMT_BLOCK = {
 def umt_table(depth: int, *, prefix: str = "encoder.", stored_positions: bool = False) -> Table:
     """The tower of a stage-1 checkpoint; with an empty prefix, that of a fine-tuned one. Norms behind it are apart."""
     table: Table = {
-        **_layer("video.patches", f"{prefix}patch_embed.proj.{{}}"),
-        "video.patches.weight": Row((f"{prefix}patch_embed.proj.weight",), _flat_patches),
+        **layer_rows("video.patches", f"{prefix}patch_embed.proj.{{}}"),
+        "video.patches.weight": Row((f"{prefix}patch_embed.proj.weight",), flat_patches),
     }
     if stored_positions:
         table["video.joint_positions"] = Row((f"{prefix}pos_embed",), lambda positions: positions[0])
     for i in range(depth):
         ours, theirs = f"video.blocks.{i}", f"{prefix}blocks.{i}"
         for name, source in UMT_BLOCK.items():
-            table |= _layer(f"{ours}.{name}", f"{theirs}.{source}.{{}}")
+            table |= layer_rows(f"{ours}.{name}", f"{theirs}.{source}.{{}}")
         table[f"{ours}.attention.qkv.weight"] = Row((f"{theirs}.attn.qkv.weight",))
         biases = (f"{theirs}.attn.q_bias", f"{theirs}.attn.v_bias")
         table[f"{ours}.attention.query_value_bias"] = Row(biases)
@@ -69,18 +69,20 @@ def umt_table(depth: int, *, prefix: str = "encoder.", stored_positions: bool = 
 
 def stage1_table(depth: int, num_heads: int, *, stored_positions: bool = False) -> Table:
     """A whole stage-1 checkpoint: the tower, its final norm and the alignment heads."""
-    table = umt_table(depth, stored_positions=stored_positions) | _layer("video.norm_post", "encoder.norm.{}")
+    table = umt_table(depth, stored_positions=stored_positions) | layer_rows(
+        "video.norm_post", "encoder.norm.{}"
+    )
     for k in range(num_heads):
-        table |= _layer(f"heads.heads.{k}.linear", f"clip_decoder.{k}.head.{{}}")
-        table |= _layer(f"heads.heads.{k}.norm", f"clip_decoder.{k}.norm.{{}}")
+        table |= layer_rows(f"heads.heads.{k}.linear", f"clip_decoder.{k}.head.{{}}")
+        table |= layer_rows(f"heads.heads.{k}.norm", f"clip_decoder.{k}.norm.{{}}")
     return table
 
 
 def classifier_table(depth: int, *, stored_positions: bool = False) -> Table:
     return {
         **umt_table(depth, prefix="", stored_positions=stored_positions),
-        **_layer("video.norm_pooled", "fc_norm.{}"),
-        **_layer("head", "head.{}"),
+        **layer_rows("video.norm_pooled", "fc_norm.{}"),
+        **layer_rows("head", "head.{}"),
     }
 
 
@@ -116,11 +118,11 @@ def load_stage1(
     The fixed positions go on for any `num_frames` and `image_size`. Learned ones are of these sizes or an error.
     """
     tensors, name, notes = _tensors(source)
-    depth = _depth(tensors, "encoder.blocks")
+    depth = stack_depth(tensors, "encoder.blocks")
     if not depth or "encoder.patch_embed.proj.weight" not in tensors:
         raise _unknown(name, "a stage-1 checkpoint of UMT", "encoder.patch_embed.proj.weight", tensors)
     stored = "encoder.pos_embed" in tensors
-    num_layers = _depth(tensors, "clip_decoder")
+    num_layers = stack_depth(tensors, "clip_decoder")
     if not num_layers:
         raise HarvestError(f"{name}: a stage-1 checkpoint without clip_decoder: its heads are missing")
     ours, ignored = rename(tensors, stage1_table(depth, num_layers, stored_positions=stored), source=name)
@@ -164,7 +166,7 @@ def load_classifier(
     """
     tensors, name, notes = _tensors(source)
     tensors = {key.removeprefix("backbone."): tensor for key, tensor in tensors.items()}
-    depth = _depth(tensors, "blocks")
+    depth = stack_depth(tensors, "blocks")
     if not depth or "patch_embed.proj.weight" not in tensors:
         raise _unknown(name, "a fine-tuned classifier of UMT", "patch_embed.proj.weight", tensors)
     has_positions = "pos_embed" in tensors
@@ -224,7 +226,7 @@ def load_teacher(
     """
     tensors, name, notes = _tensors(source)
     prefix = "visual." if "visual.conv1.weight" in tensors else ""
-    depth = _depth(tensors, f"{prefix}transformer.resblocks")
+    depth = stack_depth(tensors, f"{prefix}transformer.resblocks")
     conv = tensors.get(f"{prefix}conv1.weight")
     if not depth or conv is None or conv.ndim not in (4, 5):
         raise _unknown(name, "an image tower in OpenAI's names", "conv1.weight", tensors)
