@@ -210,9 +210,7 @@ def tiny(name: str) -> RunConfig:
     return dataclasses.replace(
         config,
         start=start,
-        data=dataclasses.replace(
-            config.data, train=train, workers=min(1, config.data.workers), flip=False
-        ),
+        data=dataclasses.replace(config.data, train=train, workers=min(1, config.data.workers), flip=False),
         world=MiniWorldConfig(seed=7, train=96, retrieval=100, questions=20),
         optim=dataclasses.replace(config.optim, warmup_steps=2),
         loop=dataclasses.replace(

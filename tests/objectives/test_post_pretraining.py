@@ -185,7 +185,11 @@ def test_cached_captions_give_the_same_loss_and_gradients(captions: int) -> None
     batch = small_batch(6, captions=captions)
     plain, cached = objective(), objective(cache_texts=True)
     told = []
-    cached.fill_text_cache(batch.text_ids.flatten(0, 1), batch.example.repeat_interleave(batch.text_ids.shape[1]), lambda done, of: told.append((done, of)))
+    cached.fill_text_cache(
+        batch.text_ids.flatten(0, 1),
+        batch.example.repeat_interleave(batch.text_ids.shape[1]),
+        lambda done, of: told.append((done, of)),
+    )
     assert told == [(6 * captions, 6 * captions)]
     shuffled = Batch(
         *(tensor[[3, 0, 5, 1]] for tensor in batch)
@@ -199,7 +203,9 @@ def test_cached_captions_give_the_same_loss_and_gradients(captions: int) -> None
 
 def test_a_cache_is_used_and_not_saved() -> None:
     batch, made = small_batch(3), objective(cache_texts=True)
-    made.fill_text_cache(batch.text_ids.flatten(0, 1), batch.example.repeat_interleave(batch.text_ids.shape[1]))
+    made.fill_text_cache(
+        batch.text_ids.flatten(0, 1), batch.example.repeat_interleave(batch.text_ids.shape[1])
+    )
     assert len(seen_by(made, "encode_text", lambda: made(batch, 0))) == 1  # the masked ones
     assert "text_cache" not in made.state_dict()
 
