@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harvest.config import RunConfig
+from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.recipes import tiny
 from harvest.training.loop import train
 
@@ -37,6 +38,10 @@ def tiny_run(image_model: Path) -> Callable[..., RunConfig]:
         if config.start.scratch is None:
             config = dataclasses.replace(
                 config, start=dataclasses.replace(config.start, model=str(image_model))
+            )
+        if isinstance(config.objective, MaskedAlignmentConfig):
+            config = dataclasses.replace(
+                config, objective=dataclasses.replace(config.objective, teacher=str(image_model))
             )
         parts = {
             part: dataclasses.replace(getattr(config, part), **change) if isinstance(change, dict) else change

@@ -131,6 +131,12 @@ def test_differences_name_what_computes_something_else() -> None:
     ]
 
 
+def test_frames_of_a_student(tmp_path: Path) -> None:
+    values = changed(tiny("umt-stage1-b16"), start__scratch__video__tubelet_size=2, data__num_frames=7)
+    with pytest.raises(HarvestError, match=r"not a multiple of start.scratch.video.tubelet_size 2"):
+        read_config(written(tmp_path, values))
+
+
 def test_stages() -> None:
     config = RECIPES["harvest-b16"]()
     assert config.total_steps == 104_000 + 5_200

@@ -22,11 +22,12 @@ from harvest.interfaces import HarvestError
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig
 from harvest.objectives.image_text import ImageTextConfig
+from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.parallel import Precision
 from harvest.training.optim import OptimConfig
 
-ObjectiveConfig = PostPretrainingConfig | ImageTextConfig
+ObjectiveConfig = PostPretrainingConfig | ImageTextConfig | MaskedAlignmentConfig
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class StartConfig:
     time_positions: Literal["table", "gated"] = "table"
     fusion: FusionConfig | None = field(default_factory=FusionConfig)
     scratch: ModelConfig | None = None
-    """Sizes of a model from scratch; its `vocab_size` bounds that of the tokenizer, learned from the captions."""
+    """Sizes of a model from scratch; its `vocab_size` bounds that of the tokenizer, learned from the captions. A
+    student of a teacher takes over the teacher's text tower and tokenizer instead."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,12 @@ class RunConfig:
         if self.data.num_frames % self.start.tubelet_size:
             raise HarvestError(
                 f"data.num_frames {self.data.num_frames} is not a multiple of start.tubelet_size {self.start.tubelet_size}"
+            )
+        sizes = self.start.scratch
+        if sizes is not None and self.data.num_frames % sizes.video.tubelet_size:
+            raise HarvestError(
+                f"data.num_frames {self.data.num_frames} is not a multiple of start.scratch.video.tubelet_size "
+                f"{sizes.video.tubelet_size}"
             )
         if not 0 <= self.blend <= 1:
             raise HarvestError(

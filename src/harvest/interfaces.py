@@ -74,6 +74,8 @@ class Batch(NamedTuple):
 class VideoFeatures(NamedTuple):
     tokens: Tensor  # [B, K, D] after the last norm, prefix tokens removed
     pooled: Tensor  # [B, E], unit length
+    layers: tuple[Tensor, ...] = ()  # the asked-for intermediate layers, each [B, K, D] after the last norm
+    attention: Tensor | None = None  # [B, K], from the prefix to the tubelets, fp32; only where asked for
 
 
 class TextFeatures(NamedTuple):

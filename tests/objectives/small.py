@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from harvest.interfaces import Batch
 from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
+from harvest.model.inflation import as_teacher
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
+from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.parallel import World, wrap
 
@@ -66,6 +68,12 @@ def objective_of(kind: str) -> nn.Module:
     """Nothing about these depends on random draws, so that ranks see what one process sees."""
     if kind == "image_text":
         return ImageTextPretraining(ImageTextConfig(drop_ratio=0.0), small_model(fusion=False), seed=0)
+    if kind == "alignment":
+        student = small_model(fusion=False)
+        config = MaskedAlignmentConfig(num_layers=2, drop_ratio=0.0, drop_path=0.0)
+        torch.manual_seed(0)
+        teacher = as_teacher(small_model(fusion=False, num_frames=1, seed=1))
+        return MaskedAlignment(config, student, teacher, seed=0)
     base = PostPretrainingConfig(drop_ratio=0.0, text_mask_ratio=1.0)
     changes = {
         "contrastive": {"masked_words_weight": 0.0},

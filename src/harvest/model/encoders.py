@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harvest.interfaces import TextFeatures, VideoFeatures
-from harvest.model.layers import Activation, AttentionPooling, Block
+from harvest.model.layers import Activation, AttentionPooling, Block, SinusoidPositions
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,22 @@ class VideoEncoderConfig:
     prefix: Literal["none", "clip", "frame"] = "frame"
     """Class tokens: none (SigLIP), one a clip (released ViCLIP), or one a frame. Only with one a frame do T equal
     frames give exactly the image's embedding: T copies of every patch would outweigh a single class token."""
-    pooling: Literal["prefix", "attention"] = "prefix"
+    pooling: Literal["prefix", "attention", "mean"] = "prefix"
+    """A clip's feature: its class tokens' mean (CLIP), a learned query's look at all tokens (SigLIP), or all tokens'
+    mean (UMT)."""
+    attention: Literal["joint", "frame"] = "joint"
+    """Tokens attend to all of the clip, or to those of their own time alone: an image tower looking at each frame."""
     pre_norm: bool = True
     """CLIP normalises before the first block; SigLIP does not."""
+    post_norm: bool = True
+    """UMT's fine-tuned classifiers have no norm behind the last block."""
+    pooled_norm: bool = False
+    """A norm of the mean token (UMT's `fc_norm` and `pool_norm`)."""
+    key_bias: bool = True
+    """UMT's attention has biases of queries and values alone."""
+    positions: Literal["factored", "joint", "sinusoid"] = "factored"
+    """Learned, one for the place and one for the time; learned, one for each (time, place); or a fixed sinusoid over
+    the number of the tubelet in the clip, which is computed for any number of frames (UMT)."""
     patch_bias: bool = False
     projection: bool = True
     time_positions: Literal["table", "gated"] = "table"
@@ -97,21 +110,41 @@ class VideoEncoder(nn.Module):
             raise ValueError(
                 f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}"
             )
-        if (config.pooling == "prefix") == (config.prefix == "none"):
-            raise ValueError(f"pooling {config.pooling!r} does not go with prefix {config.prefix!r}")
+        if (config.pooling == "prefix") == (config.prefix == "none") or (
+            config.attention == "frame" and config.prefix == "clip"
+        ):
+            raise ValueError(
+                f"pooling {config.pooling!r} and attention {config.attention!r} do not go with prefix {config.prefix!r}"
+            )
+        if config.pooled_norm and config.pooling != "mean":
+            raise ValueError(f"pooled_norm needs pooling 'mean', got {config.pooling!r}")
         self.config = config
         self.checkpointing = False
         D = config.width
         self.patches = nn.Linear(config.tubelet_size * 3 * config.patch_size**2, D, bias=config.patch_bias)
-        self.place_positions = nn.Parameter(torch.randn(config.num_places, D) * 0.02)
-        self.time_positions = TimePositions(config.num_times, D, config.time_positions)
+        num_tubelets = config.num_times * config.num_places
+        if config.positions == "factored":
+            self.place_positions = nn.Parameter(torch.randn(config.num_places, D) * 0.02)
+            self.time_positions = TimePositions(config.num_times, D, config.time_positions)
+        elif config.positions == "joint":
+            self.joint_positions = nn.Parameter(torch.randn(num_tubelets, D) * 0.02)
+        else:
+            self.sinusoid = SinusoidPositions(num_tubelets, D)
         self.prefix = nn.Parameter(torch.randn(D) * 0.02) if config.prefix != "none" else None
         self.norm_pre = nn.LayerNorm(D, config.norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
-            Block(D, config.num_heads, config.mlp_width, config.activation, config.norm_eps)
+            Block(
+                D,
+                config.num_heads,
+                config.mlp_width,
+                config.activation,
+                config.norm_eps,
+                key_bias=config.key_bias,
+            )
             for _ in range(config.depth)
         )
-        self.norm_post = nn.LayerNorm(D, config.norm_eps)
+        self.norm_post = nn.LayerNorm(D, config.norm_eps) if config.post_norm else nn.Identity()
+        self.norm_pooled = nn.LayerNorm(D, config.norm_eps) if config.pooled_norm else nn.Identity()
         self.pool = (
             AttentionPooling(D, config.num_heads, config.mlp_width, config.activation, config.norm_eps)
             if config.pooling == "attention"
@@ -125,30 +158,117 @@ class VideoEncoder(nn.Module):
         """N of a batch `[B, T, 3, H, W]`."""
         return -(-video.shape[1] // self.config.tubelet_size) * self.config.num_places
 
-    def forward(self, video: Tensor, keep: Tensor | None = None) -> VideoFeatures:
+    def forward(
+        self,
+        video: Tensor,
+        keep: Tensor | None = None,
+        *,
+        layers: tuple[int, ...] = (),
+        attention: bool = False,
+        shares: Tensor | None = None,
+    ) -> VideoFeatures:
         """Encode `[B, T, 3, H, W]`: uint8, normalised here, or floating point, taken as already normalised.
 
         `keep` int64 `[B, K]` names the tubelets to see, in (time, row, column) order; None sees all. Prefix
-        tokens are always there. Returned tokens are in the order of `keep`.
+        tokens are always there. Returned tokens are in the order of `keep`. `layers` asks for the outputs of blocks,
+        counted from 0, or from the last as -1, in that order, each after the final norm. `attention` asks for the last
+        block's attention from the prefix (where there is none, the pooling query) to the tubelets, mean over heads.
+        `shares` `[depth, 2, B]` multiplies what each block's two branches add (stochastic depth); None is 1.
         """
+        features = self.features(video, keep, layers=layers, attention=attention, shares=shares)
+        pooled_BE = self.projection(features.pooled)
+        return features._replace(pooled=F.normalize(pooled_BE.float(), dim=-1))
+
+    def features(
+        self,
+        video: Tensor,
+        keep: Tensor | None = None,
+        *,
+        layers: tuple[int, ...] = (),
+        attention: bool = False,
+        shares: Tensor | None = None,
+    ) -> VideoFeatures:
+        """As `forward`, but `pooled` is `[B, D]`, neither projected nor of unit length: what a classifier reads."""
+        config = self.config
+        wanted = tuple(range(config.depth)[layer] for layer in layers)
         x_BKD, times_BK = self.embed_tubelets(video, keep)
-        times = self.time_positions(-(-video.shape[1] // self.config.tubelet_size))
-        x_BKD = x_BKD + (
-            times[times_BK] if keep is not None else times.repeat_interleave(self.config.num_places, 0)
-        )
+        B, K, D = x_BKD.shape
+        S = -(-video.shape[1] // config.tubelet_size)
+        times: Tensor | None = None
+        if config.positions == "factored":
+            times = self.time_positions(S)
+            x_BKD = x_BKD + (
+                times[times_BK] if keep is not None else times.repeat_interleave(config.num_places, 0)
+            )
+        frames = 1  # folded into the batch
+        if config.attention == "frame":
+            frames = S
+            if keep is not None:
+                self._check_frames_apart(times_BK, S)
+            x_BKD = x_BKD.reshape(B * S, K // S, D)
+            shares = shares.repeat_interleave(S, dim=2) if shares is not None else None
         num_prefix = 0
         if self.prefix is not None:
-            prefix_RD = self.prefix + times if self.config.prefix == "frame" else self.prefix[None]
-            num_prefix = prefix_RD.shape[0]
-            x_BKD = torch.cat([prefix_RD.expand(x_BKD.shape[0], -1, -1), x_BKD], dim=1)
+            prefix_RD = self.prefix[None]
+            if config.prefix == "frame":
+                prefix_RD = self.prefix + times if times is not None else self.prefix.expand(S, -1)
+            num_prefix = prefix_RD.shape[0] // frames
+            prefix = prefix_RD.expand(B, -1, -1).reshape(B * frames, num_prefix, D)
+            x_BKD = torch.cat([prefix, x_BKD], dim=1)
         x_BKD = self.norm_pre(x_BKD)
-        for block in self.blocks:
-            x_BKD = checkpoint(block, x_BKD, use_reentrant=False) if self.checkpointing else block(x_BKD)
+        seen: dict[int, Tensor] = {}
+        weights: Tensor | None = None
+        for i, block in enumerate(self.blocks):
+            share = shares[i] if shares is not None else None
+            if attention and i == config.depth - 1 and num_prefix:
+                assert isinstance(block, Block)
+                rows = block.attention.first_rows(block.norm_attention(x_BKD), num_prefix)
+                weights = rows[..., num_prefix:].mean(dim=1)
+            if self.checkpointing:
+                x_BKD = checkpoint(block, x_BKD, shares=share, use_reentrant=False)
+            else:
+                x_BKD = block(x_BKD, shares=share)
+            if i in wanted and i < config.depth - 1:
+                seen[i] = self.norm_post(x_BKD[:, num_prefix:]).reshape(B, K, D)
         x_BKD = self.norm_post(x_BKD)
         tokens_BKD = x_BKD[:, num_prefix:]
         # Prefix tokens are averaged before the (linear) projection: the mean of the frames' embeddings.
-        pooled_BD = self.pool(tokens_BKD) if self.pool is not None else x_BKD[:, :num_prefix].mean(dim=1)
-        return VideoFeatures(tokens_BKD, F.normalize(self.projection(pooled_BD).float(), dim=-1))
+        if self.pool is not None:
+            pooled_BD = self.pool(tokens_BKD)
+            weights = self.pool.weights(tokens_BKD) if attention else None
+        else:
+            pooled_BD = (x_BKD[:, :num_prefix] if num_prefix else tokens_BKD).mean(dim=1)
+        if attention and weights is None:
+            raise ValueError(
+                "this tower has neither a prefix nor a pooling query whose attention could be given"
+            )
+        if frames > 1:
+            pooled_BD = pooled_BD.view(B, S, D).mean(dim=1)
+            tokens_BKD = tokens_BKD.reshape(B, K, D)
+        seen[config.depth - 1] = tokens_BKD
+        return VideoFeatures(
+            tokens_BKD,
+            self.norm_pooled(pooled_BD),
+            tuple(seen[i] for i in wanted),
+            weights.reshape(B, K) if weights is not None else None,
+        )
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Tokens `[..., D]` in the shared space, `[..., E]`."""
+        return self.projection(tokens)
+
+    def normalise(self, video: Tensor) -> Tensor:
+        """Pixels as the blocks want them, from uint8; floating point is taken as already normalised."""
+        if video.is_floating_point():
+            return video
+        return (video.float() / 255 - self.pixel_mean) / self.pixel_std
+
+    @staticmethod
+    def _check_frames_apart(times_BK: Tensor, num_times: int) -> None:
+        K = times_BK.shape[1]
+        wanted = torch.arange(num_times, device=times_BK.device).repeat_interleave(K // num_times)
+        if K % num_times or not bool((times_BK == wanted).all()):
+            raise ValueError("attention 'frame' needs equally many kept tubelets of each time, in order")
 
     def embed_tubelets(self, video: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens `[B, K, D]` of the kept tubelets with their places' positions, and their times `[B, K]`.
@@ -167,15 +287,30 @@ class VideoEncoder(nn.Module):
         if keep is None:
             keep = torch.arange(S * P, device=video.device).expand(B, -1)
             pixels = grid.reshape(B, S * P, t, 3, p, p)
-            positions = self.place_positions.repeat(S, 1)
+            positions = self._positions(S)
         else:
             place = keep % P
             rows = torch.arange(B, device=video.device)[:, None]
             pixels = grid[rows, keep // P, place // G, place % G]  # [B, K, t, 3, p, p]
-            positions = self.place_positions[place]
-        if not pixels.is_floating_point():
-            pixels = (pixels.float() / 255 - self.pixel_mean) / self.pixel_std
+            if config.positions == "factored":
+                positions = self.place_positions[place]
+            else:
+                positions = self._positions(S)[keep]
+        pixels = self.normalise(pixels)
         return self.patches(pixels.flatten(2)) + positions, keep // P
+
+    def _positions(self, num_times: int) -> Tensor:
+        """What tubelets get added before those of time, in their order: `[N, D]`."""
+        config = self.config
+        if config.positions == "factored":
+            return self.place_positions.repeat(num_times, 1)
+        if config.positions == "sinusoid":
+            return self.sinusoid(num_times * config.num_places)
+        if num_times == config.num_times:
+            return self.joint_positions
+        table = self.joint_positions.view(config.num_times, -1).T[None]  # [1, P * D, S]
+        table = F.interpolate(table, size=num_times, mode="linear", align_corners=False)
+        return table[0].T.reshape(-1, config.width)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from harvest.model.encoders import VideoEncoder
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import VideoTextModel
 
@@ -67,6 +68,16 @@ def as_video_model(
     if model.fusion is not None:  # hidden words are read with the text tower's own word vectors to start with
         model.fusion.head_words.weight.copy_(model.text.words.weight)
     return model, new
+
+
+def as_teacher(image_model: VideoTextModel) -> VideoEncoder:
+    """The image tower as one that looks at every frame of a clip apart, in eval mode. It shares the weights."""
+    old = image_model.config.video
+    if old.num_frames != 1 or old.tubelet_size != 1:
+        raise ValueError("as_teacher takes an image model: num_frames 1, tubelet_size 1")
+    teacher = VideoEncoder(dataclasses.replace(old, attention="frame"))
+    teacher.load_state_dict(image_model.video.state_dict(), assign=True)
+    return teacher.eval()
 
 
 @torch.no_grad()

@@ -18,6 +18,33 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
+def sinusoid(num_positions: int, width: int) -> Tensor:
+    """Fixed positions `[num_positions, width]`: sine in even channels, cosine in odd ones (VideoMAE, UMT).
+
+    A longer table begins with a shorter one. Exponents are in float64: in float32 they are off by 2e-6.
+    """
+    channels = torch.arange(width)
+    rates = 10000.0 ** (-2.0 * (channels // 2).double() / width)
+    angles = torch.arange(num_positions).double()[:, None] * rates
+    return torch.where(channels % 2 == 0, angles.sin(), angles.cos()).float()
+
+
+class SinusoidPositions(nn.Module):
+    """A sinusoid table kept on the device, in no state dict; computed anew where more positions are asked for."""
+
+    table: Tensor
+
+    def __init__(self, num_positions: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("table", sinusoid(num_positions, width), persistent=False)
+
+    def forward(self, num_positions: int) -> Tensor:
+        """`[num_positions, D]`."""
+        if num_positions > self.table.shape[0]:
+            return sinusoid(num_positions, self.table.shape[1]).to(self.table.device)
+        return self.table[:num_positions]
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
     """Scaled dot-product attention over `[B, M, N, d]`; `mask` is boolean, True = may be attended to.
 
@@ -37,20 +64,44 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causa
 class Attention(nn.Module):
     """Multi-head self-attention through one fused projection and PyTorch's fused kernel."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, *, key_bias: bool = True) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=key_bias)
+        # A bias of the keys shifts every score of a query alike: it changes nothing, and its gradient is rounding
+        # noise, which AdamW would blow up to full steps. Where the reference has none, there is none.
+        self.query_value_bias = None if key_bias else nn.Parameter(torch.zeros(2 * width))
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BND: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
         """`mask` is boolean, True = may be attended to, of a shape that broadcasts to `[B, M, N, N]`."""
         B, N, D = x_BND.shape
-        q, k, v = self.qkv(x_BND).view(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
+        if self.query_value_bias is None:
+            qkv = self.qkv(x_BND)
+        else:
+            query, value = self.query_value_bias.chunk(2)
+            qkv = F.linear(x_BND, self.qkv.weight, torch.cat([query, torch.zeros_like(query), value]))
+        q, k, v = qkv.view(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v, mask, causal=causal)
         return self.out(mixed.transpose(1, 2).reshape(B, N, D))
+
+    def first_rows(self, x_BND: Tensor, num_rows: int) -> Tensor:
+        """Attention of the first `num_rows` tokens to all, mean over heads, fp32 `[B, num_rows, N]`.
+
+        Keys are not computed: a query times the key weights is multiplied with the tokens themselves.
+        """
+        B, N, D = x_BND.shape
+        bias = self.query_value_bias if self.query_value_bias is not None else self.qkv.bias
+        with torch.autocast(x_BND.device.type, enabled=False):
+            x_BND, weight = x_BND.float(), self.qkv.weight.float()
+            q = F.linear(x_BND[:, :num_rows], weight[:D], bias[:D].float())
+            q = q.view(B, num_rows, self.num_heads, -1) * (D // self.num_heads) ** -0.5
+            key_weight = weight[D : 2 * D].view(self.num_heads, -1, D)
+            queries = torch.einsum("brmd,mdc->brmc", q, key_weight)
+            scores = queries.flatten(1, 2) @ x_BND.transpose(1, 2)  # [B, R * M, N]
+            return scores.softmax(dim=-1).view(B, num_rows, self.num_heads, N).mean(dim=2)
 
 
 class CrossAttention(nn.Module):
@@ -71,6 +122,17 @@ class CrossAttention(nn.Module):
         mixed = attend(q, k, v)
         return self.out(mixed.transpose(1, 2).reshape(B, N, D))
 
+    def weights(self, x_BND: Tensor, context_BKC: Tensor) -> Tensor:
+        """Attention of the queries to the context, mean over heads, fp32 `[B, N, K]`."""
+        B, N, D = x_BND.shape
+        with torch.autocast(x_BND.device.type, enabled=False):
+            context_BKC = context_BKC.float()
+            q = self.query(x_BND.float()).view(B, N, self.num_heads, -1).transpose(1, 2)
+            key_weight, key_bias = self.key_value.weight[:D], self.key_value.bias[:D]
+            k = F.linear(context_BKC, key_weight, key_bias).view(B, -1, self.num_heads, D // self.num_heads)
+            scores = q * q.shape[-1] ** -0.5 @ k.permute(0, 2, 3, 1)
+            return scores.softmax(dim=-1).mean(dim=1)
+
 
 class MLP(nn.Module):
     def __init__(self, width: int, mlp_width: int, activation: Activation) -> None:
@@ -87,17 +149,38 @@ class Block(nn.Module):
     """Pre-norm transformer block: `x += attention(norm(x)); x += mlp(norm(x))`."""
 
     def __init__(
-        self, width: int, num_heads: int, mlp_width: int, activation: Activation, norm_eps: float
+        self,
+        width: int,
+        num_heads: int,
+        mlp_width: int,
+        activation: Activation,
+        norm_eps: float,
+        *,
+        key_bias: bool = True,
     ) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width, norm_eps)
-        self.attention = Attention(width, num_heads)
+        self.attention = Attention(width, num_heads, key_bias=key_bias)
         self.norm_mlp = nn.LayerNorm(width, norm_eps)
         self.mlp = MLP(width, mlp_width, activation)
 
-    def forward(self, x_BND: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
-        x_BND = x_BND + self.attention(self.norm_attention(x_BND), mask, causal=causal)
-        return x_BND + self.mlp(self.norm_mlp(x_BND))
+    def forward(
+        self,
+        x_BND: Tensor,
+        mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+        shares: Tensor | None = None,
+    ) -> Tensor:
+        """`shares` `[2, B]` multiplies what attention and MLP add to each row (stochastic depth)."""
+        attended = self.attention(self.norm_attention(x_BND), mask, causal=causal)
+        x_BND = x_BND + (
+            attended if shares is None else attended * shares[0, :, None, None].to(attended.dtype)
+        )
+        computed = self.mlp(self.norm_mlp(x_BND))
+        return x_BND + (
+            computed if shares is None else computed * shares[1, :, None, None].to(computed.dtype)
+        )
 
 
 class AttentionPooling(nn.Module):
@@ -116,3 +199,7 @@ class AttentionPooling(nn.Module):
         """`[B, N, D]` to `[B, D]`."""
         pooled_BD = self.attention(self.probe.expand(x_BND.shape[0], 1, -1), x_BND)[:, 0]
         return pooled_BD + self.mlp(self.norm(pooled_BD))
+
+    def weights(self, x_BND: Tensor) -> Tensor:
+        """How much the probe attends to each token, mean over heads, fp32 `[B, N]`."""
+        return self.attention.weights(self.probe.expand(x_BND.shape[0], 1, -1), x_BND)[:, 0]

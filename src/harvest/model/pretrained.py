@@ -10,6 +10,7 @@ ViCLIP's checkpoints. CLIP and SigLIP give an image model (`num_frames = 1`); `a
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import gzip
 import json
@@ -17,6 +18,7 @@ import math
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +155,7 @@ OPENAI_BLOCK = {
 }
 
 
-def _layer(target: str, *sources: str) -> Table:
+def layer_rows(target: str, *sources: str) -> Table:
     """A layer with weight and bias; `{}` in a source stands for either word."""
     return {
         f"{target}.{kind}": Row(tuple(name.format(kind) for name in sources)) for kind in ("weight", "bias")
@@ -164,7 +166,7 @@ def _stack(target: str, source: str, depth: int, block: Mapping[str, tuple[str, 
     table: Table = {}
     for i in range(depth):
         for ours, theirs in block.items():
-            table |= _layer(f"{target}.{i}.{ours}", *(f"{source}.{i}.{name}" for name in theirs))
+            table |= layer_rows(f"{target}.{i}.{ours}", *(f"{source}.{i}.{name}" for name in theirs))
     return table
 
 
@@ -172,7 +174,7 @@ def _scalar(value: Tensor) -> Tensor:
     return value.reshape(())
 
 
-def _flat_patches(weight: Tensor) -> Tensor:
+def flat_patches(weight: Tensor) -> Tensor:
     """A convolution `[D, 3, p, p]` or `[D, 3, t, p, p]` as a product with pixels in the order (t, 3, p, p)."""
     return (weight.transpose(1, 2) if weight.ndim == 5 else weight).flatten(1)
 
@@ -190,15 +192,15 @@ def clip_table(video_depth: int, text_depth: int) -> Table:
     v, t = "vision_model", "text_model"
     return {
         **_class_token(f"{v}.embeddings.class_embedding", f"{v}.embeddings.position_embedding.weight"),
-        "video.patches.weight": Row((f"{v}.embeddings.patch_embedding.weight",), _flat_patches),
-        **_layer("video.norm_pre", f"{v}.pre_layrnorm.{{}}"),
+        "video.patches.weight": Row((f"{v}.embeddings.patch_embedding.weight",), flat_patches),
+        **layer_rows("video.norm_pre", f"{v}.pre_layrnorm.{{}}"),
         **_stack("video.blocks", f"{v}.encoder.layers", video_depth, TRANSFORMERS_BLOCK),
-        **_layer("video.norm_post", f"{v}.post_layernorm.{{}}"),
+        **layer_rows("video.norm_post", f"{v}.post_layernorm.{{}}"),
         "video.projection.weight": Row(("visual_projection.weight",)),
         "text.words.weight": Row((f"{t}.embeddings.token_embedding.weight",)),
         "text.positions": Row((f"{t}.embeddings.position_embedding.weight",)),
         **_stack("text.blocks", f"{t}.encoder.layers", text_depth, TRANSFORMERS_BLOCK),
-        **_layer("text.norm_post", f"{t}.final_layer_norm.{{}}"),
+        **layer_rows("text.norm_post", f"{t}.final_layer_norm.{{}}"),
         "text.projection.weight": Row(("text_projection.weight",)),
         "log_scale": Row(("logit_scale",), _scalar),
     }
@@ -215,21 +217,21 @@ def siglip_table(video_depth: int, text_depth: int) -> Table:
         return packed[packed.shape[0] // 3 :]
 
     table = {
-        **_layer("video.patches", f"{v}.embeddings.patch_embedding.{{}}"),
-        "video.patches.weight": Row((f"{v}.embeddings.patch_embedding.weight",), _flat_patches),
+        **layer_rows("video.patches", f"{v}.embeddings.patch_embedding.{{}}"),
+        "video.patches.weight": Row((f"{v}.embeddings.patch_embedding.weight",), flat_patches),
         "video.place_positions": Row((f"{v}.embeddings.position_embedding.weight",)),
         **_stack("video.blocks", f"{v}.encoder.layers", video_depth, TRANSFORMERS_BLOCK),
-        **_layer("video.norm_post", f"{v}.post_layernorm.{{}}"),
+        **layer_rows("video.norm_post", f"{v}.post_layernorm.{{}}"),
         "video.pool.probe": Row((f"{v}.head.probe",), lambda probe: probe.flatten()),
-        **_layer("video.pool.attention.out", f"{v}.head.attention.out_proj.{{}}"),
-        **_layer("video.pool.norm", f"{v}.head.layernorm.{{}}"),
-        **_layer("video.pool.mlp.up", f"{v}.head.mlp.fc1.{{}}"),
-        **_layer("video.pool.mlp.down", f"{v}.head.mlp.fc2.{{}}"),
+        **layer_rows("video.pool.attention.out", f"{v}.head.attention.out_proj.{{}}"),
+        **layer_rows("video.pool.norm", f"{v}.head.layernorm.{{}}"),
+        **layer_rows("video.pool.mlp.up", f"{v}.head.mlp.fc1.{{}}"),
+        **layer_rows("video.pool.mlp.down", f"{v}.head.mlp.fc2.{{}}"),
         "text.words.weight": Row((f"{t}.embeddings.token_embedding.weight",)),
         "text.positions": Row((f"{t}.embeddings.position_embedding.weight",)),
         **_stack("text.blocks", f"{t}.encoder.layers", text_depth, TRANSFORMERS_BLOCK),
-        **_layer("text.norm_post", f"{t}.final_layer_norm.{{}}"),
-        **_layer("text.projection", f"{t}.head.{{}}"),
+        **layer_rows("text.norm_post", f"{t}.final_layer_norm.{{}}"),
+        **layer_rows("text.projection", f"{t}.head.{{}}"),
         "log_scale": Row(("logit_scale",), _scalar),
         "score_bias": Row(("logit_bias",), _scalar),
     }
@@ -244,15 +246,15 @@ def openai_table(video_depth: int, text_depth: int, *, video: str = "visual.", t
     """OpenAI's names, which OpenCLIP and, with other prefixes, ViCLIP use too."""
     return {
         **_class_token(f"{video}class_embedding", f"{video}positional_embedding"),
-        "video.patches.weight": Row((f"{video}conv1.weight",), _flat_patches),
-        **_layer("video.norm_pre", f"{video}ln_pre.{{}}"),
+        "video.patches.weight": Row((f"{video}conv1.weight",), flat_patches),
+        **layer_rows("video.norm_pre", f"{video}ln_pre.{{}}"),
         **_stack("video.blocks", f"{video}transformer.resblocks", video_depth, OPENAI_BLOCK),
-        **_layer("video.norm_post", f"{video}ln_post.{{}}"),
+        **layer_rows("video.norm_post", f"{video}ln_post.{{}}"),
         "video.projection.weight": Row((f"{video}proj",), lambda matrix: matrix.transpose(0, 1)),
         "text.words.weight": Row((f"{text}token_embedding.weight",)),
         "text.positions": Row((f"{text}positional_embedding",)),
         **_stack("text.blocks", f"{text}transformer.resblocks", text_depth, OPENAI_BLOCK),
-        **_layer("text.norm_post", f"{text}ln_final.{{}}"),
+        **layer_rows("text.norm_post", f"{text}ln_final.{{}}"),
         "text.projection.weight": Row((f"{text}text_projection",), lambda matrix: matrix.transpose(0, 1)),
         "log_scale": Row(("logit_scale",), _scalar),
     }
@@ -295,7 +297,7 @@ def rename(
     return renamed, ignored
 
 
-def _depth(names: Mapping[str, Any], prefix: str) -> int:
+def stack_depth(names: Mapping[str, Any], prefix: str) -> int:
     """One more than the highest number after `prefix`: a hole in the middle is then found as missing."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     return max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
@@ -555,7 +557,7 @@ def _from_state_dict(
         else ("visual.transformer.resblocks", "transformer.resblocks")
     )
     table_of = viclip_table if is_viclip else openai_table
-    video_depth, text_depth = _depth(tensors, video_blocks), _depth(tensors, text_blocks)
+    video_depth, text_depth = stack_depth(tensors, video_blocks), stack_depth(tensors, text_blocks)
     table = table_of(video_depth, text_depth)
     ours, ignored = rename(tensors, table, source=source)
     tables = ["video.place_positions", "video.projection.weight", "text.positions", "text.words.weight"]
@@ -652,8 +654,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
                     f"it, write its weights alone: torch.save(torch.jit.load({path.name!r}, 'cpu').state_dict(), "
                     "'weights.pt')"
                 )
+    # Training scripts leave their settings beside the weights: these two kinds are built, and are mere containers.
+    beside_weights: list[Any] = [argparse.Namespace, (OrderedDict, "easydict.EasyDict")]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(beside_weights):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise HarvestError(
             f"{path} holds more than tensors and is not opened, because that would run its code. Where you trust it, "

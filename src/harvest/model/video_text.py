@@ -53,9 +53,20 @@ class VideoTextModel(nn.Module):
         """How many tubelets a batch `[B, T, 3, H, W]` has a clip: the range of `keep`."""
         return self.video.num_tubelets(video)
 
-    def encode_video(self, video: Tensor, keep: Tensor | None = None) -> VideoFeatures:
-        """Encode clips `[B, T, 3, H, W]`, uint8 or already normalised, seeing only the tubelets in `keep` `[B, K]`."""
-        return self.video(video, keep)
+    def encode_video(
+        self,
+        video: Tensor,
+        keep: Tensor | None = None,
+        *,
+        layers: tuple[int, ...] = (),
+        attention: bool = False,
+        shares: Tensor | None = None,
+    ) -> VideoFeatures:
+        """Encode clips `[B, T, 3, H, W]`, uint8 or already normalised, seeing only the tubelets in `keep` `[B, K]`.
+
+        `layers`, `attention` and `shares` are `VideoEncoder.forward`'s.
+        """
+        return self.video(video, keep, layers=layers, attention=attention, shares=shares)
 
     def encode_text(self, text_ids: Tensor) -> TextFeatures:
         """Encode texts, int64 `[B, L]`. Words may be hidden by the id `mask_id`."""

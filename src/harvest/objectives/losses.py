@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,3 +38,19 @@ def masked_words(logits_MV: Tensor, targets: Tensor, *, num_hidden: Tensor | Non
     total = F.cross_entropy(logits_MV.float(), targets, reduction="sum")
     count = num_hidden if num_hidden is not None else torch.tensor(len(targets), device=logits_MV.device)
     return total / count.clamp(min=1)
+
+
+def alignment(
+    student: Tensor, teacher: Tensor, *, kind: Literal["l2", "mse", "smooth_l1"] = "l2", unit: bool = True
+) -> Tensor:
+    """How far a student's features `[..., E]` are from a teacher's: mean over all but E (UMT `UTA_Loss`).
+
+    l2: `2 - 2 cos`, the squared distance of unit vectors; mse and smooth_l1 average over E too. `unit` makes both
+    unit vectors first.
+    """
+    student, teacher = student.float(), teacher.float()
+    if unit:
+        student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
+    if kind == "l2":
+        return (2 - 2 * (student * teacher).sum(dim=-1)).mean()
+    return F.mse_loss(student, teacher) if kind == "mse" else F.smooth_l1_loss(student, teacher)

@@ -25,12 +25,14 @@ from harvest.data.loader import ClipDataset, TrainLoader
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import write_miniworld
 from harvest.interfaces import Batch, HarvestError, RunStopped
+from harvest.model.alignment import init_xavier
 from harvest.model.folder import save_model
-from harvest.model.inflation import as_video_model, blend
+from harvest.model.inflation import as_teacher, as_video_model, blend
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer, train_tokenizer
-from harvest.model.video_text import VideoTextModel
-from harvest.objectives.image_text import ImageTextPretraining
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
+from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig, check_grids
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.parallel import (
     World,
@@ -176,8 +178,10 @@ def start_model(
     """Build or open the model that `config.start` names, inflated to video where it is an image model."""
     start = config.start
     if start.scratch is not None:
+        if isinstance(config.objective, MaskedAlignmentConfig):
+            return *_student(config, start.scratch), None
         return *_from_scratch(config, captions), None
-    source = str(MINI_IMAGE) if start.model == "mini-image" else start.model
+    source = _source(start.model)
     vocabulary = Path(start.vocabulary) if start.vocabulary else None
     model, tokenizer, report = load_pretrained(source, vocabulary=vocabulary)
     say(str(report))
@@ -196,23 +200,63 @@ def start_model(
                 "give --objective.masked-words-weight 0"
             )
         return model, tokenizer, None
-    if not isinstance(config.objective, PostPretrainingConfig):
+    if isinstance(config.objective, ImageTextConfig):
         return model, tokenizer, None
+    fills_words = (
+        isinstance(config.objective, PostPretrainingConfig) and config.objective.masked_words_weight > 0
+    )
     with _seeded(config):
         video_model, _ = as_video_model(
             model,
             num_frames=config.data.num_frames,
             tubelet_size=start.tubelet_size,
             time_positions=start.time_positions,
-            fusion=start.fusion if config.objective.masked_words_weight > 0 else None,
+            fusion=start.fusion if fills_words else None,
         )
     return video_model, tokenizer, model
 
 
-def build_objective(config: RunConfig, model: VideoTextModel) -> PostPretraining | ImageTextPretraining:
+def _source(name: str) -> str:
+    return str(MINI_IMAGE) if name == "mini-image" else name
+
+
+def build_objective(
+    config: RunConfig, model: VideoTextModel
+) -> PostPretraining | ImageTextPretraining | MaskedAlignment:
     if isinstance(config.objective, PostPretrainingConfig):
         return PostPretraining(config.objective, model, seed=config.loop.seed)
+    if isinstance(config.objective, MaskedAlignmentConfig):
+        teacher, _ = _teacher(config, config.objective)
+        with _seeded(config):  # the heads
+            return MaskedAlignment(config.objective, model, as_teacher(teacher), seed=config.loop.seed)
     return ImageTextPretraining(config.objective, model, seed=config.loop.seed)
+
+
+def _teacher(config: RunConfig, objective: MaskedAlignmentConfig) -> tuple[VideoTextModel, Tokenizer]:
+    vocabulary = Path(config.start.vocabulary) if config.start.vocabulary else None
+    teacher, tokenizer, report = load_pretrained(
+        _source(objective.teacher), image_size=objective.teacher_image_size, vocabulary=vocabulary
+    )
+    if teacher.config.video.num_frames != 1:
+        raise HarvestError(
+            f"objective.teacher {objective.teacher} is a video model of {teacher.config.video.num_frames} frames: "
+            "give an image model"
+        )
+    say(f"the teacher is {report}")
+    return teacher, tokenizer
+
+
+def _student(config: RunConfig, sizes: ModelConfig) -> tuple[VideoTextModel, Tokenizer]:
+    """A video tower from scratch beside its teacher's text tower, which stays as it is."""
+    assert isinstance(config.objective, MaskedAlignmentConfig)
+    teacher, tokenizer = _teacher(config, config.objective)
+    video, taught = sizes.video, teacher.config.video
+    check_grids(video.image_size, video.patch_size, taught.image_size, taught.patch_size)
+    with _seeded(config):
+        model = VideoTextModel(ModelConfig(video=video, text=teacher.config.text))
+        init_xavier(model.video.blocks)
+    model.text.load_state_dict(teacher.text.state_dict())
+    return model, tokenizer
 
 
 def _from_scratch(config: RunConfig, captions: list[str]) -> tuple[VideoTextModel, Tokenizer]:

@@ -1,0 +1,332 @@
+"""Checkpoints of UMT (arXiv 2303.16058) and the image towers that taught it become ours; load or fail.
+
+Stage 1: `encoder.*` and `clip_decoder.*`, to a tower and its heads. Fine-tuned classifiers: the same blocks without
+`encoder.`, with `fc_norm` and `head`. Teachers: OpenAI's visual names, with or without `visual.`. These files say no
+sizes beyond their shapes, hold no words, and come bare or in a wrapper beside other things.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harvest.interfaces import HarvestError
+from harvest.model.alignment import AlignmentHeads
+from harvest.model.classifier import VideoClassifier
+from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
+from harvest.model.folder import load_strictly
+from harvest.model.layers import sinusoid
+from harvest.model.pretrained import (
+    CLIP_PIXELS,
+    IMAGENET_PIXELS,
+    ImportReport,
+    Row,
+    Table,
+    flat_patches,
+    layer_rows,
+    openai_table,
+    read_tensors,
+    rename,
+    resize_positions,
+    stack_depth,
+)
+
+GRID = (8, 14)
+"""Times and places a side that UMT's tables of positions are made for."""
+UMT_BLOCK = {
+    "norm_attention": "norm1",
+    "attention.out": "attn.proj",
+    "norm_mlp": "norm2",
+    "mlp.up": "mlp.fc1",
+    "mlp.down": "mlp.fc2",
+}
+
+
+def umt_table(depth: int, *, prefix: str = "encoder.", stored_positions: bool = False) -> Table:
+    """The tower of a stage-1 checkpoint; with an empty prefix, that of a fine-tuned one. Norms behind it are apart."""
+    table: Table = {
+        **layer_rows("video.patches", f"{prefix}patch_embed.proj.{{}}"),
+        "video.patches.weight": Row((f"{prefix}patch_embed.proj.weight",), flat_patches),
+    }
+    if stored_positions:
+        table["video.joint_positions"] = Row((f"{prefix}pos_embed",), lambda positions: positions[0])
+    for i in range(depth):
+        ours, theirs = f"video.blocks.{i}", f"{prefix}blocks.{i}"
+        for name, source in UMT_BLOCK.items():
+            table |= layer_rows(f"{ours}.{name}", f"{theirs}.{source}.{{}}")
+        table[f"{ours}.attention.qkv.weight"] = Row((f"{theirs}.attn.qkv.weight",))
+        biases = (f"{theirs}.attn.q_bias", f"{theirs}.attn.v_bias")
+        table[f"{ours}.attention.query_value_bias"] = Row(biases)
+    return table
+
+
+def stage1_table(depth: int, num_heads: int, *, stored_positions: bool = False) -> Table:
+    """A whole stage-1 checkpoint: the tower, its final norm and the alignment heads."""
+    table = umt_table(depth, stored_positions=stored_positions) | layer_rows(
+        "video.norm_post", "encoder.norm.{}"
+    )
+    for k in range(num_heads):
+        table |= layer_rows(f"heads.heads.{k}.linear", f"clip_decoder.{k}.head.{{}}")
+        table |= layer_rows(f"heads.heads.{k}.norm", f"clip_decoder.{k}.norm.{{}}")
+    return table
+
+
+def classifier_table(depth: int, *, stored_positions: bool = False) -> Table:
+    return {
+        **umt_table(depth, prefix="", stored_positions=stored_positions),
+        **layer_rows("video.norm_pooled", "fc_norm.{}"),
+        **layer_rows("head", "head.{}"),
+    }
+
+
+def teacher_table(depth: int, *, prefix: str = "") -> Table:
+    """OpenAI's visual tower alone."""
+    table = openai_table(depth, 0, video=prefix)
+    return {name: row for name, row in table.items() if name.startswith("video.")}
+
+
+def resize_joint_positions(positions_ND: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Positions of (times, places a side) for another grid: linear in time, then bicubic in space (UMT)."""
+    if old == new:
+        return positions_ND
+    D = positions_ND.shape[1]
+    table = positions_ND.view(old[0], old[1] ** 2, D)
+    if old[0] != new[0]:
+        table = F.interpolate(table.flatten(1).T[None], size=new[0], mode="linear", align_corners=False)
+        table = table[0].T.reshape(new[0], old[1] ** 2, D)
+    if old[1] != new[1]:
+        table = torch.stack([resize_positions(frame, new[1] ** 2) for frame in table])
+    return table.reshape(-1, D).contiguous()
+
+
+def load_stage1(
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    num_frames: int = 8,
+    image_size: int = 224,
+    head_width: int = 64,
+) -> tuple[VideoEncoder, AlignmentHeads, ImportReport]:
+    """A stage-1 tower and its heads from a released file, a training checkpoint or a state dict, in eval mode.
+
+    The fixed positions go on for any `num_frames` and `image_size`. Learned ones are of these sizes or an error.
+    """
+    tensors, name, notes = _tensors(source)
+    depth = stack_depth(tensors, "encoder.blocks")
+    if not depth or "encoder.patch_embed.proj.weight" not in tensors:
+        raise _unknown(name, "a stage-1 checkpoint of UMT", "encoder.patch_embed.proj.weight", tensors)
+    stored = "encoder.pos_embed" in tensors
+    num_layers = stack_depth(tensors, "clip_decoder")
+    if not num_layers:
+        raise HarvestError(f"{name}: a stage-1 checkpoint without clip_decoder: its heads are missing")
+    ours, ignored = rename(tensors, stage1_table(depth, num_layers, stored_positions=stored), source=name)
+    config = _tower(
+        tensors,
+        "encoder.",
+        depth,
+        head_width=head_width,
+        num_frames=num_frames,
+        image_size=image_size,
+        positions="joint" if stored else "sinusoid",
+        source=name,
+    )
+    width = ours["heads.heads.0.linear.weight"].shape[0]
+    encoder = VideoEncoder(config)
+    heads = AlignmentHeads(
+        num_layers, config.width, width, num_positions=config.num_times * config.num_places
+    )
+    load_strictly(encoder, _part(ours, "video."), source=name)
+    load_strictly(heads, _part(ours, "heads."), source=name)
+    notes = [
+        *notes,
+        f"read for {num_frames} frames of {image_size} pixels, heads {head_width} wide; pixel mean and std are ImageNet's",
+    ]
+    report = ImportReport(name, len(tensors) - len(ignored), ignored, notes=tuple(notes))
+    return encoder.eval(), heads.eval(), report
+
+
+def load_classifier(
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    num_frames: int | None = None,
+    image_size: int | None = None,
+    stored: tuple[int, int] | None = None,
+    head_width: int = 64,
+) -> tuple[VideoClassifier, ImportReport]:
+    """A fine-tuned classifier, in eval mode. Other frames or sizes than the file's are resized to, and reported.
+
+    `stored` (frames, pixels) says what the file's positions are for where that is not 14 x 14 places or 8 times.
+    The reference holds positions that were resized fixed; here they are parameters and learn.
+    """
+    tensors, name, notes = _tensors(source)
+    tensors = {key.removeprefix("backbone."): tensor for key, tensor in tensors.items()}
+    depth = stack_depth(tensors, "blocks")
+    if not depth or "patch_embed.proj.weight" not in tensors:
+        raise _unknown(name, "a fine-tuned classifier of UMT", "patch_embed.proj.weight", tensors)
+    has_positions = "pos_embed" in tensors
+    ours, ignored = rename(tensors, classifier_table(depth, stored_positions=has_positions), source=name)
+    conv = tensors["patch_embed.proj.weight"]
+    patch_size, tubelet_size, width = conv.shape[-1], conv.shape[2], conv.shape[0]
+    count = ours["video.joint_positions"].shape[0] if has_positions else GRID[0] * GRID[1] ** 2
+    if stored is not None:
+        old = (stored[0] // tubelet_size, stored[1] // patch_size)
+    else:
+        old = (count // GRID[1] ** 2, GRID[1]) if count % GRID[1] ** 2 == 0 else (8, math.isqrt(count // 8))
+    if has_positions and old[0] * old[1] ** 2 != count:
+        raise HarvestError(
+            f"{name}: {count} positions are not {old[0]} times of {old[1]} x {old[1]} places: give stored=(frames, pixels)"
+        )
+    new = (
+        num_frames // tubelet_size if num_frames is not None else old[0],
+        image_size // patch_size if image_size is not None else old[1],
+    )
+    is_resized = new != (old if has_positions else GRID)
+    if is_resized:
+        made_for = old if has_positions else GRID
+        table = ours.get("video.joint_positions")
+        table = table if table is not None else sinusoid(GRID[0] * GRID[1] ** 2, width)
+        ours["video.joint_positions"] = resize_joint_positions(table, made_for, new)
+        notes = [
+            *notes,
+            f"positions resized from {made_for[0]} times of {made_for[1]} x {made_for[1]} places to {new[0]} of {new[1]} x "
+            f"{new[1]}, linear in time, bicubic in space",
+        ]
+    config = _tower(
+        tensors,
+        "",
+        depth,
+        head_width=head_width,
+        num_frames=new[0] * tubelet_size,
+        image_size=new[1] * patch_size,
+        positions="joint" if has_positions or is_resized else "sinusoid",
+        source=name,
+    )
+    model = VideoClassifier(
+        dataclasses.replace(config, post_norm=False, pooled_norm=True), ours["head.weight"].shape[0]
+    )
+    load_strictly(model, ours, source=name)
+    notes = [*notes, f"heads {head_width} wide; pixel mean and std are ImageNet's"]
+    report = ImportReport(name, len(tensors) - len(ignored), ignored, notes=tuple(notes))
+    return model.eval(), report
+
+
+def load_teacher(
+    source: str | Path | Mapping[str, Tensor], *, image_size: int | None = None, head_width: int = 64
+) -> tuple[VideoEncoder, ImportReport]:
+    """CLIP's image tower alone, as UMT ships its teachers, looking at each frame apart, in eval mode.
+
+    `image_size` resizes its positions, bicubic. Pixels are normalised with CLIP's mean and std, which it was trained
+    with; the reference gives it ImageNet's.
+    """
+    tensors, name, notes = _tensors(source)
+    prefix = "visual." if "visual.conv1.weight" in tensors else ""
+    depth = stack_depth(tensors, f"{prefix}transformer.resblocks")
+    conv = tensors.get(f"{prefix}conv1.weight")
+    if not depth or conv is None or conv.ndim not in (4, 5):
+        raise _unknown(name, "an image tower in OpenAI's names", "conv1.weight", tensors)
+    ours, ignored = rename(tensors, teacher_table(depth, prefix=prefix), source=name)
+    num_places, width = ours["video.place_positions"].shape
+    grid, patch_size = math.isqrt(num_places), conv.shape[-1]
+    if grid * grid != num_places or (conv.ndim == 5 and conv.shape[2] != 1):
+        raise HarvestError(
+            f"{name}: {num_places} places and patches {list(conv.shape)} are not a square frame's"
+        )
+    _check_heads(width, head_width, name)
+    if image_size is not None and image_size != grid * patch_size:
+        if image_size % patch_size:
+            raise HarvestError(f"image_size {image_size} is not a multiple of the patches' {patch_size}")
+        places = (image_size // patch_size) ** 2
+        ours["video.place_positions"] = resize_positions(ours["video.place_positions"], places)
+        notes = [*notes, f"positions resized from {grid * patch_size} to {image_size} pixels, bicubic"]
+    encoder = VideoEncoder(
+        VideoEncoderConfig(
+            image_size=image_size or grid * patch_size,
+            patch_size=patch_size,
+            num_frames=1,
+            width=width,
+            depth=depth,
+            num_heads=width // head_width,
+            mlp_width=ours["video.blocks.0.mlp.up.bias"].shape[0],
+            embed_dim=ours["video.projection.weight"].shape[0],
+            attention="frame",
+            pixel_mean=CLIP_PIXELS[0],
+            pixel_std=CLIP_PIXELS[1],
+        )
+    )
+    new = "video.time_positions.table"
+    ours[new] = torch.zeros(1, width)
+    load_strictly(encoder, _part(ours, "video."), source=name)
+    report = ImportReport(name, len(tensors) - len(ignored), ignored, (new,), tuple(notes))
+    return encoder.eval(), report
+
+
+def _tower(
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    depth: int,
+    *,
+    head_width: int,
+    num_frames: int,
+    image_size: int,
+    positions: Literal["joint", "sinusoid"],
+    source: str,
+) -> VideoEncoderConfig:
+    conv = tensors[f"{prefix}patch_embed.proj.weight"]
+    if conv.ndim != 5:
+        raise HarvestError(f"{source}: wrong shape: patches {list(conv.shape)}, expected five dimensions")
+    _check_heads(conv.shape[0], head_width, source)
+    if image_size % conv.shape[-1] or num_frames % conv.shape[2]:
+        raise HarvestError(
+            f"{source}: frames of {image_size} pixels are no multiple of patches of {conv.shape[-1]}, or "
+            f"{num_frames} frames none of tubelets of {conv.shape[2]}"
+        )
+    return VideoEncoderConfig(
+        image_size=image_size,
+        patch_size=conv.shape[-1],
+        tubelet_size=conv.shape[2],
+        num_frames=num_frames,
+        width=conv.shape[0],
+        depth=depth,
+        num_heads=conv.shape[0] // head_width,
+        mlp_width=tensors[f"{prefix}blocks.0.mlp.fc1.weight"].shape[0],
+        embed_dim=conv.shape[0],
+        activation="gelu",
+        norm_eps=1e-6,
+        prefix="none",
+        pooling="mean",
+        pre_norm=False,
+        patch_bias=True,
+        projection=False,
+        key_bias=False,
+        positions=positions,
+        pixel_mean=IMAGENET_PIXELS[0],
+        pixel_std=IMAGENET_PIXELS[1],
+    )
+
+
+def _tensors(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
+    if isinstance(source, Mapping):
+        return dict(source), "the state dict", []
+    tensors, notes = read_tensors(Path(source))
+    return tensors, str(source), notes
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _check_heads(width: int, head_width: int, source: str) -> None:
+    if width % head_width:
+        raise HarvestError(f"{source}: a tower {width} wide has no heads {head_width} wide: give head_width")
+
+
+def _unknown(source: str, what: str, lacks: str, tensors: Mapping[str, Tensor]) -> HarvestError:
+    return HarvestError(
+        f"{source} is not {what}: it lacks {lacks}. Its first tensors: {', '.join(list(tensors)[:6])}"
+    )

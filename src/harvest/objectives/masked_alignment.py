@@ -1,0 +1,199 @@
+"""UMT stage 1 (arXiv 2303.16058): a video tower from scratch learns to see what an image tower sees, from a fifth.
+
+The frozen teacher looks at every frame in full; the student sees the kept tubelets of the whole clip, and its last
+layers there must point where the teacher's do. Nothing is reconstructed where tubelets are hidden.
+
+Shapes: B clips, T frames, S tubelet times, P places, N = S * P tubelets, K kept ones, E width of the teacher's space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.model.alignment import AlignmentHeads
+from harvest.model.encoders import VideoEncoder
+from harvest.model.video_text import VideoTextModel
+from harvest.objectives.losses import alignment
+from harvest.parallel import generator_for, world_rank_size
+from harvest.tokens import attention_keep, random_keep, tube_keep
+
+
+@dataclass(frozen=True)
+class MaskedAlignmentConfig:
+    teacher: str = "openai/clip-vit-base-patch16"
+    """An image-text model whose image tower teaches: whatever `start.model` takes."""
+    teacher_image_size: int | None = None
+    """Frames are resized to this for the teacher; None is its own size. Its grid must be the student's: 196 for
+    patches of 14, 224 for patches of 16."""
+    drop_ratio: float = 0.8
+    """Share of the tubelets hidden from the student."""
+    keep: Literal["attention", "tube", "random"] = "attention"
+    """What the student sees: what the teacher attends to, in each frame alike; the same places at all times; any."""
+    num_layers: int = 6
+    """The last so many layers are aligned, each through its own head."""
+    student_interval: float = 1.0
+    """Blocks between two aligned layers of the student, counted back from the last."""
+    teacher_interval: float = 1.0
+    loss: Literal["l2", "mse", "smooth_l1"] = "l2"
+    """How unit vectors are compared: `2 - 2 cos`, or the mean over their entries."""
+    drop_path: float = 0.1
+    """Stochastic depth of the student: from 0 in the first block to this in the last."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_ratio < 1 or not 0 <= self.drop_path < 1:
+            raise HarvestError(
+                "objective.drop_ratio and objective.drop_path: expected 0 or more and less than 1, "
+                f"got {self.drop_ratio} and {self.drop_path}"
+            )
+        if self.num_layers < 1 or self.student_interval <= 0 or self.teacher_interval <= 0:
+            raise HarvestError(
+                f"objective: num_layers {self.num_layers} must be at least 1, the intervals {self.student_interval} "
+                f"and {self.teacher_interval} more than 0"
+            )
+
+
+def aligned_layers(depth: int, num_layers: int, interval: float = 1.0) -> tuple[int, ...]:
+    """The blocks whose outputs are aligned, in ascending depth (UMT counts `depth - int(i * interval) - 1`).
+
+    >>> aligned_layers(12, 6)
+    (6, 7, 8, 9, 10, 11)
+    """
+    found = sorted({depth - int(i * interval) - 1 for i in range(num_layers)})
+    if len(found) < num_layers or found[0] < 0:
+        raise HarvestError(
+            f"{depth} blocks do not have {num_layers} layers to align at an interval of {interval}"
+        )
+    return tuple(found)
+
+
+def drop_path_shares(depth: int, num_clips: int, *, rate: float, generator: torch.Generator) -> Tensor:
+    """Stochastic depth as `shares` `[depth, 2, num_clips]`: 0 where a branch is left out, else 1 / its chance."""
+    chances = 1 - torch.linspace(0, rate, depth)[:, None, None]
+    return (torch.rand(depth, 2, num_clips, generator=generator) < chances) / chances
+
+
+class MaskedAlignment(nn.Module):
+    """Aligns the student's kept tubelets with the teacher's, layer by layer.
+
+    The teacher is no part of the module: it is never trained, saved, wrapped or switched out of eval mode, but moves
+    between devices with it. Its pixels are normalised with its own mean and std.
+    """
+
+    def __init__(
+        self, config: MaskedAlignmentConfig, model: VideoTextModel, teacher: VideoEncoder, *, seed: int
+    ) -> None:
+        super().__init__()
+        student, taught = model.config.video, teacher.config
+        check_grids(student.image_size, student.patch_size, taught.image_size, taught.patch_size)
+        if taught.attention != "frame":
+            raise ValueError(
+                "the teacher looks at frames apart: attention 'frame' (model.inflation.as_teacher)"
+            )
+        self.config = config
+        self.model = model
+        self.seed = seed
+        self.drop_ratio = config.drop_ratio
+        self.student_layers = aligned_layers(student.depth, config.num_layers, config.student_interval)
+        self.teacher_layers = aligned_layers(taught.depth, config.num_layers, config.teacher_interval)
+        self.heads = AlignmentHeads(
+            config.num_layers,
+            student.width,
+            taught.embed_dim if taught.projection else taught.width,
+            num_positions=student.num_times * student.num_places,
+        )
+        self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple, it is not registered
+        # Nothing here trains what is not in the loss: words, scales, and what follows the student's tokens.
+        model.requires_grad_(False)
+        for name, parameter in model.video.named_parameters():
+            parameter.requires_grad_(not name.startswith(("norm_pooled.", "projection.", "pool.")))
+
+    @property
+    def teacher(self) -> VideoEncoder:
+        return self._teacher[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.teacher._apply(fn)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def forward(self, batch: Batch, step: int) -> Losses:
+        rank, _ = world_rank_size()
+        generator = generator_for(self.seed, step, rank)
+        video = batch.video
+        seen, attention = self.look(video)
+        keep = self.choose(video, attention, generator)
+        shares = None
+        if self.training and self.config.drop_path > 0:
+            depth = self.model.config.video.depth
+            shares = drop_path_shares(depth, len(video), rate=self.config.drop_path, generator=generator)
+            shares = shares.to(video.device)
+        total = self.distance(self.student(video, keep, shares), self.targets(seen, keep))
+        return Losses(total, {"alignment": total.detach()})
+
+    @torch.no_grad()
+    def look(self, video: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The teacher's aligned layers after its last norm, each `[B, N, D]`, and its attention `[B, N]` if it guides.
+
+        Of a tubelet of several frames the teacher looks at the first.
+        """
+        teacher, t = self.teacher, self.model.config.video.tubelet_size
+        video = video[:, ::t]
+        size = teacher.config.image_size
+        if video.shape[-1] != size:
+            B, S = video.shape[:2]
+            frames = teacher.normalise(video).flatten(0, 1)
+            frames = F.interpolate(frames, size=(size, size), mode="bicubic", align_corners=False)
+            video = frames.view(B, S, 3, size, size)
+        guides = self.config.keep == "attention" and self.drop_ratio > 0
+        seen = teacher(video, layers=self.teacher_layers, attention=guides)
+        return seen.layers, seen.attention
+
+    @torch.no_grad()
+    def targets(self, layers: Sequence[Tensor], keep: Tensor | None) -> list[Tensor]:
+        """The teacher's layers at the kept tubelets in its shared space, each `[B, K, E]`."""
+        if keep is not None:
+            layers = [layer.gather(1, keep[..., None].expand(-1, -1, layer.shape[-1])) for layer in layers]
+        return [self.teacher.project(layer) for layer in layers]
+
+    def choose(self, video: Tensor, attention: Tensor | None, generator: torch.Generator) -> Tensor | None:
+        """The tubelets that the student sees, `[B, K]`; None for all."""
+        if self.drop_ratio == 0:
+            return None
+        B, N = len(video), self.model.num_tubelets(video)
+        S = N // self.model.config.video.num_places
+        if attention is not None:
+            return attention_keep(attention, S, drop_ratio=self.drop_ratio, generator=generator)
+        if self.config.keep == "tube":
+            keep = tube_keep(B, S, N // S, drop_ratio=self.drop_ratio, generator=generator)
+        else:
+            keep = random_keep(B, N, drop_ratio=self.drop_ratio, generator=generator)
+        return keep.to(video.device)
+
+    def student(self, video: Tensor, keep: Tensor | None, shares: Tensor | None = None) -> list[Tensor]:
+        """The student's aligned layers after their heads, each `[B, K, E]`, not normalised."""
+        seen = self.model.encode_video(video, keep, layers=self.student_layers, shares=shares)
+        heads: list[Tensor] = self.heads(seen.layers, keep, self.model.num_tubelets(video))
+        return heads
+
+    def distance(self, student: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """The loss between lists of `[B, K, E]`."""
+        with torch.autocast(student[0].device.type, enabled=False):
+            return alignment(torch.stack(student), torch.stack(targets), kind=self.config.loss)
+
+
+def check_grids(image_size: int, patch_size: int, teacher_image_size: int, teacher_patch_size: int) -> None:
+    """Student and teacher must divide a frame alike; HarvestError says which sizes would."""
+    grid, taught = image_size // patch_size, teacher_image_size // teacher_patch_size
+    if grid != taught:
+        raise HarvestError(
+            f"student and teacher divide a frame differently: {grid} x {grid} places ({image_size} / {patch_size}) and "
+            f"{taught} x {taught} ({teacher_image_size} / {teacher_patch_size}). They match with "
+            f"objective.teacher_image_size {grid * teacher_patch_size}, or with a student of image_size "
+            f"{taught * patch_size}."
+        )

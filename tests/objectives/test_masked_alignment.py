@@ -1,0 +1,251 @@
+"""UMT stage 1 as an objective: what is trained, what is saved, what the teacher sees, and bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small import small_batch, small_model
+
+from harvest.interfaces import HarvestError
+from harvest.model.alignment import init_xavier
+from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
+from harvest.model.inflation import as_teacher
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives.losses import alignment
+from harvest.objectives.masked_alignment import (
+    MaskedAlignment,
+    MaskedAlignmentConfig,
+    aligned_layers,
+    check_grids,
+    drop_path_shares,
+)
+from harvest.recipes import RECIPES
+from harvest.training.optim import OptimConfig, build_optimizer
+
+STUDENT = VideoEncoderConfig(
+    image_size=16,
+    patch_size=4,
+    num_frames=4,
+    width=24,
+    depth=3,
+    num_heads=2,
+    mlp_width=48,
+    embed_dim=24,
+    activation="gelu",
+    norm_eps=1e-6,
+    prefix="none",
+    pooling="mean",
+    pre_norm=False,
+    patch_bias=True,
+    projection=False,
+    key_bias=False,
+    positions="sinusoid",
+    pixel_mean=(0.485, 0.456, 0.406),
+    pixel_std=(0.229, 0.224, 0.225),
+)
+
+
+def objective_of(student: VideoEncoderConfig = STUDENT, **settings: object) -> MaskedAlignment:
+    image = small_model(fusion=False, num_frames=1)
+    torch.manual_seed(0)
+    model = VideoTextModel(ModelConfig(video=student, text=image.config.text))
+    init_xavier(model.video.blocks)
+    config = MaskedAlignmentConfig(**{"num_layers": 2, "drop_path": 0.0} | settings)
+    return MaskedAlignment(config, model, as_teacher(image), seed=0)
+
+
+@pytest.mark.parametrize("keep", ["attention", "tube", "random"])
+@pytest.mark.parametrize("loss", ["l2", "mse", "smooth_l1"])
+def test_defect_2_every_choice_trains(keep: str, loss: str) -> None:
+    """In the reference, tube and random masks die in the first step, and tube is the default."""
+    objective = objective_of(keep=keep, loss=loss)
+    optimizer = build_optimizer(objective, OptimConfig(lr=3e-3, weight_decay=0.05))
+    batch = small_batch(4)
+    first = None
+    for _ in range(6):
+        losses = objective(batch, 0)  # the same draws each time
+        last = losses.total.item()
+        first = last if first is None else first
+        losses.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert last < first
+
+
+def test_what_trains_and_what_is_saved() -> None:
+    objective = objective_of()
+    teacher_before = {k: t.clone() for k, t in objective.teacher.state_dict().items()}
+    trained = {name for name, p in objective.named_parameters() if p.requires_grad}
+    assert trained == {
+        name for name, _ in objective.named_parameters() if name.startswith(("model.video.", "heads."))
+    }
+    objective.train()
+    objective(small_batch(2), 0).total.backward()
+    assert {name for name, p in objective.named_parameters() if p.grad is not None} == trained
+    assert not objective.teacher.training
+    assert all(p.grad is None and not p.requires_grad for p in objective.teacher.parameters())
+    assert len(objective.state_dict()) == len(list(objective.parameters()))
+    assert all(torch.equal(t, teacher_before[k]) for k, t in objective.teacher.state_dict().items())
+
+
+def test_the_teacher_moves_along() -> None:
+    objective = objective_of().to(torch.float64)
+    assert next(objective.teacher.parameters()).dtype == torch.float64
+
+
+def test_a_step_is_a_function_of_seed_and_step() -> None:
+    objective, batch = objective_of(drop_path=0.5), small_batch(3)
+    assert objective(batch, 1).total == objective(batch, 1).total
+    assert objective(batch, 1).total != objective(batch, 2).total
+    state = torch.random.get_rng_state()
+    objective(batch, 3)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_only_kept_tubelets_count() -> None:
+    """By hand: the teacher at the kept places against the heads of the student there."""
+    objective, batch = objective_of(keep="tube"), small_batch(2)
+    video = batch.video
+    layers, attention = objective.look(video)
+    assert attention is None
+    keep = objective.choose(video, None, torch.Generator().manual_seed(5))
+    assert keep.shape == (2, 4 * 4)
+    with torch.no_grad():
+        student = torch.stack(objective.student(video, keep))
+    every, total = objective.targets(layers, None), 0.0
+    for b in range(2):
+        for place, n in enumerate(keep[b].tolist()):
+            for k in range(2):
+                cos = F.cosine_similarity(student[k, b, place], every[k][b, n], dim=0)
+                total += float(2 - 2 * cos) / (2 * 2 * 16)
+    targets = objective.targets(layers, keep)
+    assert float(objective.distance(list(student), targets)) == pytest.approx(total, abs=1e-5)
+
+
+def test_nothing_dropped_is_everything_aligned() -> None:
+    objective = objective_of()
+    objective.drop_ratio = 0.0  # as the loop sets it for a last stage
+    assert torch.isfinite(objective(small_batch(2), 0).total)
+
+
+def test_a_batch_of_one_and_equal_clips() -> None:
+    objective, batch = objective_of(), small_batch(3)
+    one = type(batch)(*(tensor[:1] for tensor in batch))
+    assert torch.isfinite(objective(one, 0).total)
+    same = batch._replace(video=batch.video[:1].expand(3, -1, -1, -1, -1))
+    assert torch.isfinite(objective(same, 0).total)
+
+
+def test_defect_30_each_tower_has_its_own_pixels() -> None:
+    """The reference gives the teacher the student's ImageNet mean and std."""
+    objective, video = objective_of(), small_batch(2).video
+    teacher = objective.teacher
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (teacher.config.pixel_mean, teacher.config.pixel_std))
+    wanted = teacher((video.float() / 255 - mean) / std, layers=objective.teacher_layers)
+    assert teacher.config.pixel_mean != objective.model.config.video.pixel_mean
+    for found, layer in zip(objective.look(video)[0], wanted.layers, strict=True):
+        torch.testing.assert_close(found, layer)
+
+
+def test_tubelets_of_two_frames() -> None:
+    objective = objective_of(dataclasses.replace(STUDENT, tubelet_size=2))
+    video = small_batch(2).video
+    layers, attention = objective.look(video)
+    assert layers[0].shape == (2, 32, 16) and attention.shape == (2, 32)
+    torch.testing.assert_close(layers[0], objective.look(video[:, ::2].repeat_interleave(2, dim=1))[0][0])
+    assert torch.isfinite(objective(small_batch(2), 0).total)
+
+
+@pytest.mark.parametrize(("size", "patch"), [(32, 8), (8, 2)])
+def test_teacher_and_student_of_other_resolutions(size: int, patch: int) -> None:
+    objective = objective_of(dataclasses.replace(STUDENT, image_size=size, patch_size=patch))
+    video = torch.randint(256, (2, 4, 3, size, size), dtype=torch.uint8)
+    losses = objective(small_batch(2)._replace(video=video), 0)
+    assert torch.isfinite(losses.total)
+    teacher = objective.teacher
+    frames = F.interpolate(
+        teacher.normalise(video).flatten(0, 1), size=(16, 16), mode="bicubic", antialias=False
+    )
+    wanted = teacher(frames.view(2, 4, 3, 16, 16), layers=(-1,)).layers[0]
+    torch.testing.assert_close(objective.look(video)[0][-1], wanted)
+
+
+def test_grids_that_do_not_match_say_which_would() -> None:
+    with pytest.raises(HarvestError) as error:
+        objective_of(dataclasses.replace(STUDENT, image_size=224, patch_size=16, num_frames=1))
+    assert "14 x 14 places (224 / 16) and 4 x 4 (16 / 4)" in str(error.value)
+    assert "teacher_image_size 56" in str(error.value) and "image_size 64" in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "teacher_size", "teacher_patch"), [("b16", 224, 16), ("l16", 196, 14)])
+def test_the_recipes_match_their_teachers(name: str, teacher_size: int, teacher_patch: int) -> None:
+    config = RECIPES[f"umt-stage1-{name}"]()
+    student = config.start.scratch.video
+    check_grids(student.image_size, student.patch_size, teacher_size, teacher_patch)
+    assert config.objective.teacher_image_size in (None, teacher_size)
+    assert config.optim.lr == pytest.approx(1.5e-4 * 2048 / 256) and config.optim.betas == (0.9, 0.95)
+    assert (config.objective.drop_ratio, config.objective.keep, config.objective.num_layers) == (
+        0.8,
+        "attention",
+        6,
+    )
+    assert config.objective.drop_path == {"b16": 0.1, "l16": 0.2}[name]
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in VideoEncoder(student).parameters())
+    assert parameters == {"b16": 85_637_376, "l16": 303_074_304}[name]  # as released
+
+
+def test_a_teacher_without_class_token_guides_by_its_query() -> None:
+    """SigLIP: the attention of its pooling head."""
+    taught = dataclasses.replace(
+        STUDENT,
+        pooling="attention",
+        positions="factored",
+        key_bias=True,
+        attention="frame",
+        num_frames=1,
+        pixel_mean=(0.5, 0.5, 0.5),
+    )
+    image = small_model(fusion=False, num_frames=1)
+    model = VideoTextModel(ModelConfig(video=STUDENT, text=image.config.text))
+    config = MaskedAlignmentConfig(num_layers=2, drop_path=0.0)
+    objective = MaskedAlignment(config, model, VideoEncoder(taught), seed=0)
+    layers, attention = objective.look(small_batch(2).video)
+    assert layers[0].shape == (2, 64, 24) and attention.shape == (2, 64)
+    assert torch.isfinite(objective(small_batch(2), 0).total)
+
+
+def test_layers_to_align() -> None:
+    assert aligned_layers(12, 6) == (6, 7, 8, 9, 10, 11)
+    assert aligned_layers(24, 6, 2) == (13, 15, 17, 19, 21, 23)
+    assert aligned_layers(3, 2, 1.5) == (1, 2)
+    for depth, count, interval in ((3, 4, 1.0), (3, 2, 0.5), (3, 2, 3.0)):
+        with pytest.raises(HarvestError, match="do not have"):
+            aligned_layers(depth, count, interval)
+
+
+def test_drop_path() -> None:
+    shares = drop_path_shares(3, 5000, rate=0.4, generator=torch.Generator().manual_seed(0))
+    assert shares.shape == (3, 2, 5000) and (shares[0] == 1).all()
+    assert shares.mean(dim=2) == pytest.approx(torch.ones(3, 2), abs=0.05)
+    assert shares[2].unique().tolist() == pytest.approx([0, 1 / 0.6])
+    assert (shares[2] == 0).float().mean() == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"drop_ratio": 1.0}, {"drop_path": -0.1}, {"num_layers": 0}, {"teacher_interval": 0.0}]
+)
+def test_wrong_settings(wrong: dict) -> None:
+    with pytest.raises(HarvestError, match="objective"):
+        MaskedAlignmentConfig(**wrong)
+
+
+def test_distances() -> None:
+    a, b = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 3.0], [0.0, 5.0]])
+    assert float(alignment(a, b)) == pytest.approx(1.0)  # right angle 2, same direction 0
+    assert float(alignment(a, b, kind="mse")) == pytest.approx(0.5)
+    assert float(alignment(a, b, kind="smooth_l1")) == pytest.approx(0.25)
+    assert float(alignment(a, b, kind="mse", unit=False)) == pytest.approx((4 + 9 + 0 + 16) / 4)
