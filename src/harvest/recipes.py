@@ -80,17 +80,23 @@ def mini_harvest() -> RunConfig:
             text_mask_ratio=0.3, masked_words_share=0.25, cache_texts=True, text_bank=1024
         ),
         data=DataConfig(train="mini-world", num_frames=8, cache="memory"),
-        world=MiniWorldConfig(seed=0, train=20_000),
+        world=MiniWorldConfig(seed=0, train=15_000),
         optim=OptimConfig(
-            lr=1e-3,
+            lr=1.5e-3,
             warmup_steps=50,
             weight_decay=0.05,
             max_grad_norm=1.0,
             # What CLIP brings ready-made has to grow here in minutes: the temperature, and where and when things are.
-            lr_factors={"log_scale": 10.0, "time_positions": 200.0, "place_positions": 10.0, "patches": 5.0},
+            lr_factors={
+                "log_scale": 10.0,
+                "time_positions": 130.0,
+                "place_positions": 10.0,
+                "patches": 4.0,
+                "fusion": 2.0,
+            },
         ),
-        loop=LoopConfig(steps=2000, global_batch=128, save_every=500),
-        tuning=TuningConfig(steps=120, drop_ratio=0.6, lr=4e-4),
+        loop=LoopConfig(steps=1600, global_batch=128, save_every=500),
+        tuning=TuningConfig(steps=120, drop_ratio=0.6, lr=5e-4),
     )
 
 

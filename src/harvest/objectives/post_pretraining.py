@@ -85,11 +85,13 @@ class PostPretraining(nn.Module):
 
         `example` int64 `[captions]` says whose they are, in the numbers of `Batch.example`.
         """
-        rows: list[Tensor] = []
-        for ids in torch.split(text_ids, 512):
-            rows.append(self.model.encode_text(ids).pooled)
-            progress(min(512 * len(rows), len(text_ids)), len(text_ids))
-        self.text_cache, self.text_example = torch.cat(rows), example
+        # Captions of like length share a batch, so that padding common to a batch can be left out.
+        places = self.model.text.word_mask(text_ids).sum(dim=1).argsort()
+        pooled = torch.empty(len(text_ids), self.model.config.text.embed_dim, device=text_ids.device)
+        for start, chosen in zip(range(0, len(places), 512), torch.split(places, 512), strict=True):
+            pooled[chosen] = self.model.encode_text(text_ids[chosen]).pooled
+            progress(start + len(chosen), len(text_ids))
+        self.text_cache, self.text_example = pooled, example
 
     def forward(self, batch: Batch, step: int) -> Losses:
         rank, _ = world_rank_size()
