@@ -92,10 +92,10 @@ def mini_harvest() -> RunConfig:
                 "time_positions": 130.0,
                 "place_positions": 10.0,
                 "patches": 4.0,
-                "fusion": 2.0,
+                "fusion": 0.67,
             },
         ),
-        loop=LoopConfig(steps=1600, global_batch=128, save_every=500),
+        loop=LoopConfig(steps=1800, global_batch=128, save_every=500),
         tuning=TuningConfig(steps=120, drop_ratio=0.6, lr=5e-4),
     )
 
