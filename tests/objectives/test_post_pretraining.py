@@ -210,6 +210,46 @@ def test_a_cache_is_used_and_not_saved() -> None:
     assert "text_cache" not in made.state_dict()
 
 
+def test_a_bank_of_cached_captions_joins_as_negatives() -> None:
+    """The clip-to-text half sees batch and bank, the text-to-clip half the batch alone; own captions stay positives."""
+    world, made = small_batch(8), objective(cache_texts=True, text_bank=5, masked_words_weight=0.0)
+    made.fill_text_cache(world.text_ids.flatten(0, 1), world.example)
+    batch = Batch(*(tensor[:3] for tensor in world))
+    bank = made._bank(7, 8)
+    assert bank.shape == (5,) and torch.equal(bank, made._bank(7, 8))
+    assert not torch.equal(bank, made._bank(8, 8))
+    assert made.text_cache is not None
+    video = made.model.encode_video(batch.video, keeps(made, 7, batch)).pooled
+    texts = torch.cat([made.text_cache[:3], made.text_cache[bank]])
+    owner, clips = [*batch.example.tolist(), *world.example[bank].tolist()], batch.example.tolist()
+    scores = made.model.scores(video, texts).double()
+    v2t = t2v = 0.0
+    for place, clip in enumerate(clips):
+        own = [row for row, whose in enumerate(owner) if whose == clip]
+        v2t -= scores[:, place].log_softmax(0)[own].mean().item() / 3
+    asked = [row for row, whose in enumerate(owner) if whose in clips]
+    assert len(asked) < len(owner)  # some of the bank are nobody's here
+    for row in asked:
+        own = [place for place, clip in enumerate(clips) if clip == owner[row]]
+        t2v -= scores[row].log_softmax(0)[own].mean().item() / len(asked)
+    assert made(batch, 7).total.item() == pytest.approx((v2t + t2v) / 2, abs=1e-5)
+
+
+def test_words_are_hidden_in_a_share_of_the_clips() -> None:
+    made, batch = objective(masked_words_share=0.25), small_batch(8)
+    [(texts,)] = [call for call in seen_by(made, "encode_text", lambda: made(batch, 0)) if len(call[0]) != 8]
+    assert len(texts) == 2
+    assert len(keeps(made, 0, batch)) == 8  # all clips learn from their captions
+
+
+@pytest.mark.parametrize(
+    "settings", [{"text_bank": 4}, {"masked_words_share": 0.0}, {"masked_words_share": 1.5}]
+)
+def test_impossible_settings_of_bank_and_share(settings: dict) -> None:
+    with pytest.raises(HarvestError, match=next(iter(settings))):
+        PostPretrainingConfig(**settings)
+
+
 # ---- limits ------------------------------------------------------------------------------------------------------
 
 
