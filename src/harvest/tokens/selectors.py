@@ -61,9 +61,12 @@ def attention_keep(
     if N % num_times:
         raise ValueError(f"{N} tubelets are not the same number at each of {num_times} times")
     P = N // num_times
-    weights = attention.detach().float().clamp(min=FLOOR).view(B * num_times, P)
+    weights = attention.detach().float().view(B * num_times, P)
+    tiny = torch.finfo(torch.float32).tiny
+    # The floor is a share of the row, so that only the proportions of a row matter.
+    weights = (weights / weights.sum(dim=1, keepdim=True).clamp(min=tiny)).clamp(min=FLOOR)
     noise = torch.empty(B * num_times, P, device=generator.device).exponential_(generator=generator)
-    noise = noise.to(weights.device).clamp(min=torch.finfo(torch.float32).tiny)
+    noise = noise.to(weights.device).clamp(min=tiny)
     places = (weights / noise).topk(num_kept(P, drop_ratio), dim=1).indices.sort(dim=1).values
     starts = torch.arange(num_times, device=places.device)[:, None] * P
     return (places.view(B, num_times, -1) + starts).flatten(1)
