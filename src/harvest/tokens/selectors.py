@@ -61,7 +61,7 @@ def attention_keep(
     if N % num_times:
         raise ValueError(f"{N} tubelets are not the same number at each of {num_times} times")
     P = N // num_times
-    weights = attention.detach().float().view(B * num_times, P)
+    weights = attention.detach().float().reshape(B * num_times, P)
     tiny = torch.finfo(torch.float32).tiny
     # The floor is a share of the row, so that only the proportions of a row matter.
     weights = (weights / weights.sum(dim=1, keepdim=True).clamp(min=tiny)).clamp(min=FLOOR)
