@@ -19,8 +19,9 @@ ALLOWED: dict[str, set[str]] = {
     "objectives": {"interfaces", "parallel", "model", "tokens"},
     "training": {"interfaces", "parallel", "model"},
     "evaluation": {"interfaces", "parallel", "data", "model", "tokens"},
+    "search": {"interfaces", "parallel", "data", "model", "tokens", "evaluation"},
     "bench": {"interfaces", "parallel", "model", "tokens", "objectives", "training"},
-    "config": {"interfaces", "parallel", "data", "model", "objectives", "training"},
+    "config": {"interfaces", "parallel", "data", "model", "tokens", "objectives", "training"},
     "recipes": {"interfaces", "config", "data", "model", "objectives", "training"},
 }
 # These files wire rooms together.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["HarvestError", "VideoText", "__version__", "load"]
+__all__ = ["HarvestError", "Index", "VideoText", "__version__", "load"]
 
 if TYPE_CHECKING:
     from harvest.api import VideoText, load
     from harvest.interfaces import HarvestError
+    from harvest.search.index import Index
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from harvest.interfaces import HarvestError
 
         return HarvestError
+    if name == "Index":
+        from harvest.search.index import Index
+
+        return Index
     raise AttributeError(f"module 'harvest' has no attribute {name!r}")
