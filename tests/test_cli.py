@@ -216,7 +216,7 @@ def test_odd_clips_and_long_captions_are_told_and_survived(
     answer = harvest(f"train mini-harvest --tiny {options} --out {run}")
     assert answer.code == 0 and f"model: {run / 'model'}" in " ".join(answer.out.split())
     broken = json.loads((run / "broken.json").read_text())
-    assert broken.keys() == {"noise", "nothing", "gone"} and all(broken.values())
+    assert broken.keys() == {"noise", "nothing", "gone"} and all(why["reason"] for why in broken.values())
     said = " ".join(answer.err.split())
     assert "3 of 23 videos could not be read" in said and "captions were longer than 32" in said
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])

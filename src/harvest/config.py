@@ -139,7 +139,15 @@ class RunConfig:
 
 
 # How a run is kept may differ when it goes on; what it computes may not.
-FREE_TO_CHANGE = ("data.workers", "loop.threads", "loop.save_every", "loop.keep_last", "loop.log_every")
+FREE_TO_CHANGE = (
+    "data.workers",
+    "data.max_broken_share",
+    "data.video_limit_s",
+    "loop.threads",
+    "loop.save_every",
+    "loop.keep_last",
+    "loop.log_every",
+)
 
 
 def to_json(config: RunConfig) -> str:

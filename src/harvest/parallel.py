@@ -134,7 +134,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(value.item())
 
 
-def merge_over_ranks(values: dict[str, str]) -> dict[str, str]:
+def merge_over_ranks(values: dict[str, Any]) -> dict[str, Any]:
     """The entries of every rank's dictionary. Every rank must call it."""
     _, size = world_rank_size()
     if size == 1:

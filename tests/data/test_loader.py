@@ -1,3 +1,6 @@
+import os
+import signal
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from torch import Tensor
 from harvest.data.loader import (
     ClipDataset,
     DataConfig,
+    Refused,
     TrainLoader,
     clip_numbers,
     eval_batches,
@@ -50,11 +54,13 @@ def examples(folder: Path) -> list[Example]:
 
 
 def loader(
-    examples: list[Example], *, batch=6, rank=0, world=1, first_step=0, seed=1, **config
+    examples: list[Example], *, batch=6, rank=0, world=1, first_step=0, seed=1, refused=None, **config
 ) -> TrainLoader:
     config = {"num_frames": 3, "workers": 0, **config}
     dataset = ClipDataset(examples, DataConfig(**config), image_size=SIZE, encode_text=encode_text, seed=seed)
-    return TrainLoader(dataset, global_batch=batch, rank=rank, world=world, first_step=first_step)
+    return TrainLoader(
+        dataset, global_batch=batch, rank=rank, world=world, first_step=first_step, refused=refused or {}
+    )
 
 
 def take(loader: TrainLoader, count: int) -> list[Batch]:
@@ -213,7 +219,7 @@ def test_the_memory_cache_changes_nothing(examples: list[Example], folder: Path)
     for config in ({"times": "middle"}, {"times": "middle", "flip": True, "captions_per_clip": 2}):
         plain, cached = loader(rows, **config), loader(rows, cache="memory", workers=2, **config)
         assert equal(take(plain, 6), take(cached, 6))
-        assert plain.broken == cached.broken != {}
+        assert plain.broken.keys() == cached.broken.keys() != set()
 
 
 def test_cached_random_times_are_drawn_once(examples: list[Example]) -> None:
@@ -248,7 +254,8 @@ def test_the_next_sample_takes_the_place_of_a_broken_one(
     reader = loader(rows, batch=8, cache=cache, times="middle")
     batches = take(reader, 3)
     assert set(reader.broken) == {"broken", "gone"}
-    assert reader.broken["gone"] == "no such file" and "Invalid data" in reader.broken["broken"]
+    assert reader.broken["gone"].reason == "no such file"
+    assert "Invalid data" in reader.broken["broken"].reason
     assert reader.broken_share == 2 / 8
     for epoch, batch in enumerate(batches):
         samples = order(1, epoch, 8).tolist()
@@ -266,6 +273,78 @@ def test_too_many_broken_videos_stop_the_run(examples: list[Example], cache: str
     assert len(take(reader, 12)) == 12 and len(reader.broken) > 20
 
 
+@pytest.fixture
+def hostile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Example]:
+    """A file that crashes the decoder and one that keeps it busy for ever."""
+
+    def read(path: str, **options):
+        if "crash" in path:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if "hang" in path:
+            time.sleep(1000)
+        return read_clip(path, **options)
+
+    monkeypatch.setattr("harvest.data.loader.read_clip", read)
+    return [Example(name, str(folder / f"{name}.mp4"), ("t",)) for name in ("crash", "hang")]
+
+
+def test_a_decoder_that_crashes_or_hangs_costs_one_sample(
+    examples: list[Example], hostile: list[Example]
+) -> None:
+    rows = [*examples[:6], *hostile]
+    options = {"batch": 8, "workers": 2, "times": "middle", "video_limit_s": 0.5}
+    reader = loader(rows, **options)
+    batches = take(reader, 4)
+    assert reader.broken["crash"].reason == "the decoder crashed (SIGSEGV)"
+    assert reader.broken["hang"].reason == "reading took longer than 0.5 s"
+    assert reader.broken_share == 2 / 8
+    for epoch, batch in enumerate(batches):
+        samples = order(1, epoch, 8).tolist()
+        assert batch.example.tolist() == [
+            next(s for s in samples[place:] + samples if s < 6) for place in range(8)
+        ]
+    began = time.monotonic()  # what was found broken is not tried again when a run goes on
+    again = loader(rows, first_step=2, refused=reader.broken, **{**options, "video_limit_s": 60})
+    assert equal(take(again, 2), batches[2:])
+    assert time.monotonic() - began < 30
+
+
+def test_a_video_is_left_out_from_its_position_on_only(examples: list[Example]) -> None:
+    """A run that goes on from before a video failed sees it again where it had seen it."""
+    unbroken = take(loader(examples, batch=12), 3)
+    first = order(1, 1, 12).tolist().index(4) + 12
+    again = take(loader(examples, batch=12, refused={"e4": Refused("flaky", first)}), 3)
+    assert equal(again[:1], unbroken[:1]) and 4 in again[0].example.tolist()
+    assert not any(4 in batch.example.tolist() for batch in again[1:])
+
+
+def test_evaluation_survives_a_crash(examples: list[Example], hostile: list[Example]) -> None:
+    rows, refused = [examples[0], hostile[0], examples[1]], []
+    batches = list(
+        eval_batches(
+            rows,
+            num_frames=2,
+            image_size=SIZE,
+            batch_size=4,
+            workers=1,
+            on_broken=lambda example, reason: refused.append((example.id, reason)),
+        )
+    )
+    assert batches[0][0].tolist() == [0, 2] and refused == [("crash", "the decoder crashed (SIGSEGV)")]
+
+
+def test_a_killed_worker_is_told_in_words(examples: list[Example]) -> None:
+    import multiprocessing
+
+    batches = iter(loader(examples, workers=1))
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(HarvestError, match=r"ended by the system.*fewer --data.workers.*last checkpoint"):
+        for _ in range(30):
+            next(batches)
+
+
 @pytest.mark.parametrize("count", [1, 3, 300])
 @pytest.mark.parametrize("cache", ["none", "memory"])
 def test_nothing_but_broken_videos(count: int, cache: str) -> None:
@@ -275,7 +354,14 @@ def test_nothing_but_broken_videos(count: int, cache: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [{"num_frames": 0}, {"crop_scale": (0, 1)}, {"max_broken_share": 2}, {"workers": -1}]
+    "config",
+    [
+        {"num_frames": 0},
+        {"crop_scale": (0, 1)},
+        {"max_broken_share": 2},
+        {"workers": -1},
+        {"video_limit_s": 0},
+    ],
 )
 def test_impossible_settings_are_refused(config: dict) -> None:
     with pytest.raises(HarvestError):

@@ -6,25 +6,29 @@ caption) is drawn from a generator of (seed, epoch, sample). So a run resumes at
 of ranks and workers.
 
 A video that cannot be read is never fatal and never silently replaced: its place is taken by the next sample of
-the same epoch's order, and `TrainLoader.broken` names it with its reason.
+the same epoch's order, and `TrainLoader.broken` names it with its reason. That holds for a video that hangs or
+crashes the decoder too, where worker processes read: each has a guarded process of its own (`data.guard`).
 """
 
 from __future__ import annotations
 
 import math
+import os
 import signal
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from harvest.data import transforms
+from harvest.data.guard import Guard, Lost
 from harvest.data.video import Crop, VideoError, read_clip
 from harvest.interfaces import Batch, Example, HarvestError
 from harvest.parallel import generator_for
@@ -63,6 +67,8 @@ class DataConfig:
     """memory: decode every clip once, keep its frames in memory and draw its times once."""
     max_broken_share: float = 0.5
     """Stop when more than this share of the videos tried cannot be read."""
+    video_limit_s: float = 30.0
+    """A video that takes longer to read counts as broken. Only where workers read."""
 
     def __post_init__(self) -> None:
         if self.num_frames < 1 or self.captions_per_clip < 1 or self.workers < 0:
@@ -76,6 +82,8 @@ class DataConfig:
             )
         if not 0 <= self.max_broken_share <= 1:
             raise HarvestError(f"data.max_broken_share: expected 0 to 1, got {self.max_broken_share}")
+        if self.video_limit_s <= 0:
+            raise HarvestError(f"data.video_limit_s: expected more than 0 s, got {self.video_limit_s}")
 
 
 def clip_numbers(examples: Sequence[Example]) -> Tensor:
@@ -97,12 +105,19 @@ def order(seed: int, epoch: int, n: int) -> Tensor:
 _recent_order = lru_cache(maxsize=2)(order)  # a batch may lie in two epochs
 
 
+class Refused(NamedTuple):
+    """Why a sample is left out, and from which position of the run's order on."""
+
+    reason: str
+    position: int = 0
+
+
 class Packed(NamedTuple):
     """What a worker sends: the rows of a batch that could be filled, and what happened on the way."""
 
     batch: Batch | None  # None where a row found no video to fill it
     tried: list[int]  # samples looked at
-    broken: list[tuple[int, str]]  # (sample, reason) of those that could not be read
+    broken: list[tuple[int, Refused]]  # those that could not be read
     truncated: int  # captions that were too long for the text tower
 
 
@@ -141,7 +156,8 @@ class ClipDataset(Dataset):
         self._first_caption = [0, *accumulate(len(e.texts) for e in examples)]
         self.labels = torch.tensor([-1 if e.label is None else e.label for e in examples], dtype=torch.int64)
         self._cache: _Cache | None = None
-        self._refused: dict[int, str] = {}  # sample -> reason, so that no broken video is tried twice
+        self._refused: dict[int, Refused] = {}  # by sample, so that no broken video is tried twice
+        self._guard: Guard | None = None  # in worker processes
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -180,6 +196,7 @@ class ClipDataset(Dataset):
         broken: dict[int, str] = {}
         first_row = _first_rows(self.clip_of, self.num_clips)
         clips = _Clips([self.examples[row] for row in first_row], config.num_frames, self.image_size)
+        clips.limit_s = config.video_limit_s
         if config.times == "random":
             clips.seed = self.seed
         done = 0
@@ -191,16 +208,25 @@ class ClipDataset(Dataset):
             if progress is not None:
                 progress(done, self.num_clips)
         self._refused = {
-            row: broken[clip] for row, clip in enumerate(self.clip_of.tolist()) if not is_good[clip]
+            row: Refused(broken[clip]) for row, clip in enumerate(self.clip_of.tolist()) if not is_good[clip]
         }
         self._cache = _Cache(
             frames, text_ids=self.encode_text(self.captions() or [""]), empty_ids=self.encode_text([""])[0]
         )
-        return dict(self._refused)
+        return {row: refused.reason for row, refused in self._refused.items()}
+
+    def refuse(self, refused: Mapping[int, Refused]) -> None:
+        """Leave these samples out from the given positions on, as the run did that found them broken."""
+        self._refused |= refused
+
+    def start_guard(self) -> None:
+        """From now on read in a process of its own. For worker processes, before they have threads."""
+        self._guard = Guard(self._pixels, limit_s=self.config.video_limit_s)
+        self._guard.start()
 
     def __getitem__(self, keys: Sequence[Key]) -> Packed:
         tried: list[int] = []
-        broken: list[tuple[int, str]] = []
+        broken: list[tuple[int, Refused]] = []
         rows: list[_Row] = []
         for epoch, place in keys:
             row = self._row(epoch, place, tried, broken)
@@ -219,20 +245,33 @@ class ClipDataset(Dataset):
         )
         return Packed(batch, tried, broken, getattr(self.encode_text, "truncated", 0) - truncated)
 
-    def _row(self, epoch: int, place: int, tried: list[int], broken: list[tuple[int, str]]) -> _Row | None:
+    def _row(
+        self, epoch: int, place: int, tried: list[int], broken: list[tuple[int, Refused]]
+    ) -> _Row | None:
         """The sample of this place or, where it cannot be read, the next one of the order that can."""
-        places = _recent_order(self.seed, epoch, len(self))
+        places, position = _recent_order(self.seed, epoch, len(self)), epoch * len(self) + place
         for step in range(min(len(self), _MAX_TRIES)):
             sample = int(places[(place + step) % len(self)])
             tried.append(sample)
-            if sample not in self._refused:
+            if sample not in self._refused or position < self._refused[sample].position:
                 draw = self._draw(epoch, sample)
                 try:
-                    return _Row(sample, draw, None if self.is_cached else self._read(sample, draw))
+                    return _Row(sample, draw, None if self.is_cached else self._video_of(epoch, sample, draw))
                 except VideoError as error:
-                    self._refused[sample] = error.reason
+                    self._refused[sample] = Refused(error.reason, position)
+                except Lost as error:
+                    self._refused[sample] = Refused(str(error), position)
             broken.append((sample, self._refused[sample]))
         return None
+
+    def _video_of(self, epoch: int, sample: int, draw: _Draw) -> Tensor:
+        if self._guard is None:
+            return self._read(sample, draw)
+        return torch.from_numpy(self._guard(epoch, sample))
+
+    def _pixels(self, epoch: int, sample: int) -> np.ndarray:
+        """What the guarded process answers: it makes the same draws again."""
+        return self._read(sample, self._draw(epoch, sample)).numpy()
 
     def _draw(self, epoch: int, sample: int) -> _Draw:
         """What is random about a sample, always drawn in this order: captions, flip, then times and crop."""
@@ -342,7 +381,8 @@ class TrainLoader:
     world: int = 1
     first_step: int = 0
     progress: Progress | None = None  # of filling a memory cache
-    broken: dict[str, str] = field(default_factory=dict)  # id -> reason, of the samples seen by this rank
+    refused: Mapping[str, Refused] = field(default_factory=dict)  # by id, what this run left out before
+    broken: dict[str, Refused] = field(default_factory=dict)  # by id, of the samples seen by this rank
     truncated: int = 0  # captions cut, of the samples seen by this rank
 
     def __post_init__(self) -> None:
@@ -361,6 +401,9 @@ class TrainLoader:
                 )
         self._tried: set[int] = set()  # samples
         self._refused: set[int] = set()
+        if self.refused:
+            rows = {example.id: row for row, example in enumerate(self.dataset.examples)}
+            self.dataset.refuse({rows[id]: why for id, why in self.refused.items() if id in rows})
 
     @property
     def broken_share(self) -> float:
@@ -391,7 +434,8 @@ class TrainLoader:
         if config.cache == "memory":
             if not self.dataset.is_cached:
                 before = getattr(self.dataset.encode_text, "truncated", 0)
-                self._note(range(len(self.dataset)), self.dataset.fill_cache(self.progress).items())
+                broken = self.dataset.fill_cache(self.progress)
+                self._note(range(len(self.dataset)), [(row, Refused(why)) for row, why in broken.items()])
                 self.truncated += getattr(self.dataset.encode_text, "truncated", 0) - before
             step = self.first_step
             while True:
@@ -404,10 +448,10 @@ class TrainLoader:
             collate_fn=_as_it_is,
             num_workers=config.workers,
             prefetch_factor=4 if config.workers else None,
-            worker_init_fn=_ignore_ctrl_c if config.workers else None,
+            worker_init_fn=_start_worker if config.workers else None,
             pin_memory=torch.cuda.is_available(),
         )
-        for packed in loader:
+        for packed in _from_workers(loader):
             yield self._checked(packed)
 
     def _checked(self, packed: Packed) -> Batch:
@@ -417,17 +461,17 @@ class TrainLoader:
             raise self._too_many_broken()
         return packed.batch
 
-    def _note(self, tried: Iterable[int], broken: Iterable[tuple[int, str]]) -> None:
+    def _note(self, tried: Iterable[int], broken: Iterable[tuple[int, Refused]]) -> None:
         self._tried.update(tried)
-        for sample, reason in broken:
+        for sample, refused in broken:
             self._refused.add(sample)
-            self.broken[self.dataset.examples[sample].id] = reason
+            self.broken.setdefault(self.dataset.examples[sample].id, refused)
         is_telling = len(self._tried) >= min(_MIN_TRIED, len(self.dataset))
         if is_telling and self.broken_share > self.dataset.config.max_broken_share:
             raise self._too_many_broken()
 
     def _too_many_broken(self) -> HarvestError:
-        first = "; ".join(f"{id}: {reason}" for id, reason in list(self.broken.items())[:3])
+        first = "; ".join(f"{id}: {why.reason}" for id, why in list(self.broken.items())[:3])
         return HarvestError(
             f"{len(self._refused)} of {len(self._tried)} videos tried cannot be read ({self.broken_share:.0%};"
             f" data.max_broken_share allows {self.dataset.config.max_broken_share:.0%}). First: {first}."
@@ -452,9 +496,31 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    """Ctrl-C is for the training process, which saves and then ends its workers."""
+def _start_worker(worker: int) -> None:
+    """Ctrl-C is for the training process, which saves and then ends its workers. Reading is guarded."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "fork"):
+        info = get_worker_info()
+        assert info is not None and isinstance(info.dataset, ClipDataset | _Clips)
+        info.dataset.start_guard()
+
+
+def _from_workers(loader: DataLoader) -> Iterator[Any]:
+    """What a loader yields. A worker process that the system ended is told in words."""
+    batches = iter(loader)
+    while True:
+        try:
+            item = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise HarvestError(
+                f"a process that reads videos was ended by the system ({str(error).splitlines()[0]}), mostly for want"
+                " of memory: take fewer --data.workers. The same command goes on from the last checkpoint."
+            ) from error
+        yield item
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -469,29 +535,39 @@ class _Clips(Dataset):
     ) -> None:
         self.examples, self.num_frames, self.image_size, self.crop = examples, num_frames, image_size, crop
         self.seed: int | None = None  # of random times, drawn once per clip; None takes the middle ones
+        self.limit_s = DataConfig.video_limit_s
+        self._guard: Guard | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
 
+    def start_guard(self) -> None:
+        self._guard = Guard(self._pixels, limit_s=self.limit_s)
+        self._guard.start()
+
+    def _pixels(self, number: int) -> np.ndarray:
+        example = self.examples[number]
+        clip = read_clip(
+            example.video,
+            num_frames=self.num_frames,
+            image_size=self.image_size,
+            start_s=example.start_s,
+            end_s=example.end_s,
+            generator=None if self.seed is None else generator_for(self.seed, 0, number),
+            crop=self.crop,
+        )
+        return clip.frames.numpy()
+
     def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor | None, list[tuple[int, str]]]:
         read, refused, frames = [], [], []
         for number in numbers:
-            example = self.examples[number]
-            generator = None if self.seed is None else generator_for(self.seed, 0, number)
             try:
-                clip = read_clip(
-                    example.video,
-                    num_frames=self.num_frames,
-                    image_size=self.image_size,
-                    start_s=example.start_s,
-                    end_s=example.end_s,
-                    generator=generator,
-                    crop=self.crop,
-                )
-                frames.append(clip.frames)
+                frames.append(torch.from_numpy((self._guard or self._pixels)(number)))
                 read.append(number)
             except VideoError as error:
                 refused.append((number, error.reason))
+            except Lost as error:
+                refused.append((number, str(error)))
         return torch.tensor(read, dtype=torch.int64), torch.stack(frames) if frames else None, refused
 
     def batches(
@@ -508,9 +584,9 @@ class _Clips(Dataset):
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=min(workers, len(lists)),
-            worker_init_fn=_ignore_ctrl_c if workers else None,
+            worker_init_fn=_start_worker if workers else None,
         )
-        for numbers, video, refused in loader:
+        for numbers, video, refused in _from_workers(loader):
             if video is None:
                 video = torch.empty(
                     0, self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from harvest.config import RunConfig, differences, read_config, to_json
-from harvest.data.loader import ClipDataset, TrainLoader
+from harvest.data.loader import ClipDataset, Refused, TrainLoader
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import write_miniworld
 from harvest.interfaces import Batch, HarvestError, RunStopped
@@ -84,7 +84,13 @@ def train(config: RunConfig, run: Path) -> Path:
         objective.train()
         with bar("decoding clips", quiet=not here.is_main) as progress:
             loader = TrainLoader(
-                dataset, config.global_batches, here.rank, here.size, first_step=first_step, progress=progress
+                dataset,
+                config.global_batches,
+                here.rank,
+                here.size,
+                first_step=first_step,
+                progress=progress,
+                refused=_read_broken(run),
             )
             batches = _on_device(loader, here)
             step, batch = first_step, next(batches)
@@ -116,7 +122,8 @@ def train(config: RunConfig, run: Path) -> Path:
                         step,
                         numbers
                         | {"lr": lr, "clips_per_s": clips / seconds, "waiting": waited / seconds}
-                        | {"broken": float(len(loader.broken)), "truncated": float(loader.truncated)},
+                        | {"broken": float(len(loader.broken)), "broken_share": loader.broken_share}
+                        | {"truncated": float(loader.truncated)},
                     )
                     since, waited, clips = time.perf_counter(), 0.0, 0
                 log.advance(step)
@@ -365,13 +372,23 @@ def stop_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+def _read_broken(run: Path) -> dict[str, Refused]:
+    """What this run could not read before it was stopped: it stays left out, so that the order is the same again."""
+    path = run / "broken.json"
+    if not path.exists():
+        return {}
+    return {id: Refused(**why) for id, why in json.loads(path.read_text()).items()}
+
+
 def _write_broken(run: Path, loader: TrainLoader, here: World) -> None:
-    """Add what this process and the others could not read to the run's broken.json: {id: reason}."""
-    broken, path = merge_over_ranks(loader.broken), run / "broken.json"
-    if here.is_main and broken:
-        before = json.loads(path.read_text()) if path.exists() else {}
+    """Add what this process and the others could not read to the run's broken.json, by id with its reason."""
+    found = merge_over_ranks({id: (why.reason, why.position) for id, why in loader.broken.items()})
+    if here.is_main and found:
+        known, path = _read_broken(run), run / "broken.json"
+        for id, (reason, position) in found.items():
+            known.setdefault(id, Refused(reason, position))
         temporary = path.with_suffix(".json.new")
-        temporary.write_text(json.dumps(before | broken, indent=1))
+        temporary.write_text(json.dumps({id: why._asdict() for id, why in known.items()}, indent=1))
         temporary.rename(path)
     barrier()
 

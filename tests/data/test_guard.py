@@ -1,0 +1,108 @@
+"""Calls that hang, crash or end their process are lost; the caller and the other calls are not."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from harvest.data.guard import Guard, Lost
+from harvest.interfaces import HarvestError
+
+
+def behave(what: str) -> object:
+    if what == "pid":
+        return os.getpid()
+    if what == "segfault":
+        ctypes.string_at(0)
+    if what == "abort":
+        os.abort()
+    if what == "exit":
+        os._exit(3)
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "sleep":
+        time.sleep(1000)
+    if what == "spin":  # in Python, so that no signal handler of C code could help
+        while True:
+            pass
+    if what == "mistake":
+        raise KeyError("ours")
+    if what == "error":
+        raise HarvestError("mend it")
+    return np.full((2, 3), len(what), dtype=np.uint8)
+
+
+@pytest.fixture
+def guard():
+    guard = Guard(behave, limit_s=0.4)
+    yield guard
+    guard.close()
+
+
+def test_results_come_back(guard: Guard) -> None:
+    assert guard("four").tolist() == [[4] * 3] * 2
+    assert guard("pid") == guard("pid") != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("segfault", "crashed (SIGSEGV)"),
+        ("abort", "crashed (SIGABRT)"),
+        ("killed", "crashed (SIGKILL); out of memory?"),
+        ("exit", "exit code 3"),
+        ("sleep", "longer than 0.4 s"),
+        ("spin", "longer than 0.4 s"),
+    ],
+)
+def test_a_lost_call_has_a_reason_and_the_next_one_works(guard: Guard, what: str, reason: str) -> None:
+    before = guard("pid")
+    began = time.monotonic()
+    with pytest.raises(Lost) as lost:
+        guard(what)
+    assert reason in str(lost.value) and time.monotonic() - began < 5
+    assert guard("pid") != before
+    with pytest.raises(ProcessLookupError):
+        os.kill(before, 0)
+
+
+def test_errors_cross_the_border(guard: Guard) -> None:
+    with pytest.raises(HarvestError, match="mend it"):
+        guard("error")
+    with pytest.raises(RuntimeError, match="KeyError: 'ours'"):
+        guard("mistake")
+    assert guard("pid")
+
+
+def test_the_process_is_replaced_after_so_many_calls() -> None:
+    guard = Guard(behave, limit_s=5, max_calls=3)
+    pids = [guard("pid") for _ in range(7)]
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 1]
+    guard.close()
+
+
+def test_the_process_ends_with_its_parent() -> None:
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        guard = Guard(behave, limit_s=5)
+        os.write(write, str(guard("pid")).encode())
+        os._exit(0)
+    os.waitpid(parent, 0)
+    child = int(os.read(read, 20))
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        with open(f"/proc/{child}/stat") as file:  # nobody may be there to collect it
+            if file.read().rsplit(")", 1)[1].split()[0] == "Z":
+                return
+        time.sleep(0.02)
+    pytest.fail("the child outlived its parent")
