@@ -10,6 +10,7 @@ import torch
 
 from harvest.bench import _objective, _random_batch, default_batch, measure_steps, model_config, step_gflop
 from harvest.interfaces import HarvestError
+from harvest.tokens import Selection
 
 
 def test_variants_are_measured_side_by_side() -> None:
@@ -43,7 +44,7 @@ def test_the_reference_computes_the_same_loss() -> None:
     losses = []
     for plain in (False, True):
         objective = _objective(config, cache_texts=False, plain=plain)
-        objective.drop_ratio = 0.9
+        objective.selection = Selection(0.9)
         losses.append(objective(batch, 1).total)
     torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=1e-5)
 

@@ -145,6 +145,6 @@ def test_stages() -> None:
     config = RECIPES["harvest-b16"]()
     assert config.total_steps == 104_000 + 5_200
     assert config.global_batches == ((0, 1024), (104_000, 256))
-    assert [config.drop_ratio_at(step) for step in (0, 103_999, 104_000)] == [0.9, 0.9, 0.0]
+    assert [config.selection_at(step).drop_ratio for step in (0, 103_999, 104_000)] == [0.9, 0.9, 0.0]
     alone = dataclasses.replace(config, tuning=dataclasses.replace(config.tuning, steps=0))
     assert alone.global_batches == ((0, 1024),)

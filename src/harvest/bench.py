@@ -27,7 +27,7 @@ from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.parallel import Precision, autocast
-from harvest.tokens.selectors import num_kept
+from harvest.tokens import Selection, num_kept
 from harvest.training.optim import OptimConfig, build_optimizer
 
 Size = Literal["b16", "l14", "mini"]
@@ -304,7 +304,7 @@ def _stepper(
             objective.text_cache is None or len(objective.text_cache) < len(batch.caption)
         ):
             objective.fill_text_cache(batch.text_ids.flatten(0, 1), batch.example)
-        objective.drop_ratio = drop_ratio
+        objective.selection = Selection(drop_ratio)
         _wait(device)
         before = time.perf_counter()
         with autocast(device, precision):

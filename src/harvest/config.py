@@ -25,6 +25,7 @@ from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.parallel import Precision
+from harvest.tokens import Selection
 from harvest.training.optim import OptimConfig
 
 ObjectiveConfig = PostPretrainingConfig | ImageTextConfig | MaskedAlignmentConfig
@@ -134,8 +135,13 @@ class RunConfig:
             return ((0, self.loop.global_batch), (self.loop.steps, self.tuning.global_batch))
         return ((0, self.loop.global_batch),)
 
-    def drop_ratio_at(self, step: int) -> float:
-        return self.objective.drop_ratio if step < self.loop.steps else self.tuning.drop_ratio
+    def selection_at(self, step: int) -> Selection:
+        """What a step sees of each clip."""
+        objective = self.objective
+        selection = objective if isinstance(objective, Selection) else Selection(objective.drop_ratio)
+        if step < self.loop.steps:
+            return selection
+        return dataclasses.replace(selection, drop_ratio=self.tuning.drop_ratio, budget=None)
 
 
 # How a run is kept may differ when it goes on; what it computes may not.

@@ -71,6 +71,19 @@ class Batch(NamedTuple):
     label: Tensor  # [B]; -1 where there is none
 
 
+class Grid(NamedTuple):
+    """How an encoder divides a clip into tubelets, numbered in the order (time, row, column)."""
+
+    num_times: int
+    num_places: int  # in a frame
+    tubelet_size: int  # frames
+    patch_size: int  # pixels
+
+    @property
+    def num_tubelets(self) -> int:
+        return self.num_times * self.num_places
+
+
 class VideoFeatures(NamedTuple):
     tokens: Tensor  # [B, K, D] after the last norm, prefix tokens removed
     pooled: Tensor  # [B, E], unit length

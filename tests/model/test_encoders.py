@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from toys import randomize, toy_model, with_time_positions
 
 from harvest.model.layers import attend
-from harvest.tokens import mask_text, random_keep
+from harvest.tokens import mask_text, num_kept, random_keep
 
 T, P, N = 4, 16, 64
 
@@ -27,7 +27,7 @@ def video():
 
 def some_kept(generator_seed=0, drop_ratio=0.8):
     generator = torch.Generator().manual_seed(generator_seed)
-    return random_keep(2, N, drop_ratio=drop_ratio, generator=generator)
+    return random_keep(2, N, budget=num_kept(N, drop_ratio), generator=generator)
 
 
 @torch.no_grad()
@@ -56,7 +56,9 @@ def test_tokens_follow_the_order_of_keep(model, video):
 def test_dropped_pixels_have_no_influence(model, video, tubelet_size):
     model = with_time_positions(model, tubelet_size=tubelet_size)
     num_tubelets = model.num_tubelets(video)
-    keep = random_keep(2, num_tubelets, drop_ratio=0.7, generator=torch.Generator().manual_seed(1))
+    keep = random_keep(
+        2, num_tubelets, budget=num_kept(num_tubelets, 0.7), generator=torch.Generator().manual_seed(1)
+    )
     grid = video.clone().view(2, T // tubelet_size, tubelet_size, 3, 4, 4, 4, 4)
     for row in range(2):
         for tubelet in set(range(num_tubelets)) - set(keep[row].tolist()):
@@ -95,7 +97,9 @@ def test_wrong_sizes_are_named(model, video):
 def test_random_keep(num_clips, num_tubelets, drop_ratio, seed):
     def draw():
         generator = torch.Generator().manual_seed(seed)
-        return random_keep(num_clips, num_tubelets, drop_ratio=drop_ratio, generator=generator)
+        return random_keep(
+            num_clips, num_tubelets, budget=num_kept(num_tubelets, drop_ratio), generator=generator
+        )
 
     keep = draw()
     assert keep.shape == (num_clips, num_tubelets - int(num_tubelets * drop_ratio)) and keep.shape[1] > 0

@@ -30,7 +30,7 @@ from harvest.model.pretrained_umt import (
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.losses import alignment
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig, aligned_layers
-from harvest.tokens import attention_keep
+from harvest.tokens import attention_keep, num_kept
 from harvest.training.optim import OptimConfig, build_optimizer
 
 FOLDER = SHARED / "fixtures"
@@ -143,18 +143,20 @@ def test_the_draw_is_the_reference_s(clip_teacher):
     attention = clip_teacher["attn"].view(2, S * P)
     for count in (1, 4, 9, 16):
         generator = torch.Generator().manual_seed(77)
-        keep = attention_keep(attention, S, drop_ratio=1 - count / P, generator=generator)
+        keep = attention_keep(attention, S, budget=S * count, generator=generator)
         first = clip_teacher["importance"][:, :count].sort(dim=1).values
         assert torch.equal(keep.view(2 * S, count) % P, first)
     generator = torch.Generator().manual_seed(77)
-    keep = attention_keep(attention, S, drop_ratio=0.8, generator=generator)
+    keep = attention_keep(attention, S, budget=S * num_kept(P, 0.8), generator=generator)
     assert torch.equal(keep, kept(clip_teacher["mask"]))
 
 
 def test_inclusion_frequency(clip_teacher):
     draws = 4000
     attention = clip_teacher["attn"].view(1, 8 * P).expand(draws, -1)
-    keep = attention_keep(attention, 8, drop_ratio=0.8, generator=torch.Generator().manual_seed(1))
+    keep = attention_keep(
+        attention, 8, budget=8 * num_kept(P, 0.8), generator=torch.Generator().manual_seed(1)
+    )
     frequency = torch.bincount(keep.flatten(), minlength=8 * P) / draws
     assert (frequency - clip_teacher["inclusion_freq"].flatten()).abs().max() < 0.035
 

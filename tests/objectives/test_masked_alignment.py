@@ -23,6 +23,7 @@ from harvest.objectives.masked_alignment import (
     drop_path_shares,
 )
 from harvest.recipes import RECIPES
+from harvest.tokens import Selection
 from harvest.training.optim import OptimConfig, build_optimizer
 
 STUDENT = VideoEncoderConfig(
@@ -127,7 +128,7 @@ def test_only_kept_tubelets_count() -> None:
 
 def test_nothing_dropped_is_everything_aligned() -> None:
     objective = objective_of()
-    objective.drop_ratio = 0.0  # as the loop sets it for a last stage
+    objective.selection = Selection(drop_ratio=0.0)  # as the loop sets it for a last stage
     assert torch.isfinite(objective(small_batch(2), 0).total)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+from harvest.tokens import Selection
 
 
 def objective(model=None, **settings) -> PostPretraining:
@@ -62,7 +63,7 @@ def test_ranks_draw_differently() -> None:
 
 def test_the_tuning_stage_sees_all() -> None:
     made = objective()
-    made.drop_ratio = 0.0
+    made.selection = Selection(drop_ratio=0.0)
     assert keeps(made, 0, small_batch(3)) is None
 
 

@@ -1,73 +1,110 @@
-"""Which tubelets are kept: counts, order, places and chances."""
+"""Which tubelets are kept: counts, order, places, chances and what happens at the edges."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from harvest.tokens import attention_keep, random_keep, tube_keep
-from harvest.tokens.selectors import num_kept
+from harvest.interfaces import HarvestError
+from harvest.tokens import attention_keep, motion_keep, num_kept, random_keep, tube_keep
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-sizes = {
-    "clips": st.integers(1, 4),
-    "times": st.integers(1, 6),
-    "places": st.integers(1, 30),
-    "ratio": st.floats(0, 0.99),
-    "seed": st.integers(0, 2**31),
-}
+def draw(name: str, clips: int, times: int, places: int, budget: int, seed: int, **more: object) -> Tensor:
+    """Any selector, on weights that are a function of the seed."""
+    weights = torch.rand(clips, times * places, generator=seeded(seed + 1)) ** 8
+    calls: dict[str, Callable[..., Tensor]] = {
+        "random": lambda **k: random_keep(clips, times * places, **k),
+        "tube": lambda **k: tube_keep(clips, times, places, **k),
+        "attention": lambda **k: attention_keep(weights, times, **k),
+        "motion": lambda **k: motion_keep(30 * weights, times, **k),
+    }
+    return calls[name](budget=budget, generator=seeded(seed), **more)
 
 
-def check(keep: torch.Tensor, clips: int, count: int, num_tubelets: int) -> None:
-    assert keep.dtype == torch.int64 and keep.shape == (clips, count)
-    assert ((keep >= 0) & (keep < num_tubelets)).all()
+NAMES = ("random", "tube", "attention", "motion")
+sizes = {"clips": st.integers(1, 4), "times": st.integers(1, 6), "places": st.integers(1, 30)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=60)
+@given(**sizes, share=st.floats(0, 1), seed=st.integers(0, 2**31))
+def test_an_exact_number_ascending_and_repeatable(
+    name: str, clips: int, times: int, places: int, share: float, seed: int
+) -> None:
+    budget = max(1, round(share * times * places))
+    keep = draw(name, clips, times, places, budget, seed)
+    assert keep.dtype == torch.int64 and keep.shape == (clips, budget)
+    assert ((keep >= 0) & (keep < times * places)).all()
     assert (keep.diff(dim=1) > 0).all()  # ascending, so pairwise different
+    assert torch.equal(keep, draw(name, clips, times, places, budget, seed))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_clip_s_choice_does_not_depend_on_its_place_in_the_batch(name: str) -> None:
+    weights = torch.rand(1, 48, generator=seeded()).expand(5, -1)
+    keeps = {
+        "random": lambda **k: random_keep(5, 48, **k),
+        "tube": lambda **k: tube_keep(5, 4, 12, **k),
+        "attention": lambda **k: attention_keep(weights, 4, **k),
+        "motion": lambda **k: motion_keep(weights, 4, **k),
+    }[name](budget=17, generator=seeded(), same_draws=True)
+    assert torch.equal(keeps, keeps[:1].expand(5, -1))
+    apart = draw(name, 5, 4, 12, 17, 0)
+    assert not torch.equal(apart, apart[:1].expand(5, -1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("budget", [0, -1, 25])
+def test_a_budget_that_no_clip_has_is_refused(name: str, budget: int) -> None:
+    with pytest.raises(HarvestError, match=f"budget: expected 1 to 24, .* got {budget}"):
+        draw(name, 2, 4, 6, budget, 0)
 
 
 @settings(deadline=None, max_examples=60)
-@given(**sizes)
-def test_tubes(clips: int, times: int, places: int, ratio: float, seed: int) -> None:
-    keep = tube_keep(clips, times, places, drop_ratio=ratio, generator=seeded(seed))
+@given(**sizes, ratio=st.floats(0, 0.99), seed=st.integers(0, 2**31))
+def test_tubes_are_the_same_places_at_all_times(
+    clips: int, times: int, places: int, ratio: float, seed: int
+) -> None:
     count = num_kept(places, ratio)
-    check(keep, clips, times * count, times * places)
-    by_time = keep.view(clips, times, count)
+    by_time = draw("tube", clips, times, places, times * count, seed).view(clips, times, count)
     assert torch.equal(by_time // places, torch.arange(times)[None, :, None].expand_as(by_time))
     assert torch.equal(by_time % places, (by_time % places)[:, :1].expand_as(by_time))
-    assert torch.equal(keep, tube_keep(clips, times, places, drop_ratio=ratio, generator=seeded(seed)))
+
+
+def test_tubes_of_a_budget_that_times_do_not_divide() -> None:
+    keep = tube_keep(3, 4, 9, budget=18, generator=seeded())
+    for row in keep.tolist():
+        places = [{n % 9 for n in row if n // 9 == time} for time in range(4)]
+        assert sorted(len(at) for at in places) == [4, 4, 5, 5]
+        assert min(places, key=len) <= max(places, key=len)  # the larger set holds the smaller
 
 
 @settings(deadline=None, max_examples=60)
-@given(**sizes)
-def test_attention(clips: int, times: int, places: int, ratio: float, seed: int) -> None:
+@given(**sizes, ratio=st.floats(0, 0.99), seed=st.integers(0, 2**31))
+def test_attention_keeps_as_many_at_each_time(
+    clips: int, times: int, places: int, ratio: float, seed: int
+) -> None:
     attention = torch.rand(clips, times * places, generator=seeded(seed)) ** 8
-    keep = attention_keep(attention, times, drop_ratio=ratio, generator=seeded(seed))
     count = num_kept(places, ratio)
-    check(keep, clips, times * count, times * places)
-    by_time = keep.view(clips, times, count)  # the same number at each time
+    keep = attention_keep(attention, times, budget=times * count, generator=seeded(seed))
+    by_time = keep.view(clips, times, count)
     assert torch.equal(by_time // places, torch.arange(times)[None, :, None].expand_as(by_time))
-    assert torch.equal(keep, attention_keep(attention, times, drop_ratio=ratio, generator=seeded(seed)))
-    scaled = attention_keep(attention * 4, times, drop_ratio=ratio, generator=seeded(seed))
+    scaled = attention_keep(attention * 4, times, budget=times * count, generator=seeded(seed))
     assert torch.equal(keep, scaled)  # rows need not sum to one
-
-
-def test_counts_of_the_paper() -> None:
-    """196 places, 80 %: 40 a frame, 320 of 1568; 50 % of an image: 98."""
-    attention = torch.rand(2, 1568, generator=seeded())
-    assert attention_keep(attention, 8, drop_ratio=0.8, generator=seeded()).shape == (2, 320)
-    assert tube_keep(2, 8, 196, drop_ratio=0.8, generator=seeded()).shape == (2, 320)
-    assert random_keep(2, 1568, drop_ratio=0.8, generator=seeded()).shape == (2, 1568 - 1254)
-    assert attention_keep(attention[:, :196], 1, drop_ratio=0.5, generator=seeded()).shape == (2, 98)
 
 
 def test_more_attention_is_kept_more_often() -> None:
     attention = torch.tensor([[0.7, 0.1, 0.1, 0.1]]).expand(4000, -1)
-    keep = attention_keep(attention, 1, drop_ratio=0.75, generator=seeded())
+    keep = attention_keep(attention, 1, budget=1, generator=seeded())
     shares = torch.bincount(keep.flatten(), minlength=4) / 4000
     assert shares.tolist() == pytest.approx([0.7, 0.1, 0.1, 0.1], abs=0.03)
 
@@ -77,7 +114,7 @@ def test_defect_31_zeros_stay_random(dtype: torch.dtype) -> None:
     """Where attention underflowed, the reference keeps the same zeros every time, in falling order."""
     attention = torch.zeros(4000, 8, dtype=dtype)
     attention[:, 3] = 1
-    keep = attention_keep(attention, 1, drop_ratio=0.5, generator=seeded())
+    keep = attention_keep(attention, 1, budget=4, generator=seeded())
     shares = torch.bincount(keep.flatten(), minlength=8) / 4000
     assert shares[3] == 1
     others = torch.cat([shares[:3], shares[4:]])
@@ -85,11 +122,76 @@ def test_defect_31_zeros_stay_random(dtype: torch.dtype) -> None:
 
 
 def test_all_zeros_are_a_random_choice() -> None:
-    keep = attention_keep(torch.zeros(4000, 5), 1, drop_ratio=0.6, generator=seeded())
+    keep = attention_keep(torch.zeros(4000, 5), 1, budget=2, generator=seeded())
     shares = torch.bincount(keep.flatten(), minlength=5) / 4000
     assert ((shares - 0.4).abs() < 0.04).all()
 
 
-def test_times_must_divide() -> None:
+@pytest.mark.parametrize("select", [attention_keep, motion_keep])
+def test_times_must_divide(select: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="7 tubelets are not the same number at each of 2 times"):
-        attention_keep(torch.rand(1, 7), 2, drop_ratio=0.5, generator=seeded())
+        select(torch.rand(1, 7), 2, budget=3, generator=seeded())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    **sizes,
+    share=st.floats(0, 1),
+    random_share=st.floats(0, 1),
+    groups=st.integers(1, 9),
+    seed=st.integers(0, 2**31),
+)
+def test_motion_keeps_the_largest_changes_of_every_part(
+    clips: int, times: int, places: int, share: float, random_share: float, groups: int, seed: int
+) -> None:
+    N = times * places
+    budget = max(1, round(share * N))
+    change = 2 + torch.rand(clips, N, generator=seeded(seed)) * 100
+    keep = motion_keep(
+        change, times, budget=budget, random_share=random_share, num_groups=groups, generator=seeded(seed)
+    )
+    assert keep.shape == (clips, budget) and (keep.diff(dim=1) > 0).all()
+    groups = min(groups, times)
+    ends = [times * (g + 1) // groups * places for g in range(groups)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        wanted = budget * end // N - budget * start // N
+        for row, changes in zip(keep.tolist(), change, strict=True):
+            kept = {n for n in row if start <= n < end}
+            assert len(kept) == wanted
+            first = wanted - round(wanted * random_share)
+            assert set((changes[start:end].topk(first).indices + start).tolist()) <= kept
+
+
+def test_still_things_are_seen_too() -> None:
+    change = torch.zeros(4000, 20)
+    change[:, :4] = 50.0
+    keep = motion_keep(change, 1, budget=4, random_share=0.5, generator=seeded())
+    counts = torch.bincount(keep.flatten(), minlength=20) / 4000
+    assert counts[4:].sum().item() == pytest.approx(2 * 16 / 18, abs=0.05)
+    assert (counts[4:] > 0.05).all()
+    keep = motion_keep(change, 1, budget=4, random_share=0.0, generator=seeded())
+    assert torch.equal(keep, torch.arange(4).expand(4000, -1))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_a_still_clip_is_a_random_choice(noise: float) -> None:
+    """Also where a codec's noise is all that changes, and more so always at the same places."""
+    change = torch.zeros(4000, 10)
+    change[:, :2] = noise
+    keep = motion_keep(change, 2, budget=4, generator=seeded())
+    shares = torch.bincount(keep.flatten(), minlength=10) / 4000
+    assert ((shares - 0.4).abs() < (0.04 if noise == 0 else 0.15)).all()
+    assert shares[[2, 3, 4]].min() > 0.25
+
+
+def test_settings_of_motion_are_checked() -> None:
+    for wrong in ({"random_share": 1.5}, {"num_groups": 0}):
+        with pytest.raises(ValueError, match="expected a random_share"):
+            motion_keep(torch.rand(1, 8), 2, budget=3, generator=seeded(), **wrong)
+
+
+def test_counts_of_the_paper() -> None:
+    """196 places, 80 %: 40 a frame, 320 of 1568; 50 % of an image: 98."""
+    assert [num_kept(196, 0.8) * 8, num_kept(1568, 0.8), num_kept(196, 0.5)] == [320, 314, 98]
+    with pytest.raises(ValueError, match="drop_ratio"):
+        num_kept(10, 1.0)

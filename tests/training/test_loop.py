@@ -86,7 +86,7 @@ def test_the_tuning_stage_sees_all_in_smaller_batches(
     inner = PostPretraining.forward
 
     def forward(self: PostPretraining, batch: Batch, step: int) -> Losses:
-        seen.append((step, self.drop_ratio, len(batch.video)))
+        seen.append((step, self.selection.drop_ratio, len(batch.video)))
         return inner(self, batch, step)
 
     monkeypatch.setattr(PostPretraining, "forward", forward)

@@ -16,7 +16,7 @@ from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.losses import contrastive, paraphrase
 from harvest.parallel import gather_rows, generator_for, world_rank_size
-from harvest.tokens import random_keep
+from harvest.tokens import Selection, choose
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ImageTextPretraining(nn.Module):
         self.config = config
         self.model = model
         self.seed = seed
-        self.drop_ratio = config.drop_ratio
+        self.selection = Selection(drop_ratio=config.drop_ratio)
 
     def forward(self, batch: Batch, step: int) -> Losses:
         rank, _ = world_rank_size()
@@ -53,12 +53,7 @@ class ImageTextPretraining(nn.Module):
         C = batch.text_ids.shape[1]
         chosen = torch.randint(T, (B,), generator=generator)
         stills = batch.video[torch.arange(B), chosen][:, None]
-        keep = None
-        if self.drop_ratio > 0:
-            keep = random_keep(
-                B, self.model.num_tubelets(stills), drop_ratio=self.drop_ratio, generator=generator
-            )
-            keep = keep.to(stills.device)
+        keep = choose(self.selection, stills, self.model.grid(stills), generator=generator)
         image_BE = gather_rows(self.model.encode_video(stills, keep).pooled)
         text_GE = gather_rows(self.model.encode_text(batch.text_ids.flatten(0, 1)).pooled)
         example = gather_rows(batch.example)

@@ -22,11 +22,11 @@ from harvest.model.encoders import VideoEncoder
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.losses import alignment
 from harvest.parallel import generator_for, world_rank_size
-from harvest.tokens import attention_keep, random_keep, tube_keep
+from harvest.tokens import Keep, Selection, budget_of, choose
 
 
 @dataclass(frozen=True)
-class MaskedAlignmentConfig:
+class MaskedAlignmentConfig(Selection):
     teacher: str = "openai/clip-vit-base-patch16"
     """An image-text model whose image tower teaches: whatever `start.model` takes."""
     teacher_image_size: int | None = None
@@ -34,8 +34,8 @@ class MaskedAlignmentConfig:
     patches of 14, 224 for patches of 16."""
     drop_ratio: float = 0.8
     """Share of the tubelets hidden from the student."""
-    keep: Literal["attention", "tube", "random"] = "attention"
-    """What the student sees: what the teacher attends to, in each frame alike; the same places at all times; any."""
+    keep: Keep = "attention"
+    """What the student sees: with attention, what the teacher attends to, in each frame alike."""
     num_layers: int = 6
     """The last so many layers are aligned, each through its own head."""
     student_interval: float = 1.0
@@ -47,10 +47,10 @@ class MaskedAlignmentConfig:
     """Stochastic depth of the student: from 0 in the first block to this in the last."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop_ratio < 1 or not 0 <= self.drop_path < 1:
+        super().__post_init__()
+        if not 0 <= self.drop_path < 1:
             raise HarvestError(
-                "objective.drop_ratio and objective.drop_path: expected 0 or more and less than 1, "
-                f"got {self.drop_ratio} and {self.drop_path}"
+                f"objective.drop_path: expected 0 or more and less than 1, got {self.drop_path}"
             )
         if self.num_layers < 1 or self.student_interval <= 0 or self.teacher_interval <= 0:
             raise HarvestError(
@@ -99,7 +99,7 @@ class MaskedAlignment(nn.Module):
         self.config = config
         self.model = model
         self.seed = seed
-        self.drop_ratio = config.drop_ratio
+        self.selection: Selection = config
         self.student_layers = aligned_layers(student.depth, config.num_layers, config.student_interval)
         self.teacher_layers = aligned_layers(taught.depth, config.num_layers, config.teacher_interval)
         self.heads = AlignmentHeads(
@@ -142,15 +142,15 @@ class MaskedAlignment(nn.Module):
 
         Of a tubelet of several frames the teacher looks at the first.
         """
-        teacher, t = self.teacher, self.model.config.video.tubelet_size
-        video = video[:, ::t]
+        teacher, grid = self.teacher, self.model.grid(video)
+        guides = self.selection.keep == "attention" and budget_of(self.selection, grid) < grid.num_tubelets
+        video = video[:, :: grid.tubelet_size]
         size = teacher.config.image_size
         if video.shape[-1] != size:
             B, S = video.shape[:2]
             frames = teacher.normalise(video).flatten(0, 1)
             frames = F.interpolate(frames, size=(size, size), mode="bicubic", align_corners=False)
             video = frames.view(B, S, 3, size, size)
-        guides = self.config.keep == "attention" and self.drop_ratio > 0
         seen = teacher(video, layers=self.teacher_layers, attention=guides)
         return seen.layers, seen.attention
 
@@ -163,17 +163,8 @@ class MaskedAlignment(nn.Module):
 
     def choose(self, video: Tensor, attention: Tensor | None, generator: torch.Generator) -> Tensor | None:
         """The tubelets that the student sees, `[B, K]`; None for all."""
-        if self.drop_ratio == 0:
-            return None
-        B, N = len(video), self.model.num_tubelets(video)
-        S = N // self.model.config.video.num_places
-        if attention is not None:
-            return attention_keep(attention, S, drop_ratio=self.drop_ratio, generator=generator)
-        if self.config.keep == "tube":
-            keep = tube_keep(B, S, N // S, drop_ratio=self.drop_ratio, generator=generator)
-        else:
-            keep = random_keep(B, N, drop_ratio=self.drop_ratio, generator=generator)
-        return keep.to(video.device)
+        grid = self.model.grid(video)
+        return choose(self.selection, video, grid, generator=generator, look=lambda: attention)
 
     def student(self, video: Tensor, keep: Tensor | None, shares: Tensor | None = None) -> list[Tensor]:
         """The student's aligned layers after their heads, each `[B, K, E]`, not normalised."""

@@ -1,12 +1,20 @@
 """Choosing the tubelets that an encoder sees: each function returns `keep`, indices `[B, K]`.
 
-Indices count the tubelets of a clip in the order (time, row, column), are pairwise different and ascend.
+Indices count the tubelets of a clip in the order (time, row, column), are pairwise different and ascend. Each
+function is a priority for every tubelet; the largest are kept, an exact number in each group of neighbours.
+`same_draws` draws once for all clips, so that what a clip keeps does not depend on its place in a batch.
+
+Shapes: B clips, S tubelet times, P places in a frame, N = S * P tubelets, K kept ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from harvest.interfaces import HarvestError
 
 
 def num_kept(num_tubelets: int, drop_ratio: float) -> int:
@@ -20,28 +28,38 @@ def num_kept(num_tubelets: int, drop_ratio: float) -> int:
 
 
 def random_keep(
-    num_clips: int, num_tubelets: int, *, drop_ratio: float, generator: torch.Generator
+    num_clips: int,
+    num_tubelets: int,
+    *,
+    budget: int,
+    generator: torch.Generator,
+    same_draws: bool = False,
 ) -> Tensor:
-    """Drop a random share of the tubelets of each clip, uniformly over space and time (Harvest; ViCLIP).
+    """Keep `budget` tubelets of each clip, uniformly over space and time (Harvest; ViCLIP).
 
-    Returns int64 `[num_clips, K]` on the generator's device, K = `num_kept(num_tubelets, drop_ratio)`: an exact
-    count, drawn afresh for every clip.
+    Returns int64 `[num_clips, budget]` on the generator's device.
     """
-    noise = torch.rand(num_clips, num_tubelets, generator=generator, device=generator.device)
-    kept = noise.topk(num_kept(num_tubelets, drop_ratio), dim=1).indices
-    return kept.sort(dim=1).values  # neighbours in memory are read in order
+    noise = _uniform(num_clips, num_tubelets, generator, same_draws)
+    return _largest(noise, (num_tubelets,), (_checked(budget, num_tubelets),))
 
 
 def tube_keep(
-    num_clips: int, num_times: int, num_places: int, *, drop_ratio: float, generator: torch.Generator
+    num_clips: int,
+    num_times: int,
+    num_places: int,
+    *,
+    budget: int,
+    generator: torch.Generator,
+    same_draws: bool = False,
 ) -> Tensor:
-    """Drop the same places of a clip at all its times (VideoMAE, UMT `TubeMaskingGenerator`).
+    """Keep the same places of a clip at all its times (VideoMAE, UMT `TubeMaskingGenerator`).
 
-    Returns int64 `[num_clips, num_times * k]` on the generator's device, k = `num_kept(num_places, drop_ratio)`.
+    Returns int64 `[num_clips, budget]` on the generator's device. Where `num_times` does not divide the budget, some
+    times show one place more.
     """
-    places = random_keep(num_clips, num_places, drop_ratio=drop_ratio, generator=generator)
-    starts = torch.arange(num_times, device=places.device) * num_places
-    return (places[:, None] + starts[:, None]).flatten(1)
+    noise = _uniform(num_clips, num_places, generator, same_draws).repeat(1, num_times)
+    sizes = (num_places,) * num_times
+    return _largest(noise, sizes, _split(_checked(budget, noise.shape[1]), sizes))
 
 
 FLOOR = 1e-12
@@ -49,13 +67,18 @@ FLOOR = 1e-12
 
 
 def attention_keep(
-    attention: Tensor, num_times: int, *, drop_ratio: float, generator: torch.Generator
+    attention: Tensor,
+    num_times: int,
+    *,
+    budget: int,
+    generator: torch.Generator,
+    same_draws: bool = False,
 ) -> Tensor:
-    """Keep tubelets in proportion to a teacher's attention, drawn without replacement in each frame (UMT, semantic).
+    """Keep tubelets in proportion to attention, drawn without replacement in each frame (UMT, semantic).
 
-    `attention` `[B, N]`, times after times, not negative; its rows need not sum to 1. Returns int64
-    `[B, num_times * k]` on its device, k = `num_kept(N / num_times, drop_ratio)` at each time. The draws are those
-    of `torch.multinomial` with the same generator: largest weight / exponential noise first.
+    `attention` `[B, N]`, a teacher's or the model's own, times after times, not negative; its rows need not sum to 1.
+    Returns int64 `[B, budget]` on its device, shared out equally among the times. The draws are those of
+    `torch.multinomial` with the same generator: largest weight / exponential noise first.
     """
     B, N = attention.shape
     if N % num_times:
@@ -65,8 +88,88 @@ def attention_keep(
     tiny = torch.finfo(torch.float32).tiny
     # The floor is a share of the row, so that only the proportions of a row matter.
     weights = (weights / weights.sum(dim=1, keepdim=True).clamp(min=tiny)).clamp(min=FLOOR)
-    noise = torch.empty(B * num_times, P, device=generator.device).exponential_(generator=generator)
-    noise = noise.to(weights.device).clamp(min=tiny)
-    places = (weights / noise).topk(num_kept(P, drop_ratio), dim=1).indices.sort(dim=1).values
-    starts = torch.arange(num_times, device=places.device)[:, None] * P
-    return (places.view(B, num_times, -1) + starts).flatten(1)
+    draws = 1 if same_draws else B
+    noise = torch.empty(draws * num_times, P, device=generator.device).exponential_(generator=generator)
+    noise = noise.to(weights.device).clamp(min=tiny).view(draws, num_times, P)
+    sizes = (P,) * num_times
+    priority = (weights.view(B, num_times, P) / noise).flatten(1)
+    return _largest(priority, sizes, _split(_checked(budget, N), sizes))
+
+
+STILL = 1.0
+"""Grey levels. Smaller changes are noise of a camera or a codec; among tubelets that change less, chance decides."""
+
+
+def motion_keep(
+    change: Tensor,
+    num_times: int,
+    *,
+    budget: int,
+    generator: torch.Generator,
+    random_share: float = 0.25,
+    num_groups: int = 4,
+    same_draws: bool = False,
+) -> Tensor:
+    """Keep what changes most, the same share of every part of the clip (after FluxViT's group-dynamic selection).
+
+    `change` `[B, N]` in grey levels, as `tubelet_change` measures it. The times are cut into `num_groups` runs of
+    neighbours (at most one a time), each of which keeps its share of the budget, so that no part of the clip goes
+    unseen. In each, `random_share` of what is kept is drawn from all the rest, so that still things are seen too.
+    Where nothing changes, in a still clip or one of a single frame, all is drawn at random.
+
+    Returns int64 `[B, budget]` on the device of `change`.
+    """
+    B, N = change.shape
+    if N % num_times:
+        raise ValueError(f"{N} tubelets are not the same number at each of {num_times} times")
+    if not 0 <= random_share <= 1 or num_groups < 1:
+        raise ValueError(
+            f"expected a random_share of 0 to 1 and at least 1 group, got {random_share} and {num_groups}"
+        )
+    times = _split(num_times, (1,) * min(num_groups, num_times))
+    sizes = [count * (N // num_times) for count in times]
+    counts = _split(_checked(budget, N), sizes)
+    noise = _uniform(B, N, generator, same_draws).to(change.device)
+    moving = [count - round(count * random_share) for count in counts]
+    if any(moving):
+        chosen = _largest(torch.maximum(change.float(), STILL * noise), sizes, moving)
+        noise = noise.scatter(1, chosen, 2.0)  # above all noise, so these are kept
+    return _largest(noise, sizes, counts)
+
+
+def _checked(budget: int, num_tubelets: int) -> int:
+    if not 1 <= budget <= num_tubelets:
+        raise HarvestError(
+            f"budget: expected 1 to {num_tubelets}, the number of tubelets of a clip, got {budget}"
+        )
+    return budget
+
+
+def _uniform(num_clips: int, num: int, generator: torch.Generator, same_draws: bool) -> Tensor:
+    noise = torch.rand(1 if same_draws else num_clips, num, generator=generator, device=generator.device)
+    return noise.expand(num_clips, -1)
+
+
+def _split(total: int, sizes: Sequence[int]) -> list[int]:
+    """Share out `total` in proportion to `sizes`, exactly, and never more than a size where `total` fits.
+
+    >>> _split(7, (4, 4, 4))
+    [2, 2, 3]
+    """
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    cuts = [0] + [total * end // ends[-1] for end in ends]
+    return [cuts[i + 1] - cuts[i] for i in range(len(sizes))]
+
+
+def _largest(priority: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """The tubelets of largest `priority` `[B, N]`: `counts[g]` of the `sizes[g]` neighbours of each group g."""
+    if len(set(sizes)) == len(set(counts)) == 1:
+        groups = priority.reshape(-1, sizes[0]).topk(counts[0], dim=1).indices.sort(dim=1).values
+        starts = torch.arange(len(sizes), device=priority.device)[:, None] * sizes[0]
+        return (groups.view(len(priority), len(sizes), -1) + starts).flatten(1)
+    starts_of = [sum(sizes[:i]) for i in range(len(sizes))]
+    chosen = [
+        part.topk(count, dim=1).indices + start
+        for part, count, start in zip(priority.split(list(sizes), dim=1), counts, starts_of, strict=True)
+    ]
+    return torch.cat(chosen, dim=1).sort(dim=1).values  # neighbours in memory are read in order

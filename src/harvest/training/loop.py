@@ -97,7 +97,7 @@ def train(config: RunConfig, run: Path) -> Path:
         with RunLog(run, first_step=first_step, steps=config.total_steps, quiet=not here.is_main) as log:
             since, waited, clips = time.perf_counter(), 0.0, 0
             while step < config.total_steps:
-                objective.drop_ratio = config.drop_ratio_at(step)
+                objective.selection = config.selection_at(step)
                 lr = _lr(step, config)
                 set_lr(optimizer, lr)
                 with autocast(here.device, config.loop.precision):

@@ -1,0 +1,93 @@
+"""One way to say what is seen of a clip, in training, evaluation and search alike: how many tubelets, and who picks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from harvest.interfaces import Grid, HarvestError
+from harvest.tokens.change import tubelet_change
+from harvest.tokens.selectors import attention_keep, motion_keep, num_kept, random_keep, tube_keep
+
+Keep = Literal["random", "tube", "motion", "attention"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is seen of each clip."""
+
+    drop_ratio: float = 0.0
+    """Share of tubelets dropped in each clip."""
+    budget: int | None = None
+    """Tubelets seen of each clip; None: as drop_ratio says."""
+    keep: Keep = "random"
+    """Which are seen: any; the same places at all times; those that change most; those attended to most."""
+    random_share: float = 0.25
+    """With keep motion, the part of the budget drawn from what does not move most."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_ratio < 1:
+            raise HarvestError(
+                f"objective.drop_ratio: expected 0 or more and less than 1, got {self.drop_ratio}"
+            )
+        if self.budget is not None and self.budget < 1:
+            raise HarvestError(f"budget: expected at least 1 tubelet, got {self.budget}")
+        if not 0 <= self.random_share <= 1:
+            raise HarvestError(f"random_share: expected 0 to 1, got {self.random_share}")
+
+
+def budget_of(selection: Selection, grid: Grid) -> int:
+    """K: the tubelets that a selection sees of a clip. HarvestError where a clip has not so many."""
+    if selection.budget is not None:
+        if selection.budget > grid.num_tubelets:
+            raise HarvestError(
+                f"a budget of {selection.budget} tubelets is more than a clip has: {grid.num_times} times "
+                f"{grid.num_places} places are {grid.num_tubelets}. Lower the budget, or leave it out to see all."
+            )
+        return selection.budget
+    if selection.keep in ("tube", "attention"):  # these divide a frame, as UMT counts
+        return grid.num_times * num_kept(grid.num_places, selection.drop_ratio)
+    return num_kept(grid.num_tubelets, selection.drop_ratio)
+
+
+def choose(
+    selection: Selection,
+    video: Tensor,
+    grid: Grid,
+    *,
+    generator: torch.Generator,
+    look: Callable[[], Tensor | None] | None = None,
+    same_draws: bool = False,
+) -> Tensor | None:
+    """The tubelets to see of clips `[B, T, 3, H, W]`: int64 `[B, K]` on their device, or None for all.
+
+    `look` gives the attention `[B, N]` that keep "attention" follows. `same_draws` draws once for all clips.
+    """
+    K, B, device = budget_of(selection, grid), len(video), video.device
+    if grid.num_tubelets == K:
+        return None
+    if selection.keep == "attention":
+        attention = look() if look is not None else None
+        if attention is None:
+            raise HarvestError("keep attention needs a tower that tells where it looks, and none is here")
+        return attention_keep(attention, grid.num_times, budget=K, generator=generator, same_draws=same_draws)
+    if selection.keep == "motion":
+        return motion_keep(
+            tubelet_change(video, grid),
+            grid.num_times,
+            budget=K,
+            random_share=selection.random_share,
+            generator=generator,
+            same_draws=same_draws,
+        )
+    if selection.keep == "tube":
+        keep = tube_keep(
+            B, grid.num_times, grid.num_places, budget=K, generator=generator, same_draws=same_draws
+        )
+    else:
+        keep = random_keep(B, grid.num_tubelets, budget=K, generator=generator, same_draws=same_draws)
+    return keep.to(device)
