@@ -174,7 +174,7 @@ def measure_steps(
     if threads is not None:
         torch.set_num_threads(threads)
     config = model_config(model, frames=frames, image_size=image_size)
-    text = config.text
+    text = config.words
     if not drop_ratios or any(not 0 <= ratio < 1 for ratio in drop_ratios):
         raise HarvestError(f"drop_ratios: expected numbers of 0 or more and less than 1, got {drop_ratios}")
     if not 3 <= words <= text.context_length:
@@ -273,16 +273,17 @@ def _objective(config: ModelConfig, *, cache_texts: bool, plain: bool) -> PostPr
 def _random_batch(config: ModelConfig, batch: int, words: int, device: torch.device) -> Batch:
     """Clips of noise, captions of random words whose lengths end at `words`, padded as a tokenizer would."""
     generator = torch.Generator().manual_seed(0)
-    video, text = config.video, config.text
+    video, text = config.video, config.words
     shape = (batch, video.num_frames, 3, video.image_size, video.image_size)
     specials = 3 if text.start_id == 0 else 0
     ids = torch.full((batch, 1, text.context_length), text.pad_id)
-    most = min(text.vocab_size, text.end_id if text.end_id > specials else text.vocab_size)
+    end_id = text.end_id if text.end_id is not None else text.pad_id
+    most = min(text.vocab_size, end_id if end_id > specials else text.vocab_size)
     ids[..., :words] = torch.randint(
         specials, most - 2 if not specials else most, (batch, 1, words), generator=generator
     )
     ids[..., 0] = text.start_id if text.start_id is not None else 0
-    ids[..., words - 1] = text.end_id
+    ids[..., words - 1] = end_id
     return Batch(
         video=torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(device),
         text_ids=ids.to(device),
@@ -351,7 +352,7 @@ def step_gflop(
     Matrix products alone: layer norms, softmax and activations are below 1 %. The backward pass costs twice the
     forward where weights are trained, once where it only passes through to the mask embedding.
     """
-    video, text = config.video, config.text
+    video, text = config.video, config.words
     prefix = {"none": 0, "clip": 1, "frame": video.num_times}[video.prefix]
     seen = kept + prefix
     patches = kept * video.tubelet_size * 3 * video.patch_size**2 * video.width

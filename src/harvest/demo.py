@@ -51,7 +51,7 @@ from harvest.evaluation.question_answering import masked_ids, masked_words, ques
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import retrieval
 from harvest.interfaces import Example, HarvestError
-from harvest.model.folder import load_model, new_folder
+from harvest.model.folder import new_folder
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
@@ -137,7 +137,7 @@ def run_demo(out: Path, *, seed: int = 0, config: RunConfig | None = None) -> Pa
 
     with seconds.measure("video_scores"):
         say("4/5  what the video model knows")
-        model, tokenizer = load_model(out / "model")
+        model, tokenizer, _ = load_pretrained(out / "model")
         with bar("scoring the video model") as progress:
             video = score(model, tokenizer, material, "video", config.loop.precision, progress)
 

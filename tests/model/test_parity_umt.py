@@ -19,7 +19,6 @@ from toys import SHARED
 
 from harvest.model.inflation import inflate_patches
 from harvest.model.layers import sinusoid
-from harvest.model.pretrained import resize_positions
 from harvest.model.pretrained_umt import (
     load_classifier,
     load_stage1,
@@ -28,6 +27,7 @@ from harvest.model.pretrained_umt import (
     stage1_table,
 )
 from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.model.weights import resize_positions
 from harvest.objectives.losses import alignment
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig, aligned_layers
 from harvest.tokens import attention_keep, num_kept

@@ -7,7 +7,9 @@ from safetensors.torch import load_file
 from torch import nn
 from toys import SHARED, write_vocabulary
 
-from harvest.model.pretrained import load_pretrained, rename, viclip_table
+from harvest.model.layouts import viclip_table
+from harvest.model.pretrained import load_pretrained
+from harvest.model.weights import rename
 from harvest.objectives.losses import contrastive
 
 PATH = SHARED / "fixtures" / "viclip.safetensors"

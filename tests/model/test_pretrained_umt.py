@@ -16,8 +16,9 @@ from harvest.interfaces import HarvestError
 from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.inflation import as_teacher
 from harvest.model.layers import sinusoid
-from harvest.model.pretrained import load_pretrained, read_tensors
+from harvest.model.pretrained import load_pretrained
 from harvest.model.pretrained_umt import load_classifier, load_stage1, load_teacher
+from harvest.model.weights import read_tensors
 from harvest.training.optim import OptimConfig, build_optimizer
 
 KEYS = SHARED / "method" / "keys"

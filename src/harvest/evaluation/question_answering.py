@@ -247,7 +247,7 @@ def masked_ids(model: VideoTextModel, tokenizer: Tokenizer, sentence: str, *, nu
 
     A sentence too long loses words behind its last mask first, then its first words, never a mask.
     """
-    config = model.config.text
+    config = model.config.words
     room = config.context_length - 1 - (config.start_id is not None)
     parts = [tokenizer.words(part) for part in _MASK.split(sentence)]
     num_masks = num_hidden * (len(parts) - 1)

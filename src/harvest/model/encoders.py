@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harvest.interfaces import TextFeatures, VideoFeatures
-from harvest.model.layers import Activation, AttentionPooling, Block, SinusoidPositions
+from harvest.interfaces import Grid, TextFeatures, VideoFeatures
+from harvest.model.layers import Activation, AttentionPooling, Block, Norms, SinusoidPositions
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class VideoEncoderConfig:
     """UMT's fine-tuned classifiers have no norm behind the last block."""
     pooled_norm: bool = False
     """A norm of the mean token (UMT's `fc_norm` and `pool_norm`)."""
+    pool_times: bool = False
+    """Where a whole clip is seen, embed the mean token of each time apart and average the unit vectors, as UMT's stage 2
+    does at test time; the average is a little shorter than 1. With `keep`, the mean is over all kept tokens."""
     key_bias: bool = True
     """UMT's attention has biases of queries and values alone."""
     positions: Literal["factored", "joint", "sinusoid"] = "factored"
@@ -54,6 +57,7 @@ class VideoEncoderConfig:
     the number of the tubelet in the clip, which is computed for any number of frames (UMT)."""
     patch_bias: bool = False
     projection: bool = True
+    projection_bias: bool = False
     time_positions: Literal["table", "gated"] = "table"
     """How tokens learn their time: a zero-initialised table (ViCLIP), or a fixed sinusoid times a zero-initialised
     gate per channel, which grows to a useful size in a short run. Both leave a still clip an image at the start."""
@@ -116,8 +120,10 @@ class VideoEncoder(nn.Module):
             raise ValueError(
                 f"pooling {config.pooling!r} and attention {config.attention!r} do not go with prefix {config.prefix!r}"
             )
-        if config.pooled_norm and config.pooling != "mean":
-            raise ValueError(f"pooled_norm needs pooling 'mean', got {config.pooling!r}")
+        if (config.pooled_norm or config.pool_times) and config.pooling != "mean":
+            raise ValueError(f"pooled_norm and pool_times need pooling 'mean', got {config.pooling!r}")
+        if config.pool_times and config.attention != "joint":
+            raise ValueError(f"pool_times needs attention 'joint', got {config.attention!r}")
         self.config = config
         self.checkpointing = False
         D = config.width
@@ -150,13 +156,19 @@ class VideoEncoder(nn.Module):
             if config.pooling == "attention"
             else None
         )
-        self.projection = nn.Linear(D, config.embed_dim, bias=False) if config.projection else nn.Identity()
+        self.projection = (
+            nn.Linear(D, config.embed_dim, bias=config.projection_bias)
+            if config.projection
+            else nn.Identity()
+        )
         for name, values in (("pixel_mean", config.pixel_mean), ("pixel_std", config.pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
-    def num_tubelets(self, video: Tensor) -> int:
-        """N of a batch `[B, T, 3, H, W]`."""
-        return -(-video.shape[1] // self.config.tubelet_size) * self.config.num_places
+    def grid(self, video: Tensor) -> Grid:
+        """How a batch `[B, T, 3, H, W]` is divided into tubelets."""
+        config = self.config
+        num_times = -(-video.shape[1] // config.tubelet_size)
+        return Grid(num_times, config.num_places, config.tubelet_size, config.patch_size)
 
     def forward(
         self,
@@ -176,8 +188,8 @@ class VideoEncoder(nn.Module):
         `shares` `[depth, 2, B]` multiplies what each block's two branches add (stochastic depth); None is 1.
         """
         features = self.features(video, keep, layers=layers, attention=attention, shares=shares)
-        pooled_BE = self.projection(features.pooled)
-        return features._replace(pooled=F.normalize(pooled_BE.float(), dim=-1))
+        pooled = F.normalize(self.projection(features.pooled).float(), dim=-1)
+        return features._replace(pooled=pooled.mean(dim=1) if pooled.ndim == 3 else pooled)
 
     def features(
         self,
@@ -188,7 +200,10 @@ class VideoEncoder(nn.Module):
         attention: bool = False,
         shares: Tensor | None = None,
     ) -> VideoFeatures:
-        """As `forward`, but `pooled` is `[B, D]`, neither projected nor of unit length: what a classifier reads."""
+        """As `forward`, but `pooled` is `[B, D]`, neither projected nor of unit length: what a classifier reads.
+
+        With `pool_times` and no `keep` it is `[B, S, D]`.
+        """
         config = self.config
         wanted = tuple(range(config.depth)[layer] for layer in layers)
         x_BKD, times_BK = self.embed_tubelets(video, keep)
@@ -236,6 +251,8 @@ class VideoEncoder(nn.Module):
         if self.pool is not None:
             pooled_BD = self.pool(tokens_BKD)
             weights = self.pool.weights(tokens_BKD) if attention else None
+        elif config.pool_times and keep is None:
+            pooled_BD = tokens_BKD.view(B, S, -1, D).mean(dim=2)  # [B, S, D]
         else:
             pooled_BD = (x_BKD[:, :num_prefix] if num_prefix else tokens_BKD).mean(dim=1)
         if attention and weights is None:
@@ -327,46 +344,95 @@ class TextEncoderConfig:
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
     causal: bool = True
-    pooling: Literal["end", "last"] = "end"
-    """CLIP reads its text feature at the first end token, SigLIP at the last position, padding included."""
+    norms: Norms = "before"
+    """BERT's norms stand behind each branch and behind the word vectors, and none follows the last block."""
+    dropout: float = 0.0
+    """In training: of word vectors, of attention and of what each branch adds (BERT)."""
+    pooling: Literal["end", "last", "first"] = "end"
+    """CLIP reads its text feature at the first end token, SigLIP at the last position, padding included, BERT at the
+    first position. Only SigLIP's words attend to padding."""
+    projection: bool = True
     projection_bias: bool = False
-    end_id: int = 49407
+    end_id: int | None = 49407
+    """None: texts end without a mark of their own (UMT's BERT)."""
     pad_id: int = 49407
     start_id: int | None = 49406
+    mask_id: int | None = None
+    """The word that stands for hidden ones. None: one learnable vector does, and its id is `vocab_size`."""
 
 
 class TextEncoder(nn.Module):
-    """A transformer over words. Id `vocab_size` is the mask: one learnable vector in a hidden word's place."""
+    """A transformer over words, in which hidden words can be marked."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        D = config.width
+        D, is_bert = config.width, config.norms == "after"
         self.words = nn.Embedding(config.vocab_size, D)
-        self.mask_embedding = nn.Parameter(torch.randn(D) * 0.02)
+        self.mask_embedding = nn.Parameter(torch.randn(D) * 0.02) if config.mask_id is None else None
         self.positions = nn.Parameter(torch.randn(config.context_length, D) * 0.01)
+        self.norm_pre = nn.LayerNorm(D, config.norm_eps) if is_bert else nn.Identity()
         self.blocks = nn.ModuleList(
-            Block(D, config.num_heads, config.mlp_width, config.activation, config.norm_eps)
+            Block(
+                D,
+                config.num_heads,
+                config.mlp_width,
+                config.activation,
+                config.norm_eps,
+                norms=config.norms,
+                dropout=config.dropout,
+            )
             for _ in range(config.depth)
         )
-        self.norm_post = nn.LayerNorm(D, config.norm_eps)
-        self.projection = nn.Linear(D, config.embed_dim, bias=config.projection_bias)
+        self.norm_post = nn.Identity() if is_bert else nn.LayerNorm(D, config.norm_eps)
+        self.projection = (
+            nn.Linear(D, config.embed_dim, bias=config.projection_bias)
+            if config.projection
+            else nn.Identity()
+        )
         nn.init.normal_(self.words.weight, std=0.02)
 
     @property
     def mask_id(self) -> int:
-        return self.config.vocab_size
+        return self.config.vocab_size if self.config.mask_id is None else self.config.mask_id
 
     def word_mask(self, text_ids: Tensor) -> Tensor:
         """Bool `[B, L]`: True up to and with the first end token; where a text has none, where there is no pad."""
+        is_word = text_ids != self.config.pad_id
+        if self.config.end_id is None:
+            return is_word
         is_end = text_ids == self.config.end_id
         ends_before = is_end.cumsum(dim=1) - is_end.long()
-        return torch.where(is_end.any(dim=1, keepdim=True), ends_before == 0, text_ids != self.config.pad_id)
+        return torch.where(is_end.any(dim=1, keepdim=True), ends_before == 0, is_word)
 
     def maskable(self, text_ids: Tensor) -> Tensor:
         """Bool `[B, L]`: words that may be hidden, which start, end and padding may not."""
-        is_word = self.word_mask(text_ids) & (text_ids != self.config.end_id)
-        return is_word & (text_ids != self.config.start_id) if self.config.start_id is not None else is_word
+        is_word = self.word_mask(text_ids)
+        for special in (self.config.start_id, self.config.end_id):
+            if special is not None:
+                is_word = is_word & (text_ids != special)
+        return is_word
+
+    def embed(self, text_ids: Tensor) -> Tensor:
+        """Word vectors with their positions, `[B, L, D]`."""
+        positions = self.positions[: text_ids.shape[1]]
+        if self.mask_embedding is None:
+            x_BLD = self.words(text_ids) + positions
+        else:
+            is_hidden = text_ids == self.mask_id
+            x_BLD = self.words(text_ids.masked_fill(is_hidden, 0))
+            x_BLD = torch.where(is_hidden[..., None], self.mask_embedding, x_BLD) + positions
+        return F.dropout(self.norm_pre(x_BLD), self.config.dropout, self.training)
+
+    def pool(self, x_BLD: Tensor, word_mask_BL: Tensor) -> Tensor:
+        """The state `[B, D]` at which a text is read as a whole."""
+        if self.config.pooling == "first":
+            return x_BLD[:, 0]
+        if self.config.pooling == "last":
+            return x_BLD[:, -1]
+        # The end token is the last of the unmasked positions; a text cut short is read at its last word.
+        last = word_mask_BL.long().sum(dim=1).clamp(min=1) - 1
+        return x_BLD[torch.arange(len(last), device=last.device), last]
 
     def forward(self, text_ids: Tensor) -> TextFeatures:
         """Encode int64 `[B, L]`, L at most `context_length`. Returned tokens may leave out padding common to all."""
@@ -376,20 +442,15 @@ class TextEncoder(nn.Module):
                 f"texts have {text_ids.shape[1]} ids, the tower takes at most {config.context_length}"
             )
         mask_BL = self.word_mask(text_ids)
-        if config.pooling == "end" and config.causal and text_ids.device.type == "cpu":
+        looks_at_padding = config.pooling == "last"
+        if not looks_at_padding and text_ids.device.type == "cpu":
             # Nobody looks at padding behind the longest text. (On a GPU, asking how long that is would stall it.)
-            longest = int(mask_BL.sum(dim=1).max())
+            longest = max(1, int(mask_BL.sum(dim=1).max()))
             text_ids, mask_BL = text_ids[:, :longest], mask_BL[:, :longest]
-        L = text_ids.shape[1]
-        is_hidden = text_ids == self.mask_id
-        x_BLD = self.words(text_ids.masked_fill(is_hidden, 0))
-        x_BLD = torch.where(is_hidden[..., None], self.mask_embedding, x_BLD) + self.positions[:L]
+        x_BLD = self.embed(text_ids)
+        mask = None if config.causal or looks_at_padding else mask_BL[:, None, None]
         for block in self.blocks:
-            x_BLD = block(x_BLD, causal=config.causal)
+            x_BLD = block(x_BLD, mask, causal=config.causal)
         x_BLD = self.norm_post(x_BLD)
-        if config.pooling == "last":
-            pooled_BD = x_BLD[:, -1]
-        else:  # the end token is the last of the unmasked positions; a text cut short is read at its last word
-            last = mask_BL.long().sum(dim=1).clamp(min=1) - 1
-            pooled_BD = x_BLD[torch.arange(len(last), device=last.device), last]
+        pooled_BD = self.pool(x_BLD, mask_BL)
         return TextFeatures(x_BLD, F.normalize(self.projection(pooled_BD).float(), dim=-1), mask_BL)

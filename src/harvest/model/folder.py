@@ -2,7 +2,7 @@
 
 model/config.json        sizes, normalisation, frame sampling, tokenizer settings, licence, fingerprint
 model/model.safetensors  every tensor; load or fail
-model/tokenizer.json     as the `tokenizers` library writes it
+model/tokenizer.json     as the `tokenizers` library writes it; absent where there is no text tower
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,23 @@ def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], *, sour
 
 
 def save_model(
-    folder: Path, model: VideoTextModel, tokenizer: Tokenizer, *, notes: Mapping[str, Any] | None = None
+    folder: Path,
+    model: VideoTextModel,
+    tokenizer: Tokenizer | None,
+    *,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model folder atomically. `notes` (recipe, licence, source, …) go into its config."""
+    """Write a model folder atomically. `notes` (recipe, licence, source, …) go into its config.
+
+    A model without a text tower has no tokenizer.
+    """
+    if (tokenizer is None) != (model.config.text is None):
+        raise ValueError("a tokenizer goes with a text tower, and none without one")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = {
         "format": FORMAT,
         "model": dataclasses.asdict(model.config),
-        "tokenizer": dataclasses.asdict(tokenizer.config),
+        "tokenizer": dataclasses.asdict(tokenizer.config) if tokenizer is not None else None,
         "frame_sampling": "one frame from the middle of each of num_frames equal segments",
         "fingerprint": _fingerprint(model, tokenizer),
         **(notes or {}),
@@ -88,49 +97,67 @@ def save_model(
     try:
         with new_folder(folder) as temporary:
             safetensors.torch.save_file(tensors, temporary / "model.safetensors")
-            tokenizer.save(temporary / "tokenizer.json")
+            if tokenizer is not None:
+                tokenizer.save(temporary / "tokenizer.json")
             (temporary / "config.json").write_text(json.dumps(config, indent=1))
     except (OSError, safetensors.SafetensorError) as error:
         raise HarvestError(f"could not write the model folder {folder}: {error}") from error
 
 
-def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tokenizer]:
-    """Open a model folder in eval mode; load or fail.
+def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tokenizer | None]:
+    """Open a model folder in eval mode; load or fail. The tokenizer is None where there is no text tower.
 
     With `check`, the embeddings of a built-in clip and sentence are compared with those written when it was saved.
     """
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise HarvestError(f"{folder} is not a Harvest model folder: it has no {name}")
-    config = json.loads((folder / "config.json").read_text())
+    files = ("config.json", "model.safetensors", "tokenizer.json")
+    missing = [name for name in files if not (folder / name).is_file()]
+    config = json.loads((folder / "config.json").read_text()) if files[0] not in missing else {}
+    if config.get("tokenizer", "") is None:
+        missing = [name for name in missing if name != "tokenizer.json"]
+    if missing:
+        raise HarvestError(f"{folder} is not a Harvest model folder: it has no {missing[0]}")
     if config.get("format", 0) > FORMAT:
         raise HarvestError(
             f"{folder} was written by a newer Harvest (format {config['format']}): update Harvest"
         )
-    sizes = config["model"]
-    video: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes["video"].items()}
-    model = VideoTextModel(
-        ModelConfig(
-            video=VideoEncoderConfig(**video),
-            text=TextEncoderConfig(**sizes["text"]),
-            fusion=FusionConfig(**sizes["fusion"]) if sizes["fusion"] else None,
-            score_bias=sizes["score_bias"],
-        )
-    )
+    model = VideoTextModel(_config_of(config["model"]))
     try:
         tensors = safetensors.torch.load_file(folder / "model.safetensors")
     except safetensors.SafetensorError as error:
         raise HarvestError(f"{folder}: model.safetensors cannot be read: {error}") from error
     load_strictly(model, {name: tensor.float() for name, tensor in tensors.items()}, source=str(folder))
-    tokenizer = Tokenizer.load(folder / "tokenizer.json", TokenizerConfig(**config["tokenizer"]))
+    tokenizer = None
+    if config["tokenizer"] is not None:
+        tokenizer = Tokenizer.load(folder / "tokenizer.json", TokenizerConfig(**config["tokenizer"]))
     model.eval()
     if check:
         _check_fingerprint(folder, config["fingerprint"], _fingerprint(model, tokenizer))
     return model, tokenizer
 
 
+def _config_of(sizes: dict[str, Any]) -> ModelConfig:
+    """What `dataclasses.asdict` wrote; what an older Harvest did not write has its default."""
+
+    def part(kind: Callable[..., Any], name: str) -> Any:
+        values = sizes.get(name)
+        if values is None:
+            return None
+        return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+    settings: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in sizes.items() if not isinstance(v, dict)
+    }
+    kinds = {
+        "video": VideoEncoderConfig,
+        "text": TextEncoderConfig,
+        "fusion": FusionConfig,
+        "answers": FusionConfig,
+    }
+    return ModelConfig(**settings | {name: part(kind, name) for name, kind in kinds.items()})
+
+
 @torch.no_grad()
-def _fingerprint(model: VideoTextModel, tokenizer: Tokenizer) -> dict[str, list[float]]:
+def _fingerprint(model: VideoTextModel, tokenizer: Tokenizer | None) -> dict[str, list[float]]:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -139,16 +166,15 @@ def _fingerprint(model: VideoTextModel, tokenizer: Tokenizer) -> dict[str, list[
     clip = (places * 2654435761 % 4294967296 >> 24).to(
         torch.uint8
     )  # Knuth's multiplicative hash: fixed noise
-    values = {
-        "clip": model.encode_video(clip).pooled[0, :16],
-        "sentence": model.encode_text(tokenizer([SENTENCE]).to(device)).pooled[0, :16],
-    }
+    values = {"clip": model.encode_video(clip).pooled[0, :16]}
+    if tokenizer is not None:
+        values["sentence"] = model.encode_text(tokenizer([SENTENCE]).to(device)).pooled[0, :16]
     model.train(was_training)
     return {name: [round(float(x), 5) for x in vector] for name, vector in values.items()}
 
 
 def _check_fingerprint(folder: Path, written: dict[str, list[float]], seen: dict[str, list[float]]) -> None:
-    for name in ("clip", "sentence"):
+    for name in written:
         off = max(abs(a - b) for a, b in zip(written[name], seen[name], strict=True))
         if off > FINGERPRINT_TOLERANCE:
             raise HarvestError(

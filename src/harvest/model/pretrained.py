@@ -5,68 +5,47 @@ else is an error that names both. Weights are read from safetensors or by `torch
 in a file is ever run.
 
 Layouts: `transformers` folders (CLIP, SigLIP, SigLIP 2 of fixed resolution), OpenAI's and OpenCLIP's state dicts,
-ViCLIP's checkpoints. CLIP and SigLIP give an image model (`num_frames = 1`); `as_video_model` inflates it.
+ViCLIP's checkpoints, UMT's (`pretrained_umt`). CLIP and SigLIP give an image model (`num_frames = 1`);
+`as_video_model` inflates it.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gzip
-import json
 import math
-import pickle
 import re
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors
-import safetensors.torch
 import tokenizers
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.interfaces import HarvestError
 from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.folder import load_model, load_strictly
 from harvest.model.layers import Activation
+from harvest.model.layouts import clip_table, openai_table, siglip_table, viclip_table
+from harvest.model.pretrained_umt import load_umt
 from harvest.model.tokenizer import Tokenizer, TokenizerConfig
-from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.model.video_text import NO_WORDS, ModelConfig, VideoTextModel
+from harvest.model.weights import (
+    CLIP_PIXELS,
+    IMAGENET_PIXELS,
+    SIGLIP_PIXELS,
+    ImportReport,
+    Pixels,
+    read_folder,
+    read_json,
+    read_tensors,
+    rename,
+    resize_positions,
+    stack_depth,
+)
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-Pixels = tuple[tuple[float, float, float], tuple[float, float, float]]
-
-IGNORED = re.compile(r"(.*\.)?(position_ids|attn_mask)|input_resolution|context_length|vocab_size")
-"""Buffers and sizes that other libraries write among the weights."""
 NEW = {"video.time_positions.table", "text.mask_embedding"}
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """What became of every tensor, and what had to be assumed."""
-
-    source: str
-    used: int
-    """Tensors of the source that are in the model now."""
-    ignored: tuple[str, ...] = ()
-    new: tuple[str, ...] = ()
-    """Tensors of the model that the source does not have: zero positions in time, the mean word for hidden words."""
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [f"{self.source}: {self.used} tensors used"]
-        for title, names in (("ignored", self.ignored), ("new", self.new)):
-            if names:
-                lines.append(f"  {title} ({len(names)}): {', '.join(names)}")
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 def load_pretrained(
@@ -76,16 +55,43 @@ def load_pretrained(
     activation: Activation | None = None,
     vocabulary: Path | None = None,
     head_width: int = 64,
+    num_frames: int | None = None,
     offline: bool = False,
 ) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
-    """Open any supported model, in fp32 and eval mode; load or fail with HarvestError.
+    """Open any supported model with a text tower, in fp32 and eval mode; load or fail with HarvestError.
 
     `source`: a Harvest model folder; a folder or hub name in the layout of `transformers` (`openai/clip-vit-base-patch16`,
-    `google/siglip-base-patch16-224`) or of OpenCLIP; a file with a state dict in OpenAI's, OpenCLIP's or ViCLIP's
-    names. `image_size` resizes the positions in the frame. For files, which say neither: `activation` (default:
-    QuickGELU, as OpenAI and ViCLIP), `head_width`, and `vocabulary`, a `bpe_simple_vocab_16e6.txt.gz` or a
-    `tokenizer.json`, looked for beside the file by default. `offline` asks the hub's local cache only.
+    `google/siglip-base-patch16-224`) or of OpenCLIP; a file with a state dict in OpenAI's, OpenCLIP's, ViCLIP's or
+    UMT's names. `image_size` resizes the positions in the frame. For files, which say neither: `activation` (default:
+    QuickGELU, as OpenAI and ViCLIP), `head_width`, and `vocabulary`, a `bpe_simple_vocab_16e6.txt.gz`, a
+    `tokenizer.json` or (UMT) BERT's `vocab.txt`, looked for beside the file by default. `num_frames` is for UMT's
+    files, which say no number. `offline` asks the hub's local cache only.
     """
+    model, tokenizer, report = load_any(
+        source,
+        image_size=image_size,
+        activation=activation,
+        vocabulary=vocabulary,
+        head_width=head_width,
+        num_frames=num_frames,
+        offline=offline,
+    )
+    if tokenizer is None:
+        raise HarvestError(f"{source}: {NO_WORDS}")
+    return model, tokenizer, report
+
+
+def load_any(
+    source: str | Path,
+    *,
+    image_size: int | None = None,
+    activation: Activation | None = None,
+    vocabulary: Path | None = None,
+    head_width: int = 64,
+    num_frames: int | None = None,
+    offline: bool = False,
+) -> tuple[VideoTextModel, Tokenizer | None, ImportReport]:
+    """As `load_pretrained`, and video towers that have met no words, which have no tokenizer."""
     path = Path(source).expanduser()
     if not path.exists():
         path = _download(str(source), offline=offline)
@@ -97,12 +103,25 @@ def load_pretrained(
             )
         tensors, notes = read_tensors(path)
         heads = (head_width, head_width)
+        if any(name.endswith("encoder.patch_embed.proj.weight") for name in tensors):
+            return load_umt(
+                tensors,
+                source=str(source),
+                folder=path.parent,
+                vocabulary=vocabulary,
+                num_frames=num_frames,
+                image_size=image_size,
+                head_width=head_width,
+                notes=notes,
+            )
+        if num_frames is not None:
+            raise HarvestError(f"{path}: num_frames is for UMT's files; this one says its own")
         return _from_state_dict(
             tensors, str(source), path.parent, image_size, activation, vocabulary, heads, notes
         )
-    if activation is not None:
-        raise HarvestError(f"{path}: activation is for single files; a folder says its own")
-    config = _read_json(path / "config.json")
+    if activation is not None or num_frames is not None:
+        raise HarvestError(f"{path}: activation and num_frames are for single files; a folder says its own")
+    config = read_json(path / "config.json")
     if "format" in config and isinstance(config.get("model"), dict):
         return _from_harvest(path, str(source), image_size)
     if "model_type" in config:
@@ -113,194 +132,6 @@ def load_pretrained(
         f"{path} is not a model folder that Harvest can read: expected config.json of Harvest or transformers, or "
         "open_clip_config.json. For a single weights file, give the path of the file."
     )
-
-
-def resize_positions(positions_PD: Tensor, num_places: int) -> Tensor:
-    """Positions of a square frame `[P, D]` for another number of places, bicubic (as in UMT and transformers)."""
-    old, new = math.isqrt(positions_PD.shape[0]), math.isqrt(num_places)
-    if old * old != positions_PD.shape[0] or new * new != num_places:
-        raise ValueError(f"frames must be square: {positions_PD.shape[0]} places to {num_places}")
-    grid = positions_PD.T.reshape(1, -1, old, old)  # [1, D, G, G]
-    return (
-        F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()
-    )
-
-
-# --- rename tables: our name -> the source's names and how their tensors become ours -----------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    sources: tuple[str, ...]
-    convert: Callable[..., Tensor] = lambda *tensors: torch.cat(tensors)
-
-
-Table = dict[str, Row]
-
-TRANSFORMERS_BLOCK = {
-    "norm_attention": ("layer_norm1.{}",),
-    "attention.qkv": ("self_attn.q_proj.{}", "self_attn.k_proj.{}", "self_attn.v_proj.{}"),
-    "attention.out": ("self_attn.out_proj.{}",),
-    "norm_mlp": ("layer_norm2.{}",),
-    "mlp.up": ("mlp.fc1.{}",),
-    "mlp.down": ("mlp.fc2.{}",),
-}
-OPENAI_BLOCK = {
-    "norm_attention": ("ln_1.{}",),
-    "attention.qkv": ("attn.in_proj_{}",),
-    "attention.out": ("attn.out_proj.{}",),
-    "norm_mlp": ("ln_2.{}",),
-    "mlp.up": ("mlp.c_fc.{}",),
-    "mlp.down": ("mlp.c_proj.{}",),
-}
-
-
-def layer_rows(target: str, *sources: str) -> Table:
-    """A layer with weight and bias; `{}` in a source stands for either word."""
-    return {
-        f"{target}.{kind}": Row(tuple(name.format(kind) for name in sources)) for kind in ("weight", "bias")
-    }
-
-
-def _stack(target: str, source: str, depth: int, block: Mapping[str, tuple[str, ...]]) -> Table:
-    table: Table = {}
-    for i in range(depth):
-        for ours, theirs in block.items():
-            table |= layer_rows(f"{target}.{i}.{ours}", *(f"{source}.{i}.{name}" for name in theirs))
-    return table
-
-
-def _scalar(value: Tensor) -> Tensor:
-    return value.reshape(())
-
-
-def flat_patches(weight: Tensor) -> Tensor:
-    """A convolution `[D, 3, p, p]` or `[D, 3, t, p, p]` as a product with pixels in the order (t, 3, p, p)."""
-    return (weight.transpose(1, 2) if weight.ndim == 5 else weight).flatten(1)
-
-
-def _class_token(video: str, positions: str) -> Table:
-    """The class token and its position are always added: they are one vector here."""
-    return {
-        "video.prefix": Row((video, positions), lambda token, table: token + table[0]),
-        "video.place_positions": Row((positions,), lambda table: table[1:]),
-    }
-
-
-def clip_table(video_depth: int, text_depth: int) -> Table:
-    """`transformers.CLIPModel`."""
-    v, t = "vision_model", "text_model"
-    return {
-        **_class_token(f"{v}.embeddings.class_embedding", f"{v}.embeddings.position_embedding.weight"),
-        "video.patches.weight": Row((f"{v}.embeddings.patch_embedding.weight",), flat_patches),
-        **layer_rows("video.norm_pre", f"{v}.pre_layrnorm.{{}}"),
-        **_stack("video.blocks", f"{v}.encoder.layers", video_depth, TRANSFORMERS_BLOCK),
-        **layer_rows("video.norm_post", f"{v}.post_layernorm.{{}}"),
-        "video.projection.weight": Row(("visual_projection.weight",)),
-        "text.words.weight": Row((f"{t}.embeddings.token_embedding.weight",)),
-        "text.positions": Row((f"{t}.embeddings.position_embedding.weight",)),
-        **_stack("text.blocks", f"{t}.encoder.layers", text_depth, TRANSFORMERS_BLOCK),
-        **layer_rows("text.norm_post", f"{t}.final_layer_norm.{{}}"),
-        "text.projection.weight": Row(("text_projection.weight",)),
-        "log_scale": Row(("logit_scale",), _scalar),
-    }
-
-
-def siglip_table(video_depth: int, text_depth: int) -> Table:
-    """`transformers.SiglipModel`, which SigLIP 2 of fixed resolution uses too."""
-    v, t = "vision_model", "text_model"
-
-    def query(packed: Tensor) -> Tensor:
-        return packed.chunk(3)[0]
-
-    def key_value(packed: Tensor) -> Tensor:
-        return packed[packed.shape[0] // 3 :]
-
-    table = {
-        **layer_rows("video.patches", f"{v}.embeddings.patch_embedding.{{}}"),
-        "video.patches.weight": Row((f"{v}.embeddings.patch_embedding.weight",), flat_patches),
-        "video.place_positions": Row((f"{v}.embeddings.position_embedding.weight",)),
-        **_stack("video.blocks", f"{v}.encoder.layers", video_depth, TRANSFORMERS_BLOCK),
-        **layer_rows("video.norm_post", f"{v}.post_layernorm.{{}}"),
-        "video.pool.probe": Row((f"{v}.head.probe",), lambda probe: probe.flatten()),
-        **layer_rows("video.pool.attention.out", f"{v}.head.attention.out_proj.{{}}"),
-        **layer_rows("video.pool.norm", f"{v}.head.layernorm.{{}}"),
-        **layer_rows("video.pool.mlp.up", f"{v}.head.mlp.fc1.{{}}"),
-        **layer_rows("video.pool.mlp.down", f"{v}.head.mlp.fc2.{{}}"),
-        "text.words.weight": Row((f"{t}.embeddings.token_embedding.weight",)),
-        "text.positions": Row((f"{t}.embeddings.position_embedding.weight",)),
-        **_stack("text.blocks", f"{t}.encoder.layers", text_depth, TRANSFORMERS_BLOCK),
-        **layer_rows("text.norm_post", f"{t}.final_layer_norm.{{}}"),
-        **layer_rows("text.projection", f"{t}.head.{{}}"),
-        "log_scale": Row(("logit_scale",), _scalar),
-        "score_bias": Row(("logit_bias",), _scalar),
-    }
-    for kind in ("weight", "bias"):
-        packed = (f"{v}.head.attention.in_proj_{kind}",)
-        table[f"video.pool.attention.query.{kind}"] = Row(packed, query)
-        table[f"video.pool.attention.key_value.{kind}"] = Row(packed, key_value)
-    return table
-
-
-def openai_table(video_depth: int, text_depth: int, *, video: str = "visual.", text: str = "") -> Table:
-    """OpenAI's names, which OpenCLIP and, with other prefixes, ViCLIP use too."""
-    return {
-        **_class_token(f"{video}class_embedding", f"{video}positional_embedding"),
-        "video.patches.weight": Row((f"{video}conv1.weight",), flat_patches),
-        **layer_rows("video.norm_pre", f"{video}ln_pre.{{}}"),
-        **_stack("video.blocks", f"{video}transformer.resblocks", video_depth, OPENAI_BLOCK),
-        **layer_rows("video.norm_post", f"{video}ln_post.{{}}"),
-        "video.projection.weight": Row((f"{video}proj",), lambda matrix: matrix.transpose(0, 1)),
-        "text.words.weight": Row((f"{text}token_embedding.weight",)),
-        "text.positions": Row((f"{text}positional_embedding",)),
-        **_stack("text.blocks", f"{text}transformer.resblocks", text_depth, OPENAI_BLOCK),
-        **layer_rows("text.norm_post", f"{text}ln_final.{{}}"),
-        "text.projection.weight": Row((f"{text}text_projection",), lambda matrix: matrix.transpose(0, 1)),
-        "log_scale": Row(("logit_scale",), _scalar),
-    }
-
-
-def viclip_table(video_depth: int, text_depth: int) -> Table:
-    """ViCLIP's released checkpoints; its temperature is held above 0.01 before every use."""
-    table = openai_table(video_depth, text_depth, video="vision_encoder.", text="text_encoder.")
-    table["video.time_positions.table"] = Row(
-        ("vision_encoder.temporal_positional_embedding",), lambda x: x[0]
-    )
-    table["log_scale"] = Row(("temp",), lambda temp: -temp.clamp(min=0.01).log().reshape(()))
-    return table
-
-
-def rename(
-    tensors: Mapping[str, Tensor], table: Table, *, source: str
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Our tensors in fp32 and the names that were ignored, or HarvestError with what is missing and left over."""
-    wanted = {name for row in table.values() for name in row.sources}
-    missing = sorted(wanted - tensors.keys())
-    left = sorted(tensors.keys() - wanted)
-    ignored = tuple(name for name in left if IGNORED.fullmatch(name))
-    unused = [name for name in left if name not in ignored]
-    if missing or unused:
-        lists = [
-            f"{title} ({len(names)}): " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-            for title, names in (("missing", missing), ("not used", unused))
-            if names
-        ]
-        raise HarvestError(f"{source}: the weights do not match their layout.\n  " + "\n  ".join(lists))
-    renamed = {}
-    for target, row in table.items():
-        values = [tensors[name].float() for name in row.sources]
-        try:
-            renamed[target] = row.convert(*values).contiguous()
-        except (RuntimeError, IndexError) as error:
-            shapes = ", ".join(f"{name} {list(tensors[name].shape)}" for name in row.sources)
-            raise HarvestError(f"{source}: wrong shape: {shapes} cannot become {target}: {error}") from error
-    return renamed, ignored
-
-
-def stack_depth(names: Mapping[str, Any], prefix: str) -> int:
-    """One more than the highest number after `prefix`: a hole in the middle is then found as missing."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
 
 
 # --- one function a kind of source -------------------------------------------------------------------------------
@@ -314,13 +145,13 @@ def _assemble(
     image_size: int | None,
 ) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
     """Build the model, fill what is new, resize what was asked for, check the tokenizer against the text tower."""
-    notes = list(report.notes)
+    notes, text = list(report.notes), config.words
     highest = max(tokenizer.core.get_vocab().values())
-    if highest >= config.text.vocab_size:
+    if highest >= text.vocab_size:
         raise HarvestError(
-            f"{report.source}: the tokenizer has ids up to {highest}, the text tower {config.text.vocab_size} words"
+            f"{report.source}: the tokenizer has ids up to {highest}, the text tower {text.vocab_size} words"
         )
-    if config.text.pooling == "end" and tokenizer.core.encode("a").ids[-1] != config.text.end_id:
+    if text.pooling == "end" and tokenizer.core.encode("a").ids[-1] != text.end_id:
         raise HarvestError(
             f"{report.source}: the tokenizer does not end texts with {END}, where CLIP reads them"
         )
@@ -346,12 +177,16 @@ def _assemble(
 
 def _from_harvest(
     folder: Path, source: str, image_size: int | None
-) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
+) -> tuple[VideoTextModel, Tokenizer | None, ImportReport]:
     model, tokenizer = load_model(folder)
     tensors = model.state_dict()
     report = ImportReport(source, used=len(tensors))
     if image_size is None or image_size == model.config.video.image_size:
         return model, tokenizer, report
+    if tokenizer is None or "video.place_positions" not in tensors:
+        raise HarvestError(
+            f"{source}: its positions cannot be resized from {model.config.video.image_size} pixels"
+        )
     return _assemble(model.config, tensors, tokenizer, report, image_size)
 
 
@@ -429,7 +264,7 @@ def _from_transformers(
     text, vision = sizes["text"], sizes["vision"]
     pixels, notes = _read_pixels(folder, CLIP_PIXELS if is_clip else SIGLIP_PIXELS)
     table = (clip_table if is_clip else siglip_table)(vision["num_hidden_layers"], text["num_hidden_layers"])
-    tensors, ignored = rename(_read_folder(folder), table, source=source)
+    tensors, ignored = rename(read_folder(folder), table, source=source)
     if is_clip:
         embed_dim = config.get("projection_dim", 512)
         tokenizer = _clip_tokenizer(folder, vocabulary, text["max_position_embeddings"])
@@ -499,7 +334,7 @@ def _tower_sizes(sizes: dict[str, Any], embed_dim: int, source: str) -> dict[str
 def _from_open_clip(
     folder: Path, source: str, image_size: int | None, vocabulary: Path | None
 ) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
-    config = _read_json(folder / "open_clip_config.json")
+    config = read_json(folder / "open_clip_config.json")
     sizes = config.get("model_cfg", config)
     vision, text = sizes["vision_cfg"], sizes["text_cfg"]
     # What these say besides is a tower that we do not have; its names may still fit.
@@ -549,7 +384,7 @@ def _from_state_dict(
     is_viclip = any(name.startswith("vision_encoder.") for name in tensors)
     if not is_viclip and not any(name.startswith("visual.transformer.") for name in tensors):
         raise HarvestError(
-            f"{source} is in no known layout (OpenAI, OpenCLIP, ViCLIP). Its first tensors: {', '.join(list(tensors)[:6])}"
+            f"{source} is in no known layout (OpenAI, OpenCLIP, ViCLIP, UMT). Its first tensors: {', '.join(list(tensors)[:6])}"
         )
     video_blocks, text_blocks = (
         ("vision_encoder.transformer.resblocks", "text_encoder.transformer.resblocks")
@@ -639,92 +474,9 @@ def _from_state_dict(
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict of a weights file, out of its wrappers, and notes on what lay beside it. Runs nothing."""
-    if path.suffix == ".safetensors":
-        try:
-            return _without_module(safetensors.torch.load_file(path)), []
-        except safetensors.SafetensorError as error:
-            raise HarvestError(f"{path} is not a readable safetensors file: {error}") from error
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any("/code/" in name for name in archive.namelist()):
-                raise HarvestError(
-                    f"{path} is a TorchScript archive (as OpenAI released CLIP): opening it runs code. Where you trust "
-                    f"it, write its weights alone: torch.save(torch.jit.load({path.name!r}, 'cpu').state_dict(), "
-                    "'weights.pt')"
-                )
-    # Training scripts leave their settings beside the weights: these two kinds are built, and are mere containers.
-    beside_weights: list[Any] = [argparse.Namespace, (OrderedDict, "easydict.EasyDict")]
-    try:
-        with torch.serialization.safe_globals(beside_weights):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise HarvestError(
-            f"{path} holds more than tensors and is not opened, because that would run its code. Where you trust it, "
-            "write its weights alone: torch.save(torch.load(path, weights_only=False)['model'], 'weights.pt'). "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise HarvestError(f"{path} cannot be read as weights: {error}") from error
-    notes: list[str] = []
-    for key in ("state_dict", "model", "module"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            beside = sorted(str(name) for name in content if name != key)
-            if beside:
-                notes.append(f"read from key {key!r}; beside it: {', '.join(beside)}")
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise HarvestError(f"{path} holds no state dict")
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise HarvestError(f"{path}: not tensors: {', '.join(others[:12])}")
-    return _without_module(content), notes
-
-
-def _without_module(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if all(name.startswith("module.") for name in tensors):
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return dict(tensors)
-
-
-def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a `transformers` folder: one file, or shards with an index."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return read_tensors(folder / name)[0]
-        index = _read_json(folder / f"{name}.index.json")
-        if index:
-            tensors: dict[str, Tensor] = {}
-            for shard in sorted(set(index["weight_map"].values())):
-                if not (folder / shard).is_file():
-                    raise HarvestError(f"{folder} has no {shard}, which its index names")
-                tensors |= read_tensors(folder / shard)[0]
-            if tensors.keys() != index["weight_map"].keys():
-                differ = sorted(tensors.keys() ^ index["weight_map"].keys())
-                raise HarvestError(
-                    f"{folder}: the shards and their index differ in: {', '.join(differ[:12])}"
-                )
-            return tensors
-    raise HarvestError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HarvestError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise HarvestError(f"{path}: expected a JSON object")
-    return content
-
-
 def _read_pixels(folder: Path, default: Pixels) -> tuple[Pixels, list[str]]:
-    processor = _read_json(folder / "processor_config.json").get("image_processor", {})
-    processor |= _read_json(folder / "preprocessor_config.json")
+    processor = read_json(folder / "processor_config.json").get("image_processor", {})
+    processor |= read_json(folder / "preprocessor_config.json")
     if "image_mean" in processor and "image_std" in processor:
         return cast(Pixels, (tuple(processor["image_mean"]), tuple(processor["image_std"]))), []
     return default, ["pixel mean and std are the family's default: no preprocessor_config.json"]
@@ -820,7 +572,7 @@ def _clip_tokenizer(folder: Path, vocabulary: Path | None, context_length: int) 
     if path.name == "vocab.json":
         lines = (path.parent / "merges.txt").read_text(encoding="utf-8").split("\n")
         rows = [line.split() for line in lines if not line.startswith("#version")]
-        core = clip_bpe(_read_json(path), [(row[0], row[1]) for row in rows if len(row) == 2])
+        core = clip_bpe(read_json(path), [(row[0], row[1]) for row in rows if len(row) == 2])
     elif path.suffix == ".json":
         core = tokenizers.Tokenizer.from_file(str(path))
     else:

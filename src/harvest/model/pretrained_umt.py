@@ -1,29 +1,42 @@
 """Checkpoints of UMT (arXiv 2303.16058) and the image towers that taught it become ours; load or fail.
 
-Stage 1: `encoder.*` and `clip_decoder.*`, to a tower and its heads. Fine-tuned classifiers: the same blocks without
-`encoder.`, with `fc_norm` and `head`. Teachers: OpenAI's visual names, with or without `visual.`. These files say no
-sizes beyond their shapes, hold no words, and come bare or in a wrapper beside other things.
+Stage 1: `encoder.*` and `clip_decoder.*`, to a tower and its heads. Stage 2, and models fine-tuned from it for
+retrieval, multiple choice and questions: `vision_encoder.*`, `text_encoder.*`, and a choice of heads and decoders.
+Fine-tuned classifiers: stage 1's blocks without `encoder.`, with `fc_norm` and `head`. Teachers: OpenAI's visual names,
+with or without a prefix. These files say no sizes beyond their shapes and come bare or in a wrapper beside other things.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from harvest.interfaces import HarvestError
 from harvest.model.alignment import AlignmentHeads
 from harvest.model.classifier import VideoClassifier
-from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
+from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.folder import load_strictly
+from harvest.model.fusion import FusionConfig
+from harvest.model.joining import UMT_SCALE_RANGE
 from harvest.model.layers import sinusoid
-from harvest.model.pretrained import (
+from harvest.model.layouts import openai_table
+from harvest.model.pretrained_bert import (
+    bert_table,
+    bert_tokenizer,
+    find_vocabulary,
+    special_ids,
+    word_head_table,
+)
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.model.weights import (
     CLIP_PIXELS,
     IMAGENET_PIXELS,
     ImportReport,
@@ -31,7 +44,6 @@ from harvest.model.pretrained import (
     Table,
     flat_patches,
     layer_rows,
-    openai_table,
     read_tensors,
     rename,
     resize_positions,
@@ -225,6 +237,8 @@ def load_teacher(
     with; the reference gives it ImageNet's.
     """
     tensors, name, notes = _tensors(source)
+    if any(key.startswith("clip_teacher.") for key in tensors):  # the teacher in a checkpoint of stage 2
+        tensors = _part(tensors, "clip_teacher.")
     prefix = "visual." if "visual.conv1.weight" in tensors else ""
     depth = stack_depth(tensors, f"{prefix}transformer.resblocks")
     conv = tensors.get(f"{prefix}conv1.weight")
@@ -264,6 +278,207 @@ def load_teacher(
     load_strictly(encoder, _part(ours, "video."), source=name)
     report = ImportReport(name, len(tensors) - len(ignored), ignored, (new,), tuple(notes))
     return encoder.eval(), report
+
+
+def load_umt(
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    folder: Path,
+    vocabulary: Path | None = None,
+    num_frames: int | None = None,
+    image_size: int | None = None,
+    head_width: int = 64,
+    notes: Sequence[str] = (),
+) -> tuple[VideoTextModel, Tokenizer | None, ImportReport]:
+    """A model of stage 1 (no text tower, 8 frames) or of stage 2 and its fine-tunings (4 frames), in eval mode.
+
+    Of stage 1 the heads that align with the teacher are left to `load_stage1`, of stage 2 those and the teacher are
+    ignored and listed: neither is part of the model. `folder` is where BERT's vocab.txt is looked for.
+    """
+    size = image_size or 224
+    if "vision_encoder.encoder.patch_embed.proj.weight" in tensors:
+        model, tokenizer, report = load_stage2(
+            tensors,
+            vocabulary=find_vocabulary(folder, vocabulary),
+            num_frames=num_frames or 4,
+            image_size=size,
+            head_width=head_width,
+        )
+    else:
+        encoder, _, report = load_stage1(
+            tensors, num_frames=num_frames or 8, image_size=size, head_width=head_width
+        )
+        with torch.device("meta"):
+            model = VideoTextModel(ModelConfig(video=encoder.config, text=None))
+        model.video = encoder
+        model.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        tokenizer = None
+        of_heads = tuple(key for key in tensors if key.startswith("clip_decoder."))
+        report = dataclasses.replace(
+            report, used=report.used - len(of_heads), ignored=(*report.ignored, *of_heads)
+        )
+    report = dataclasses.replace(report, source=source, notes=(*notes, *report.notes))
+    return model.eval(), tokenizer, report
+
+
+def stage2_table(
+    tensors: Mapping[str, Tensor], *, video_depth: int, text_depth: int, fusion_depth: int, answer_depth: int
+) -> Table:
+    """Stage 2, retrieval, multiple choice and questions: the heads and decoders are those that the file has."""
+    bert = (
+        "text_encoder.bert." if any(k.startswith("text_encoder.bert.") for k in tensors) else "text_encoder."
+    )
+    table = {
+        **umt_table(video_depth, prefix="vision_encoder.encoder."),
+        **layer_rows("video.norm_post", "vision_encoder.encoder.norm.{}"),
+        **bert_table(
+            bert,
+            embeddings="text",
+            text_blocks=[f"text.blocks.{i}" for i in range(text_depth)],
+            fusion_blocks=[f"fusion.blocks.{i}" for i in range(fusion_depth)],
+        ),
+    }
+    if "text_encoder.cls.predictions.bias" in tensors:
+        table |= word_head_table(tensors, "text_encoder.cls.", head="fusion", words="text", bert=bert)
+    for ours, theirs in (
+        ("video.norm_pooled", "vision_encoder.pool_norm"),
+        ("video.projection", "vision_proj"),
+        ("text.projection", "text_proj"),
+        ("fusion.head_match", "itm_head"),
+    ):
+        if f"{theirs}.weight" in tensors:
+            table |= layer_rows(ours, f"{theirs}.{{}}")
+    if "temp" in tensors:
+        table["log_scale"] = Row(("temp",), lambda temp: -temp.clamp(0.001, 0.5).log().reshape(()))
+    if answer_depth:
+        decoder = "text_decoder.bert."
+        table |= bert_table(
+            decoder,
+            embeddings="answers.words",
+            text_blocks=[],
+            fusion_blocks=[f"answers.decoder.blocks.{i}" for i in range(answer_depth)],
+        )
+        table |= word_head_table(
+            tensors, "text_decoder.cls.", head="answers.decoder", words="answers.words", bert=decoder
+        )
+    return table
+
+
+def load_stage2(
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    vocabulary: Path | Tokenizer,
+    num_frames: int = 4,
+    image_size: int = 224,
+    head_width: int = 64,
+    context_length: int = 32,
+) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
+    """A model of stage 2, or fine-tuned from it, in eval mode.
+
+    Its fixed positions go on for any `num_frames` and `image_size`: those of fewer frames are the first of those of
+    more. A missing projection (models for questions) leaves mean tokens as embeddings, which say nothing about texts.
+    """
+    tensors, name, notes = _tensors(source)
+    video = "vision_encoder.encoder."
+    depth = stack_depth(tensors, f"{video}blocks")
+    if not depth or f"{video}patch_embed.proj.weight" not in tensors:
+        raise _unknown(name, "a stage-2 checkpoint of UMT", f"{video}patch_embed.proj.weight", tensors)
+    apart = ("clip_teacher.", "vision_encoder.clip_decoder.")
+    ignored = tuple(key for key in tensors if key.startswith(apart))
+    rest = {key: tensor for key, tensor in tensors.items() if key not in ignored}
+    bert = "text_encoder.bert." if any(k.startswith("text_encoder.bert.") for k in rest) else "text_encoder."
+    layers = stack_depth(rest, f"{bert}encoder.layer")
+    crossing = [
+        i for i in range(layers) if f"{bert}encoder.layer.{i}.crossattention.self.query.weight" in rest
+    ]
+    if not crossing:
+        raise HarvestError(f"{name}: no layer of its BERT attends to the video: crossattention is missing")
+    answer_depth = stack_depth(rest, "text_decoder.bert.encoder.layer")
+    table = stage2_table(
+        rest,
+        video_depth=depth,
+        text_depth=crossing[0],
+        fusion_depth=layers - crossing[0],
+        answer_depth=answer_depth,
+    )
+    ours, more = rename(rest, table, source=name)
+    tower = _tower(
+        rest,
+        video,
+        depth,
+        head_width=head_width,
+        num_frames=num_frames,
+        image_size=image_size,
+        positions="sinusoid",
+        source=name,
+    )
+    has_projection = "video.projection.weight" in ours
+    vocab_size, text_width = ours["text.words.weight"].shape
+    embed_dim = ours["video.projection.weight"].shape[0] if has_projection else text_width
+    _check_heads(text_width, head_width, name)
+    tokenizer = (
+        vocabulary if isinstance(vocabulary, Tokenizer) else bert_tokenizer(vocabulary, context_length)
+    )
+    heads = text_width // head_width
+
+    def fusion(stack: str, depth: int) -> FusionConfig:
+        return FusionConfig(
+            depth=depth,
+            num_heads=heads,
+            layout="bert",
+            fills_words=f"{stack}.head_dense.weight" in ours,
+            tied_words=f"{stack}.head_bias" in ours,
+            matches=f"{stack}.head_match.weight" in ours,
+        )
+
+    config = ModelConfig(
+        video=dataclasses.replace(
+            tower,
+            projection=has_projection,
+            projection_bias=has_projection,
+            embed_dim=embed_dim if has_projection else tower.width,
+            pooled_norm="video.norm_pooled.weight" in ours,
+            pool_times=True,
+        ),
+        text=TextEncoderConfig(
+            vocab_size=vocab_size,
+            context_length=ours["text.positions"].shape[0],
+            width=text_width,
+            depth=crossing[0],
+            num_heads=heads,
+            mlp_width=ours["fusion.blocks.0.mlp.up.bias"].shape[0],
+            embed_dim=embed_dim,
+            activation="gelu",
+            norm_eps=1e-12,
+            causal=False,
+            norms="after",
+            dropout=0.1,
+            pooling="first",
+            projection=has_projection,
+            projection_bias=has_projection,
+            **special_ids(tokenizer, vocab_size, name),
+        ),
+        fusion=fusion("fusion", layers - crossing[0]),
+        answers=fusion("answers.decoder", answer_depth) if answer_depth else None,
+        scale_range=UMT_SCALE_RANGE,
+    )
+    new: tuple[str, ...] = ()
+    if "log_scale" not in ours:
+        new = ("log_scale",)
+        ours["log_scale"] = torch.tensor(math.log(1 / 0.07))
+    model = VideoTextModel(config)
+    load_strictly(model, ours, source=name)
+    notes = [
+        *notes,
+        f"read for {num_frames} frames of {image_size} pixels, heads {head_width} wide; pixel mean and std are ImageNet's",
+    ]
+    if not has_projection:
+        notes.append(
+            "no projection into a shared space: its embeddings of clips and texts cannot be compared"
+        )
+    report = ImportReport(name, len(rest) - len(more), (*more, *ignored), new, tuple(notes))
+    return model.eval(), tokenizer, report
 
 
 def _tower(

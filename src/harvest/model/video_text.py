@@ -1,4 +1,7 @@
-"""The model: a video tower, a text tower, and (once trained for it) a decoder in which they meet."""
+"""The model: a video tower, a text tower, and (once trained for it) decoders in which they meet.
+
+A tower that has met no words yet, as UMT's stage 1 makes it, is a model without a text tower.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from harvest.interfaces import TextFeatures, VideoFeatures
+from harvest.interfaces import Grid, HarvestError, TextFeatures, VideoFeatures
+from harvest.model.answers import AnswerDecoder
 from harvest.model.encoders import TextEncoder, TextEncoderConfig, VideoEncoder, VideoEncoderConfig
-from harvest.model.fusion import FusionConfig, FusionDecoder
+from harvest.model.fusion import FusionBlock, FusionConfig, FusionDecoder
+from harvest.model.layers import Block
 
 
 @dataclass(frozen=True)
@@ -19,39 +24,61 @@ class ModelConfig:
     """Everything that says what a model is; written into its folder."""
 
     video: VideoEncoderConfig = field(default_factory=VideoEncoderConfig)
-    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    text: TextEncoderConfig | None = field(default_factory=TextEncoderConfig)
+    """None: a video tower that has met no words."""
     fusion: FusionConfig | None = None
+    answers: FusionConfig | None = None
+    """A decoder that says answers to questions."""
     score_bias: bool = False
     """SigLIP adds a learned bias to its scores."""
+    scale_range: tuple[float, float] = (0.0, 100.0)
+    """The scale of cosines is held in it, as in CLIP: beyond 100 softmax saturates and training can blow up. UMT holds
+    its temperature between 0.001 and 0.5: a scale of 2 to 1000."""
+
+    @property
+    def words(self) -> TextEncoderConfig:
+        """The text tower's sizes; HarvestError where there is none."""
+        if self.text is None:
+            raise HarvestError(NO_WORDS)
+        return self.text
 
     def with_vocabulary(self, vocab_size: int) -> ModelConfig:
-        return dataclasses.replace(self, text=dataclasses.replace(self.text, vocab_size=vocab_size))
+        return dataclasses.replace(self, text=dataclasses.replace(self.words, vocab_size=vocab_size))
+
+
+NO_WORDS = (
+    "this model has no text tower: it has met no words yet (UMT stage 1). Train it with texts first, for instance "
+    "harvest train umt-stage2-b16 --start.model FOLDER"
+)
 
 
 class VideoTextModel(nn.Module):
-    """Two encode methods, one that fuses, one that scores. Objectives call these and read no parameter."""
+    """Methods that encode, fuse, score and read. Objectives call these and read no parameter."""
+
+    text: TextEncoder  # absent where config.text is None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.video = VideoEncoder(config.video)
-        self.text = TextEncoder(config.text)
+        if config.text is not None:
+            self.text = TextEncoder(config.text)
         self.fusion = (
-            FusionDecoder(
-                config.fusion,
-                text_width=config.text.width,
-                video_width=config.video.width,
-                vocab_size=config.text.vocab_size,
-            )
+            FusionDecoder(config.fusion, text=config.words, context_width=config.video.width)
             if config.fusion is not None
             else None
         )
+        self.answers = AnswerDecoder(config.answers, config.words) if config.answers is not None else None
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.score_bias = nn.Parameter(torch.tensor(0.0)) if config.score_bias else None
 
+    def grid(self, video: Tensor) -> Grid:
+        """How a batch `[B, T, 3, H, W]` is divided into tubelets: what `keep` counts."""
+        return self.video.grid(video)
+
     def num_tubelets(self, video: Tensor) -> int:
         """How many tubelets a batch `[B, T, 3, H, W]` has a clip: the range of `keep`."""
-        return self.video.num_tubelets(video)
+        return self.grid(video).num_tubelets
 
     def encode_video(
         self,
@@ -70,15 +97,36 @@ class VideoTextModel(nn.Module):
 
     def encode_text(self, text_ids: Tensor) -> TextFeatures:
         """Encode texts, int64 `[B, L]`. Words may be hidden by the id `mask_id`."""
+        if self.config.text is None:
+            raise HarvestError(NO_WORDS)
         return self.text(text_ids)
 
     def fuse(self, video: VideoFeatures, text: TextFeatures) -> Tensor:
-        """Words that have looked at the video and at each other, `[B, L, D]`. Row b of one meets row b of the other."""
+        """Words that have looked at the video and at each other, `[B, L, D]`. Row b of one meets row b of the other.
+
+        Where there are fewer videos than texts, equally many neighbouring texts meet the same video.
+        """
         return self._fusion().forward(video.tokens, text.tokens, text.mask)
 
     def predict_words(self, states: Tensor) -> Tensor:
         """Scores over the vocabulary `[M, V]` for M states of `fuse`."""
-        return self._fusion().predict_words(states)
+        return self._fusion().predict_words(states, self.text.words.weight)
+
+    def match(self, states: Tensor, text: TextFeatures) -> Tensor:
+        """Whether fused texts `[B, L, D]` go with what they looked at: scores `[B, 2]` of no and yes."""
+        head = self._fusion().head_match
+        if head is None:
+            raise ValueError("this model has no matching head")
+        return head(self.text.pool(states, text.mask))
+
+    def say(self, states: Tensor, text: TextFeatures, answer_ids: Tensor) -> Tensor:
+        """Scores `[A, M, V]` of the word behind each of answers `[A, M]`, to fused questions `[B, L, D]`.
+
+        A is a multiple of B: equally many neighbouring answers go with one question.
+        """
+        if self.answers is None:
+            raise ValueError("this model has no decoder of answers")
+        return self.answers(states, text.mask, answer_ids)
 
     def scores(self, video_pooled: Tensor, text_pooled: Tensor) -> Tensor:
         """Scaled cosines, texts by videos: `[B, E]` and `[G, E]` give `[G, B]`."""
@@ -90,8 +138,8 @@ class VideoTextModel(nn.Module):
                 self.score_bias is not None
             ):  # SigLIP does not limit its scale; the released ones are above 100
                 return self.log_scale.exp() * cosines + self.score_bias
-            # Trained scales are held at 100, as in CLIP: beyond it softmax saturates and training can blow up.
-            return self.log_scale.clamp(max=math.log(100)).exp() * cosines
+            low, high = self.config.scale_range
+            return self.log_scale.clamp(math.log(low) if low else None, math.log(high)).exp() * cosines
 
     @property
     def mask_id(self) -> int:
@@ -104,6 +152,15 @@ class VideoTextModel(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compile every transformer block in place; names and weights stay as they are."""
-        for stack in (self.video.blocks, self.text.blocks, self.fusion.blocks if self.fusion else ()):
-            for block in stack:
-                block.compile(dynamic=None)
+        for part in self.modules():
+            if isinstance(part, (Block, FusionBlock)):
+                part.compile(dynamic=None)
+
+
+@torch.no_grad()
+def own_attention(model: VideoTextModel, video: Tensor) -> Tensor | None:
+    """Where the model itself looks when it sees all of clips `[B, T, 3, H, W]`: `[B, N]`, without gradient.
+
+    As a guide of what to keep it costs the whole forward pass that keeping less would save: for comparisons.
+    """
+    return model.encode_video(video, attention=True).attention

@@ -270,7 +270,7 @@ def _from_scratch(config: RunConfig, captions: list[str]) -> tuple[VideoTextMode
     sizes = config.start.scratch
     assert sizes is not None
     tokenizer = train_tokenizer(
-        captions, vocab_size=sizes.text.vocab_size, context_length=sizes.text.context_length
+        captions, vocab_size=sizes.words.vocab_size, context_length=sizes.words.context_length
     )
     with _seeded(config):
         return VideoTextModel(sizes.with_vocabulary(tokenizer.core.get_vocab_size())), tokenizer
