@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from harvest.interfaces import Batch, HarvestError, Losses, VideoFeatures
-from harvest.model.video_text import VideoTextModel
+from harvest.model.video_text import VideoTextModel, own_attention
 from harvest.objectives.losses import contrastive, masked_words
 from harvest.parallel import gather_rows, generator_for, mean_over_ranks, world_rank_size
-from harvest.tokens import mask_text, random_keep
+from harvest.tokens import Selection, choose, mask_text
 
 
 @dataclass(frozen=True)
-class PostPretrainingConfig:
+class PostPretrainingConfig(Selection):
     drop_ratio: float = 0.9
-    """Share of tubelets dropped in each clip."""
+    """Share of tubelets dropped in each clip, where no budget is given."""
     text_mask_ratio: float = 0.15
     masked_words_share: float = 1.0
     """Share of a batch's clips whose captions get hidden words. Where towers are small, that half costs as much as
@@ -38,10 +38,7 @@ class PostPretrainingConfig:
     makes them free, and they hold what a batch hardly ever does: captions that differ from the right one in little."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop_ratio < 1:
-            raise HarvestError(
-                f"objective.drop_ratio: expected 0 or more and less than 1, got {self.drop_ratio}"
-            )
+        super().__post_init__()
         if not 0 <= self.text_mask_ratio <= 1:
             raise HarvestError(f"objective.text_mask_ratio: expected 0 to 1, got {self.text_mask_ratio}")
         if not 0 < self.masked_words_share <= 1:
@@ -69,13 +66,14 @@ class PostPretraining(nn.Module):
         self.config = config
         self.model = model
         self.seed = seed
-        self.drop_ratio = config.drop_ratio
+        self.selection: Selection = config
         self.register_buffer("text_cache", None, persistent=False)
         self.register_buffer("text_example", None, persistent=False)
         if config.text_tower == "frozen":
             model.text.requires_grad_(False)
         # The embedding of a hidden word is new, so it is trained even where the tower is not.
-        model.text.mask_embedding.requires_grad_(config.masked_words_weight > 0)
+        if model.text.mask_embedding is not None:
+            model.text.mask_embedding.requires_grad_(config.masked_words_weight > 0)
 
     @torch.no_grad()
     def fill_text_cache(
@@ -87,7 +85,7 @@ class PostPretraining(nn.Module):
         """
         # Captions of like length share a batch, so that padding common to a batch can be left out.
         places = self.model.text.word_mask(text_ids).sum(dim=1).argsort()
-        pooled = torch.empty(len(text_ids), self.model.config.text.embed_dim, device=text_ids.device)
+        pooled = torch.empty(len(text_ids), self.model.config.words.embed_dim, device=text_ids.device)
         for start, chosen in zip(range(0, len(places), 512), torch.split(places, 512), strict=True):
             pooled[chosen] = self.model.encode_text(text_ids[chosen]).pooled
             progress(start + len(chosen), len(text_ids))
@@ -97,12 +95,13 @@ class PostPretraining(nn.Module):
         rank, _ = world_rank_size()
         generator = generator_for(self.seed, step, rank)
         B, C, _ = batch.text_ids.shape
-        keep = None
-        if self.drop_ratio > 0:
-            keep = random_keep(
-                B, self.model.num_tubelets(batch.video), drop_ratio=self.drop_ratio, generator=generator
-            )
-            keep = keep.to(batch.video.device)
+        keep = choose(
+            self.selection,
+            batch.video,
+            self.model.grid(batch.video),
+            generator=generator,
+            look=lambda: own_attention(self.model, batch.video),
+        )
         video = self.model.encode_video(batch.video, keep)
 
         # `scores` is texts by videos; both are those of all ranks, so every rank computes the global loss.

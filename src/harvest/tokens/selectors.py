@@ -169,7 +169,7 @@ def _largest(priority: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> T
         return (groups.view(len(priority), len(sizes), -1) + starts).flatten(1)
     starts_of = [sum(sizes[:i]) for i in range(len(sizes))]
     chosen = [
-        part.topk(count, dim=1).indices + start
-        for part, count, start in zip(priority.split(list(sizes), dim=1), counts, starts_of, strict=True)
+        priority[:, start : start + size].topk(count, dim=1).indices + start
+        for start, size, count in zip(starts_of, sizes, counts, strict=True)
     ]
     return torch.cat(chosen, dim=1).sort(dim=1).values  # neighbours in memory are read in order
