@@ -29,8 +29,13 @@ from harvest.model.pretrained_umt import (
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.model.weights import resize_positions
 from harvest.objectives.losses import alignment
-from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig, aligned_layers
-from harvest.tokens import attention_keep, num_kept
+from harvest.objectives.masked_alignment import (
+    MaskedAlignment,
+    MaskedAlignmentConfig,
+    aligned_layers,
+    is_guided,
+)
+from harvest.tokens import attention_keep, choose, num_kept
 from harvest.training.optim import OptimConfig, build_optimizer
 
 FOLDER = SHARED / "fixtures"
@@ -73,6 +78,23 @@ def watch(modules):
 def assert_same(found, wanted):
     assert found.shape == wanted.shape
     torch.testing.assert_close(found, wanted, **CLOSE)
+
+
+def look(objective, video):
+    """The teacher's layers and, where it guides, its attention."""
+    grid = objective.model.grid(video)
+    return objective.teaching.look(video, grid, attention=is_guided(objective.selection, grid))
+
+
+def student(objective, video, keep):
+    """The student's layers after their heads."""
+    seen = objective.model.encode_video(video, keep, layers=objective.teaching.student_layers)
+    return objective.teaching.heads(seen.layers, keep, objective.model.num_tubelets(video))
+
+
+def chosen(objective, video, attention, generator):
+    grid = objective.model.grid(video)
+    return choose(objective.selection, video, grid, generator=generator, look=lambda: attention)
 
 
 # ---- the teacher -------------------------------------------------------------------------------------------------
@@ -132,9 +154,9 @@ def test_teacher_at_another_resolution(clip_teacher, umt_stage1):
     assert_same(seen.attention.view(2 * S, P), clip_teacher["lowres.attn"])
     objective = stage1_objective(umt_stage1, lowres)
     given = watch({"teacher": lowres})
-    layers, attention = objective.look(ours(clip_teacher["video"]))
+    layers, attention = look(objective, ours(clip_teacher["video"]))
     assert_same(given["teacher"][0], video)
-    found = torch.stack(objective.targets(layers, None))
+    found = torch.stack(objective.teaching.targets(layers, None))
     assert_same(F.normalize(found, dim=-1), clip_teacher["lowres.feat_l2"])
     assert_same(attention.view(2 * S, P), clip_teacher["lowres.attn"])
 
@@ -182,7 +204,7 @@ def stage1_objective(tensors, teacher, prefix="sd.", **settings):
     model.video = encoder
     config = MaskedAlignmentConfig(num_layers=2, drop_path=0.0, **settings)
     objective = MaskedAlignment(config, model, teacher, seed=0)
-    objective.heads = heads
+    objective.teaching.heads = heads
     return objective
 
 
@@ -191,12 +213,16 @@ def objective(umt_stage1, teacher):
     return stage1_objective(umt_stage1, teacher)
 
 
+def ours_in_objective(target):
+    return ("model." if target.startswith("video.") else "teaching.") + target
+
+
 def source_grads(objective, depth):
     """Our gradients under the reference's names."""
     grads = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
     renamed = {}
     for target, row in stage1_table(depth, 2).items():
-        grad = grads.pop(("model." if target.startswith("video.") else "") + target)
+        grad = grads.pop(ours_in_objective(target))
         for name, piece in zip(row.sources, grad.chunk(len(row.sources)), strict=True):
             renamed[name] = piece
     assert not grads
@@ -208,11 +234,11 @@ def test_stage1_forward(umt_stage1, objective):
     keep, encoder = kept(mask), objective.model.video
     modules = {f"block{i}": block for i, block in enumerate(encoder.blocks)}
     modules |= {f"attn{i}": block.attention for i, block in enumerate(encoder.blocks)}
-    modules |= {f"dec{k}": head.linear for k, head in enumerate(objective.heads.heads)}
+    modules |= {f"dec{k}": head.linear for k, head in enumerate(objective.teaching.heads.heads)}
     seen = watch(modules)
     with torch.no_grad():
-        features = objective.model.encode_video(video, keep, layers=objective.student_layers)
-        out = torch.stack(objective.student(video, keep))
+        features = objective.model.encode_video(video, keep, layers=objective.teaching.student_layers)
+        out = torch.stack(student(objective, video, keep))
         tokens = encoder.embed_tubelets(video, None)[0] - encoder.sinusoid(S * P)
     assert_same(tokens, umt_stage1["mid.patch_embed"])
     assert_same(seen["block0"][0], umt_stage1["mid.x_vis_in"])
@@ -226,23 +252,23 @@ def test_stage1_forward(umt_stage1, objective):
     assert_same(torch.stack(features.layers), umt_stage1["encoder.x_clip_vis"])
     assert_same(F.normalize(out, dim=-1), umt_stage1["out"])
     assert_same(encoder.sinusoid(S * P)[None], umt_stage1["pos_embed"])
-    assert_same(objective.heads.positions(S * P)[None], umt_stage1["clip_pos_embed"])
+    assert_same(objective.teaching.heads.positions(S * P)[None], umt_stage1["clip_pos_embed"])
     for kind in ("l2", "mse", "smooth_l1"):
         assert_same(alignment(out, umt_stage1["targets_vis"], kind=kind), umt_stage1[f"loss_{kind}"])
 
 
 def test_the_targets_are_the_teacher_s(umt_stage1, objective):
-    layers, attention = objective.look(ours(umt_stage1["video"]))
+    layers, attention = look(objective, ours(umt_stage1["video"]))
     keep = kept(umt_stage1["mask"])
-    targets = torch.stack(objective.targets(layers, keep))
+    targets = torch.stack(objective.teaching.targets(layers, keep))
     assert_same(F.normalize(targets, dim=-1), umt_stage1["targets_vis"])
-    drawn = objective.choose(ours(umt_stage1["video"]), attention, torch.Generator().manual_seed(77))
+    drawn = chosen(objective, ours(umt_stage1["video"]), attention, torch.Generator().manual_seed(77))
     assert torch.equal(drawn, keep)
 
 
 def step_loss(objective, tensors):
-    student = objective.student(ours(tensors["video"]), kept(tensors["mask"]))
-    return objective.distance(student, list(tensors["targets_vis"]))
+    found = student(objective, ours(tensors["video"]), kept(tensors["mask"]))
+    return objective.teaching.distance(found, list(tensors["targets_vis"]))
 
 
 def test_stage1_gradients(umt_stage1, objective):
@@ -272,7 +298,7 @@ def test_stage1_adamw_steps(umt_stage1, objective):
     places = {source: (target, i) for target, row in table.items() for i, source in enumerate(row.sources)}
     for name, tensor in wanted.items():
         target, i = places[name]
-        own = state[("model." if target.startswith("video.") else "") + target]
+        own = state[ours_in_objective(target)]
         own = own.chunk(len(table[target].sources))[i].reshape(tensor.shape)
         assert_same(own, tensor)
 
@@ -284,7 +310,7 @@ def test_stage1_parameter_groups(objective):
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     parameters = dict(objective.named_parameters())
     found = {
-        source: decay[id(parameters[("model." if target.startswith("video.") else "") + target])]
+        source: decay[id(parameters[ours_in_objective(target)])]
         for target, row in stage1_table(3, 2).items()
         for source in row.sources
     }
@@ -294,10 +320,10 @@ def test_stage1_parameter_groups(objective):
 
 def test_learned_positions_and_an_interval(umt_stage1, teacher):
     objective = stage1_objective(umt_stage1, teacher, "learn.sd.", student_interval=1.5)
-    assert objective.student_layers == (1, 2) == aligned_layers(3, 2, 1.5)
+    assert objective.teaching.student_layers == (1, 2) == aligned_layers(3, 2, 1.5)
     video, keep = ours(umt_stage1["video"]), kept(umt_stage1["mask"])
     with torch.no_grad():
-        out = torch.stack(objective.student(video, keep))
+        out = torch.stack(student(objective, video, keep))
     assert_same(F.normalize(out, dim=-1), umt_stage1["learn.out"])
 
 

@@ -21,9 +21,10 @@ from harvest.objectives.masked_alignment import (
     aligned_layers,
     check_grids,
     drop_path_shares,
+    is_guided,
 )
 from harvest.recipes import RECIPES
-from harvest.tokens import Selection
+from harvest.tokens import Selection, choose
 from harvest.training.optim import OptimConfig, build_optimizer
 
 STUDENT = VideoEncoderConfig(
@@ -58,6 +59,23 @@ def objective_of(student: VideoEncoderConfig = STUDENT, **settings: object) -> M
     return MaskedAlignment(config, model, as_teacher(image), seed=0)
 
 
+def look(objective, video):
+    """The teacher's layers and, where it guides, its attention."""
+    grid = objective.model.grid(video)
+    return objective.teaching.look(video, grid, attention=is_guided(objective.selection, grid))
+
+
+def student(objective, video, keep):
+    """The student's layers after their heads."""
+    seen = objective.model.encode_video(video, keep, layers=objective.teaching.student_layers)
+    return objective.teaching.heads(seen.layers, keep, objective.model.num_tubelets(video))
+
+
+def chosen(objective, video, attention, generator):
+    grid = objective.model.grid(video)
+    return choose(objective.selection, video, grid, generator=generator, look=lambda: attention)
+
+
 @pytest.mark.parametrize("keep", ["attention", "tube", "random"])
 @pytest.mark.parametrize("loss", ["l2", "mse", "smooth_l1"])
 def test_defect_2_every_choice_trains(keep: str, loss: str) -> None:
@@ -78,23 +96,23 @@ def test_defect_2_every_choice_trains(keep: str, loss: str) -> None:
 
 def test_what_trains_and_what_is_saved() -> None:
     objective = objective_of()
-    teacher_before = {k: t.clone() for k, t in objective.teacher.state_dict().items()}
+    teacher_before = {k: t.clone() for k, t in objective.teaching.teacher.state_dict().items()}
     trained = {name for name, p in objective.named_parameters() if p.requires_grad}
     assert trained == {
-        name for name, _ in objective.named_parameters() if name.startswith(("model.video.", "heads."))
+        name for name, _ in objective.named_parameters() if name.startswith(("model.video.", "teaching."))
     }
     objective.train()
     objective(small_batch(2), 0).total.backward()
     assert {name for name, p in objective.named_parameters() if p.grad is not None} == trained
-    assert not objective.teacher.training
-    assert all(p.grad is None and not p.requires_grad for p in objective.teacher.parameters())
+    assert not objective.teaching.teacher.training
+    assert all(p.grad is None and not p.requires_grad for p in objective.teaching.teacher.parameters())
     assert len(objective.state_dict()) == len(list(objective.parameters()))
-    assert all(torch.equal(t, teacher_before[k]) for k, t in objective.teacher.state_dict().items())
+    assert all(torch.equal(t, teacher_before[k]) for k, t in objective.teaching.teacher.state_dict().items())
 
 
 def test_the_teacher_moves_along() -> None:
     objective = objective_of().to(torch.float64)
-    assert next(objective.teacher.parameters()).dtype == torch.float64
+    assert next(objective.teaching.teacher.parameters()).dtype == torch.float64
 
 
 def test_a_step_is_a_function_of_seed_and_step() -> None:
@@ -110,20 +128,20 @@ def test_only_kept_tubelets_count() -> None:
     """By hand: the teacher at the kept places against the heads of the student there."""
     objective, batch = objective_of(keep="tube"), small_batch(2)
     video = batch.video
-    layers, attention = objective.look(video)
+    layers, attention = look(objective, video)
     assert attention is None
-    keep = objective.choose(video, None, torch.Generator().manual_seed(5))
+    keep = chosen(objective, video, None, torch.Generator().manual_seed(5))
     assert keep.shape == (2, 4 * 4)
     with torch.no_grad():
-        student = torch.stack(objective.student(video, keep))
-    every, total = objective.targets(layers, None), 0.0
+        found = torch.stack(student(objective, video, keep))
+    every, total = objective.teaching.targets(layers, None), 0.0
     for b in range(2):
         for place, n in enumerate(keep[b].tolist()):
             for k in range(2):
-                cos = F.cosine_similarity(student[k, b, place], every[k][b, n], dim=0)
+                cos = F.cosine_similarity(found[k, b, place], every[k][b, n], dim=0)
                 total += float(2 - 2 * cos) / (2 * 2 * 16)
-    targets = objective.targets(layers, keep)
-    assert float(objective.distance(list(student), targets)) == pytest.approx(total, abs=1e-5)
+    targets = objective.teaching.targets(layers, keep)
+    assert float(objective.teaching.distance(list(found), targets)) == pytest.approx(total, abs=1e-5)
 
 
 def test_nothing_dropped_is_everything_aligned() -> None:
@@ -143,20 +161,20 @@ def test_a_batch_of_one_and_equal_clips() -> None:
 def test_defect_30_each_tower_has_its_own_pixels() -> None:
     """The reference gives the teacher the student's ImageNet mean and std."""
     objective, video = objective_of(), small_batch(2).video
-    teacher = objective.teacher
+    teacher = objective.teaching.teacher
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (teacher.config.pixel_mean, teacher.config.pixel_std))
-    wanted = teacher((video.float() / 255 - mean) / std, layers=objective.teacher_layers)
+    wanted = teacher((video.float() / 255 - mean) / std, layers=objective.teaching.teacher_layers)
     assert teacher.config.pixel_mean != objective.model.config.video.pixel_mean
-    for found, layer in zip(objective.look(video)[0], wanted.layers, strict=True):
+    for found, layer in zip(look(objective, video)[0], wanted.layers, strict=True):
         torch.testing.assert_close(found, layer)
 
 
 def test_tubelets_of_two_frames() -> None:
     objective = objective_of(dataclasses.replace(STUDENT, tubelet_size=2))
     video = small_batch(2).video
-    layers, attention = objective.look(video)
+    layers, attention = look(objective, video)
     assert layers[0].shape == (2, 32, 16) and attention.shape == (2, 32)
-    torch.testing.assert_close(layers[0], objective.look(video[:, ::2].repeat_interleave(2, dim=1))[0][0])
+    torch.testing.assert_close(layers[0], look(objective, video[:, ::2].repeat_interleave(2, dim=1))[0][0])
     assert torch.isfinite(objective(small_batch(2), 0).total)
 
 
@@ -166,12 +184,12 @@ def test_teacher_and_student_of_other_resolutions(size: int, patch: int) -> None
     video = torch.randint(256, (2, 4, 3, size, size), dtype=torch.uint8)
     losses = objective(small_batch(2)._replace(video=video), 0)
     assert torch.isfinite(losses.total)
-    teacher = objective.teacher
+    teacher = objective.teaching.teacher
     frames = F.interpolate(
         teacher.normalise(video).flatten(0, 1), size=(16, 16), mode="bicubic", antialias=False
     )
     wanted = teacher(frames.view(2, 4, 3, 16, 16), layers=(-1,)).layers[0]
-    torch.testing.assert_close(objective.look(video)[0][-1], wanted)
+    torch.testing.assert_close(look(objective, video)[0][-1], wanted)
 
 
 def test_grids_that_do_not_match_say_which_would() -> None:
@@ -214,7 +232,7 @@ def test_a_teacher_without_class_token_guides_by_its_query() -> None:
     model = VideoTextModel(ModelConfig(video=STUDENT, text=image.config.text))
     config = MaskedAlignmentConfig(num_layers=2, drop_path=0.0)
     objective = MaskedAlignment(config, model, VideoEncoder(taught), seed=0)
-    layers, attention = objective.look(small_batch(2).video)
+    layers, attention = look(objective, small_batch(2).video)
     assert layers[0].shape == (2, 64, 24) and attention.shape == (2, 64)
     assert torch.isfinite(objective(small_batch(2), 0).total)
 

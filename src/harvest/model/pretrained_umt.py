@@ -372,12 +372,13 @@ def load_stage2(
     num_frames: int = 4,
     image_size: int = 224,
     head_width: int = 64,
+    text_head_width: int | None = None,
     context_length: int = 32,
 ) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
     """A model of stage 2, or fine-tuned from it, in eval mode.
 
     Its fixed positions go on for any `num_frames` and `image_size`: those of fewer frames are the first of those of
-    more. A missing projection (models for questions) leaves mean tokens as embeddings, which say nothing about texts.
+    more. `text_head_width` None is `head_width`. A missing projection (models for questions) leaves mean tokens as embeddings, which say nothing about texts.
     """
     tensors, name, notes = _tensors(source)
     video = "vision_encoder.encoder."
@@ -416,11 +417,12 @@ def load_stage2(
     has_projection = "video.projection.weight" in ours
     vocab_size, text_width = ours["text.words.weight"].shape
     embed_dim = ours["video.projection.weight"].shape[0] if has_projection else text_width
-    _check_heads(text_width, head_width, name)
+    text_head_width = text_head_width or head_width
+    _check_heads(text_width, text_head_width, name)
     tokenizer = (
         vocabulary if isinstance(vocabulary, Tokenizer) else bert_tokenizer(vocabulary, context_length)
     )
-    heads = text_width // head_width
+    heads = text_width // text_head_width
 
     def fusion(stack: str, depth: int) -> FusionConfig:
         return FusionConfig(

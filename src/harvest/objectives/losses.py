@@ -33,6 +33,25 @@ def paraphrase(first: Tensor, second: Tensor, *, example: Tensor, temperature: f
     return contrastive(scores, example, example)
 
 
+def negatives(scores_QN: Tensor, is_same: Tensor, *, generator: torch.Generator) -> Tensor | None:
+    """For each query one item that is not its own, drawn in proportion to `softmax(scores)`: int64 `[Q]` (ALBEF, UMT).
+
+    `is_same` bool `[Q, N]` says which items a query may not get. None where some query has no other item. The draws
+    are those of `torch.multinomial` with the same generator.
+    """
+    if not bool((~is_same).any(dim=1).all()):
+        return None
+    # Own items are taken out before the softmax, so that something is always left: far ones underflow beside them.
+    weights = scores_QN.detach().float().masked_fill(is_same, float("-inf")).softmax(dim=1)
+    noise = torch.empty(weights.shape, device=generator.device).exponential_(generator=generator)
+    return (weights / noise.to(weights.device).clamp(min=torch.finfo(torch.float32).tiny)).argmax(dim=1)
+
+
+def matching(logits: Tensor, is_match: Tensor) -> Tensor:
+    """Cross-entropy of scores `[M, 2]` of no and yes; `is_match` bool `[M]`."""
+    return F.cross_entropy(logits.float(), is_match.long())
+
+
 def masked_words(logits_MV: Tensor, targets: Tensor, *, num_hidden: Tensor | None = None) -> Tensor:
     """Cross-entropy at hidden positions, int64 `[M]`, divided by `num_hidden` (default M). Zero where M is 0."""
     total = F.cross_entropy(logits_MV.float(), targets, reduction="sum")

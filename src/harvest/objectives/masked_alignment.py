@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.interfaces import Batch, Grid, HarvestError, Losses
 from harvest.model.alignment import AlignmentHeads
-from harvest.model.encoders import VideoEncoder
+from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.losses import alignment
 from harvest.parallel import generator_for, world_rank_size
@@ -79,27 +79,29 @@ def drop_path_shares(depth: int, num_clips: int, *, rate: float, generator: torc
     return (torch.rand(depth, 2, num_clips, generator=generator) < chances) / chances
 
 
-class MaskedAlignment(nn.Module):
-    """Aligns the student's kept tubelets with the teacher's, layer by layer.
+class Teaching(nn.Module):
+    """A frozen teacher, and the heads that carry a student's layers to where the teacher's are.
 
     The teacher is no part of the module: it is never trained, saved, wrapped or switched out of eval mode, but moves
     between devices with it. Its pixels are normalised with its own mean and std.
     """
 
     def __init__(
-        self, config: MaskedAlignmentConfig, model: VideoTextModel, teacher: VideoEncoder, *, seed: int
+        self,
+        config: MaskedAlignmentConfig,
+        student: VideoEncoderConfig,
+        teacher: VideoEncoder,
+        *,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        student, taught = model.config.video, teacher.config
+        taught = teacher.config
         check_grids(student.image_size, student.patch_size, taught.image_size, taught.patch_size)
         if taught.attention != "frame":
             raise ValueError(
                 "the teacher looks at frames apart: attention 'frame' (model.inflation.as_teacher)"
             )
-        self.config = config
-        self.model = model
-        self.seed = seed
-        self.selection: Selection = config
+        self.loss = config.loss
         self.student_layers = aligned_layers(student.depth, config.num_layers, config.student_interval)
         self.teacher_layers = aligned_layers(taught.depth, config.num_layers, config.teacher_interval)
         self.heads = AlignmentHeads(
@@ -107,12 +109,9 @@ class MaskedAlignment(nn.Module):
             student.width,
             taught.embed_dim if taught.projection else taught.width,
             num_positions=student.num_times * student.num_places,
+            norm_eps=norm_eps,
         )
         self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple, it is not registered
-        # Nothing here trains what is not in the loss: words, scales, and what follows the student's tokens.
-        model.requires_grad_(False)
-        for name, parameter in model.video.named_parameters():
-            parameter.requires_grad_(not name.startswith(("norm_pooled.", "projection.", "pool.")))
 
     @property
     def teacher(self) -> VideoEncoder:
@@ -122,28 +121,13 @@ class MaskedAlignment(nn.Module):
         self.teacher._apply(fn)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-    def forward(self, batch: Batch, step: int) -> Losses:
-        rank, _ = world_rank_size()
-        generator = generator_for(self.seed, step, rank)
-        video = batch.video
-        seen, attention = self.look(video)
-        keep = self.choose(video, attention, generator)
-        shares = None
-        if self.training and self.config.drop_path > 0:
-            depth = self.model.config.video.depth
-            shares = drop_path_shares(depth, len(video), rate=self.config.drop_path, generator=generator)
-            shares = shares.to(video.device)
-        total = self.distance(self.student(video, keep, shares), self.targets(seen, keep))
-        return Losses(total, {"alignment": total.detach()})
-
     @torch.no_grad()
-    def look(self, video: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """The teacher's aligned layers after its last norm, each `[B, N, D]`, and its attention `[B, N]` if it guides.
+    def look(self, video: Tensor, grid: Grid, *, attention: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The teacher's aligned layers after its last norm, each `[B, N, D]`, and its attention `[B, N]` if asked for.
 
         Of a tubelet of several frames the teacher looks at the first.
         """
-        teacher, grid = self.teacher, self.model.grid(video)
-        guides = self.selection.keep == "attention" and budget_of(self.selection, grid) < grid.num_tubelets
+        teacher = self.teacher
         video = video[:, :: grid.tubelet_size]
         size = teacher.config.image_size
         if video.shape[-1] != size:
@@ -151,7 +135,7 @@ class MaskedAlignment(nn.Module):
             frames = teacher.normalise(video).flatten(0, 1)
             frames = F.interpolate(frames, size=(size, size), mode="bicubic", align_corners=False)
             video = frames.view(B, S, 3, size, size)
-        seen = teacher(video, layers=self.teacher_layers, attention=guides)
+        seen = teacher(video, layers=self.teacher_layers, attention=attention)
         return seen.layers, seen.attention
 
     @torch.no_grad()
@@ -161,21 +145,50 @@ class MaskedAlignment(nn.Module):
             layers = [layer.gather(1, keep[..., None].expand(-1, -1, layer.shape[-1])) for layer in layers]
         return [self.teacher.project(layer) for layer in layers]
 
-    def choose(self, video: Tensor, attention: Tensor | None, generator: torch.Generator) -> Tensor | None:
-        """The tubelets that the student sees, `[B, K]`; None for all."""
-        grid = self.model.grid(video)
-        return choose(self.selection, video, grid, generator=generator, look=lambda: attention)
-
-    def student(self, video: Tensor, keep: Tensor | None, shares: Tensor | None = None) -> list[Tensor]:
-        """The student's aligned layers after their heads, each `[B, K, E]`, not normalised."""
-        seen = self.model.encode_video(video, keep, layers=self.student_layers, shares=shares)
-        heads: list[Tensor] = self.heads(seen.layers, keep, self.model.num_tubelets(video))
-        return heads
-
-    def distance(self, student: list[Tensor], targets: list[Tensor]) -> Tensor:
-        """The loss between lists of `[B, K, E]`."""
+    def distance(self, student: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """The loss between layers `[B, K, E]` that went through the heads and the teacher's."""
         with torch.autocast(student[0].device.type, enabled=False):
-            return alignment(torch.stack(student), torch.stack(targets), kind=self.config.loss)
+            return alignment(torch.stack(list(student)), torch.stack(list(targets)), kind=self.loss)
+
+
+class MaskedAlignment(nn.Module):
+    """Aligns the student's kept tubelets with the teacher's, layer by layer."""
+
+    def __init__(
+        self, config: MaskedAlignmentConfig, model: VideoTextModel, teacher: VideoEncoder, *, seed: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.seed = seed
+        self.selection: Selection = config
+        self.teaching = Teaching(config, model.config.video, teacher)
+        # Nothing here trains what is not in the loss: words, scales, and what follows the student's tokens.
+        model.requires_grad_(False)
+        for name, parameter in model.video.named_parameters():
+            parameter.requires_grad_(not name.startswith(("norm_pooled.", "projection.", "pool.")))
+
+    def forward(self, batch: Batch, step: int) -> Losses:
+        rank, _ = world_rank_size()
+        generator = generator_for(self.seed, step, rank)
+        video, teaching = batch.video, self.teaching
+        grid = self.model.grid(video)
+        layers, attention = teaching.look(video, grid, attention=is_guided(self.selection, grid))
+        keep = choose(self.selection, video, grid, generator=generator, look=lambda: attention)
+        shares = None
+        if self.training and self.config.drop_path > 0:
+            depth = self.model.config.video.depth
+            shares = drop_path_shares(depth, len(video), rate=self.config.drop_path, generator=generator)
+            shares = shares.to(video.device)
+        seen = self.model.encode_video(video, keep, layers=teaching.student_layers, shares=shares)
+        student = teaching.heads(seen.layers, keep, grid.num_tubelets)
+        total = teaching.distance(student, teaching.targets(layers, keep))
+        return Losses(total, {"alignment": total.detach()})
+
+
+def is_guided(selection: Selection, grid: Grid) -> bool:
+    """Whether a selection asks where the teacher looks: not where it sees all."""
+    return selection.keep == "attention" and budget_of(selection, grid) < grid.num_tubelets
 
 
 def check_grids(image_size: int, patch_size: int, teacher_image_size: int, teacher_patch_size: int) -> None:
