@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -291,3 +292,12 @@ def test_a_folder_that_cannot_be_written(harvest, tmp_path: Path, image_model: P
     run = tmp_path / "file" / "run"
     answer = harvest(f"train mini-harvest --tiny --start.model {image_model} --out {run}")
     assert answer.code in (1, 2) and "file" in answer.err
+
+
+def test_evaluate_offers_every_way_of_choosing_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    from harvest.tokens import Keep
+
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in get_args(Keep))

@@ -14,6 +14,7 @@ from harvest.interfaces import Example, HarvestError
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
+from harvest.tokens import Keep, Selection
 
 
 class VideoText:
@@ -24,18 +25,38 @@ class VideoText:
         self.tokenizer = tokenizer
         self.mode: Mode = mode
 
-    def embed_videos(self, paths: Sequence[str | Path], *, batch_size: int = 16, workers: int = 0) -> Tensor:
-        """Unit vectors of whole videos, fp32 `[len(paths), E]`. A video that cannot be read raises HarvestError."""
-        examples = [Example(id=str(path), video=str(path)) for path in paths]
-        found = embed_videos(self.model, examples, mode=self.mode, batch_size=batch_size, workers=workers)
+    def embed_videos(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        budget: int | None = None,
+        keep: Keep = "motion",
+        dim: int | None = None,
+        batch_size: int = 16,
+        workers: int = 0,
+    ) -> Tensor:
+        """Unit vectors of whole videos, fp32 `[len(paths), E]`. A video that cannot be read raises HarvestError.
+
+        `budget` is how many tubelets of each video are seen, chosen as `keep` says; None sees all. `dim` keeps the
+        first so many entries, for models trained with nested sizes: give `embed_texts` the same.
+        """
+        found = embed_videos(
+            self.model,
+            [Example(id=str(path), video=str(path)) for path in paths],
+            mode=self.mode,
+            selection=Selection(budget=budget, keep=keep) if budget is not None else None,
+            dim=dim,
+            batch_size=batch_size,
+            workers=workers,
+        )
         if found.broken:
             name, reason = next(iter(found.broken.items()))
             raise HarvestError(f"{len(found.broken)} of {len(paths)} videos cannot be read; {name}: {reason}")
         return found.pooled[found.row]
 
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors of sentences, fp32 `[len(texts), E]`."""
-        return embed_texts(self.model, self.tokenizer, texts)
+    def embed_texts(self, texts: Sequence[str], *, dim: int | None = None) -> Tensor:
+        """Unit vectors of sentences, fp32 `[len(texts), E]`, or their first `dim` entries."""
+        return embed_texts(self.model, self.tokenizer, texts, dim=dim)
 
     def fill(self, path: str | Path, sentence: str) -> list[tuple[str, float]]:
         """The likeliest word, with its probability, for each `[mask]` of a sentence about a video."""

@@ -165,6 +165,9 @@ def evaluate_command(args: list[str]) -> None:
         classes: Path | None = None,
         templates: tuple[str, ...] = ("a video of {}",),
         num_frames: int | None = None,
+        budget: int | None = None,
+        keep: Literal["random", "tube", "motion", "attention"] = "motion",
+        dim: int | None = None,
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
@@ -186,6 +189,9 @@ def evaluate_command(args: list[str]) -> None:
             classes: Class names for recognition, one a line or a JSON list.
             templates: Prompts for recognition, with {} for the class; several are averaged.
             num_frames: Frames a clip; without it the model's own number.
+            budget: Tubelets seen of each clip; without it all.
+            keep: Which tubelets are seen, with a budget.
+            dim: Compare the first so many entries of the embeddings; for models trained with objective.dims.
             out: Write the result as JSON to this file.
         """
         from rich.console import Console
@@ -195,6 +201,7 @@ def evaluate_command(args: list[str]) -> None:
         from harvest.evaluation import read_class_names, table
         from harvest.evaluation.embed import progress_bar
         from harvest.model.pretrained import load_pretrained
+        from harvest.tokens import Selection
 
         examples = read_manifest(data, videos=videos)
         loaded, tokenizer, _ = load_pretrained(model)
@@ -206,6 +213,8 @@ def evaluate_command(args: list[str]) -> None:
                 task=task,
                 mode="image" if image else "video",
                 num_frames=num_frames,
+                selection=Selection(budget=budget, keep=keep) if budget is not None else None,
+                dim=dim,
                 batch_size=batch_size,
                 precision=precision,
                 workers=workers,

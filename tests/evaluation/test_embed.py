@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ from harvest.evaluation.embed import (
     progress_bar,
 )
 from harvest.interfaces import Example, HarvestError
+from harvest.tokens import Keep, Selection
 
 from .conftest import SENTENCES, World
+
+NUM_TUBELETS = 32  # of a clip of four frames
 
 
 def test_unit_vectors_in_the_order_of_the_examples(world: World) -> None:
@@ -92,17 +96,30 @@ def test_image_mode_is_the_mean_of_frames(world: World) -> None:
 
 
 def test_tokens_may_be_chosen(world: World) -> None:
-    all_of_them = embed_videos(
-        world.model, world.examples, keep=lambda video: torch.arange(32).expand(len(video), -1)
-    )
-    some = embed_videos(
-        world.model, world.examples, keep=lambda video: torch.arange(8).expand(len(video), -1)
-    )
     whole = embed_videos(world.model, world.examples)
-    assert torch.allclose(all_of_them.pooled, whole.pooled, atol=1e-6)
-    assert not torch.allclose(some.pooled, whole.pooled, atol=1e-3)
+    all_of_them = embed_videos(world.model, world.examples, selection=Selection(budget=NUM_TUBELETS))
+    assert torch.equal(all_of_them.pooled, whole.pooled)
+    for keep in get_args(Keep):
+        few = Selection(budget=8, keep=keep)
+        some = embed_videos(world.model, world.examples, selection=few)
+        assert not torch.allclose(some.pooled, whole.pooled, atol=1e-3)
+        # A clip's embedding is its own, whatever it is encoded with.
+        alone = embed_videos(world.model, world.examples, selection=few, batch_size=1)
+        assert torch.allclose(some.pooled, alone.pooled, atol=1e-6)
     with pytest.raises(HarvestError, match="mode 'video'"):
-        embed_videos(world.model, world.examples, mode="image", keep=lambda video: torch.zeros(1))
+        embed_videos(world.model, world.examples, mode="image", selection=few)
+    with pytest.raises(HarvestError, match=f"budget of {NUM_TUBELETS + 1} tubelets is more than a clip has"):
+        embed_videos(world.model, world.examples, selection=Selection(budget=NUM_TUBELETS + 1))
+
+
+def test_embeddings_may_be_shortened(world: World) -> None:
+    whole = embed_videos(world.model, world.examples).pooled
+    short = embed_videos(world.model, world.examples, dim=5).pooled
+    assert torch.allclose(short, nn.functional.normalize(whole[:, :5], dim=-1), atol=1e-6)
+    assert embed_texts(world.model, world.tokenizer, SENTENCES, dim=5).shape == (len(SENTENCES), 5)
+    for wrong in (0, whole.shape[1] + 1):
+        with pytest.raises(HarvestError, match=f"dim: expected 1 to {whole.shape[1]}"):
+            embed_videos(world.model, world.examples, dim=wrong)
 
 
 def test_texts(world: World) -> None:

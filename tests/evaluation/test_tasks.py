@@ -15,6 +15,7 @@ from harvest.evaluation.metrics import mean_rank, recall_at
 from harvest.evaluation.recognition import class_names_of, embed_classes
 from harvest.evaluation.retrieval import retrieval, retrieval_ranks
 from harvest.interfaces import Example, HarvestError
+from harvest.tokens import Selection
 
 from .conftest import SENTENCES, World
 
@@ -219,3 +220,22 @@ def test_videos_may_be_embedded_before(world: World) -> None:
     assert isinstance(videos, Embeddings)
     result = retrieval(world.model, world.tokenizer, world.examples, videos)
     assert result == evaluate(world.model, world.tokenizer, world.examples, task="retrieval")
+
+
+def test_a_budget_of_tokens_and_of_entries(world: World) -> None:
+    few = Selection(budget=6, keep="motion")
+    result = evaluate(world.model, world.tokenizer, world.examples, task="retrieval", selection=few, dim=7)
+    assert "Of each clip 6 tubelets, keep motion." in result.protocol
+    assert "The first 7 entries of each embedding." in result.protocol
+    videos = embed_videos(world.model, world.examples, selection=few, dim=7)
+    texts = embed_texts(world.model, world.tokenizer, [e.texts[0] for e in world.examples], dim=7)
+    t2v, _ = retrieval_ranks(videos.pooled, texts, torch.arange(4))
+    assert result.metrics["t2v_r1"] == pytest.approx(recall_at(t2v, 1))
+    named = [
+        dataclasses.replace(e, label=n, texts=(s,))
+        for n, (e, s) in enumerate(zip(world.examples, SENTENCES, strict=True))
+    ]
+    result = evaluate(world.model, world.tokenizer, named, task="recognition", selection=few, dim=7)
+    assert result.counts["clips"] == 4
+    with pytest.raises(HarvestError, match="dim shortens embeddings, and masked_words compares none"):
+        evaluate(world.model, world.tokenizer, world.examples, task="masked_words", dim=7)

@@ -36,7 +36,7 @@ def choice(
     rows = videos.row[asked]
     num_options = torch.tensor([len(examples[place].texts) for place in asked])
     options = [text for place in asked for text in examples[place].texts]
-    pooled = embed_texts(model, tokenizer, options, precision=precision)
+    pooled = embed_texts(model, tokenizer, options, precision=precision, dim=videos.pooled.shape[1])
     scores = torch.full((len(asked), int(num_options.max())), -math.inf)
     start = 0
     for question, (row, count) in enumerate(zip(rows.tolist(), num_options.tolist(), strict=True)):

@@ -21,14 +21,13 @@ from torch import Tensor
 from harvest.data.loader import clip_numbers, eval_batches
 from harvest.interfaces import Example, HarvestError, VideoFeatures
 from harvest.model.tokenizer import Tokenizer
-from harvest.model.video_text import VideoTextModel
-from harvest.parallel import Precision, autocast
+from harvest.model.video_text import VideoTextModel, own_attention
+from harvest.parallel import Precision, autocast, generator_for
+from harvest.tokens import Selection, choose
 
 Mode = Literal["video", "image"]
 OnProgress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""
-ChooseTokens = Callable[[Tensor], Tensor]
-"""From a batch of clips `[B, T, 3, H, W]` to the tubelets to look at, int64 `[B, K]`."""
 
 IMAGE_FRAMES = 8  # of the image baseline, where the model itself names only one
 
@@ -71,7 +70,7 @@ def read_clips(
     batch_size: int = 32,
     precision: Precision = "fp32",
     workers: int = 0,
-    keep: ChooseTokens | None = None,
+    selection: Selection | None = None,
     progress: OnProgress | None = None,
 ) -> Clips:
     """Decode and encode the videos of a manifest; see `embed_videos` for the settings."""
@@ -99,7 +98,7 @@ def read_clips(
             on_broken=note,
         ):
             is_any = True
-            features = encode_clips(model, video, mode=mode, precision=precision, keep=keep)
+            features = encode_clips(model, video, mode=mode, precision=precision, selection=selection)
             yield [users[number] for number in numbers.tolist()], features
             if progress is not None:
                 progress(int(numbers[-1]) + 1, len(users))
@@ -120,9 +119,9 @@ def encode_clips(
     *,
     mode: Mode = "video",
     precision: Precision = "fp32",
-    keep: ChooseTokens | None = None,
+    selection: Selection | None = None,
 ) -> VideoFeatures:
-    """Encode uint8 clips `[B, T, 3, H, W]` on the model's device.
+    """Encode uint8 clips `[B, T, 3, H, W]` on the model's device, of which `selection` says what is seen (None: all).
 
     "image" sees every frame alone, as a clip of one frame: the pooled feature is the mean of the frames' unit
     embeddings, made unit length, and the tokens are those of all frames, one after the other.
@@ -130,8 +129,8 @@ def encode_clips(
     with evaluating(model, precision):
         video = video.to(model.log_scale.device)
         if mode == "video":
-            return model.encode_video(video, None if keep is None else keep(video))
-        if keep is not None:
+            return model.encode_video(video, None if selection is None else _kept(model, video, selection))
+        if selection is not None:
             raise HarvestError("choosing tokens goes with mode 'video': the image baseline sees whole frames")
         T = video.shape[1]
         # A frame at a time, so that memory is that of a batch of images however many frames there are.
@@ -139,6 +138,18 @@ def encode_clips(
         tokens = torch.cat([frame.tokens for frame in frames], dim=1)  # [B, T * P, D]
         pooled = torch.stack([frame.pooled for frame in frames]).mean(dim=0)
         return VideoFeatures(tokens, F.normalize(pooled, dim=-1))
+
+
+def _kept(model: VideoTextModel, video: Tensor, selection: Selection) -> Tensor | None:
+    # The same draws for every clip and every batch: an embedding is a function of its clip alone.
+    return choose(
+        selection,
+        video,
+        model.grid(video),
+        generator=generator_for(0),
+        look=lambda: own_attention(model, video),
+        same_draws=True,
+    )
 
 
 def embed_videos(
@@ -150,13 +161,15 @@ def embed_videos(
     batch_size: int = 32,
     precision: Precision = "fp32",
     workers: int = 0,
-    keep: ChooseTokens | None = None,
+    selection: Selection | None = None,
+    dim: int | None = None,
     progress: OnProgress | None = None,
 ) -> Embeddings:
     """Embed the videos of a manifest, each distinct stretch once.
 
-    `mode` "image" is the image baseline (`encode_clips`). `num_frames` None is `default_frames`. `keep` chooses the
-    tubelets to look at, None looks at all. Videos that cannot be read are named in `broken`; if none can, or an
+    `mode` "image" is the image baseline (`encode_clips`). `num_frames` None is `default_frames`. `selection`
+    says how many tubelets of each clip are seen and who picks them, None sees all. `dim` keeps the first so many
+    entries (`shorten`). Videos that cannot be read are named in `broken`; if none can, or an
     embedding is not finite, HarvestError says so.
     """
     clips = read_clips(
@@ -167,14 +180,14 @@ def embed_videos(
         batch_size=batch_size,
         precision=precision,
         workers=workers,
-        keep=keep,
+        selection=selection,
         progress=progress,
     )
-    return pool(clips, num_examples=len(examples))
+    return pool(clips, num_examples=len(examples), dim=dim)
 
 
-def pool(clips: Clips, *, num_examples: int) -> Embeddings:
-    """Read clips through and keep their pooled features."""
+def pool(clips: Clips, *, num_examples: int, dim: int | None = None) -> Embeddings:
+    """Read clips through and keep their pooled features, the first `dim` entries of each."""
     parts: list[Tensor] = []
     first: list[int] = []
     row = torch.full((num_examples,), -1)
@@ -183,7 +196,7 @@ def pool(clips: Clips, *, num_examples: int) -> Embeddings:
             row[places] = len(first)
             first.append(places[0])
         parts.append(features.pooled.float().cpu())
-    pooled = torch.cat(parts)
+    pooled = shorten(torch.cat(parts), dim)
     _check_finite(pooled, "video")
     return Embeddings(pooled, row, torch.tensor(first), clips.broken, clips.num_frames, clips.mode)
 
@@ -195,8 +208,9 @@ def embed_texts(
     *,
     batch_size: int = 256,
     precision: Precision = "fp32",
+    dim: int | None = None,
 ) -> Tensor:
-    """Unit vectors of texts, fp32 `[len(texts), E]`, on the CPU. Equal texts have equal vectors to the bit."""
+    """Unit vectors of texts, fp32 `[len(texts), E]` (or `dim`), on the CPU. Equal texts have equal vectors to the bit."""
     numbers: dict[str, int] = {}
     place = torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts], dtype=torch.int64)
     distinct = list(numbers)
@@ -205,9 +219,23 @@ def embed_texts(
         with evaluating(model, precision):
             text_ids = tokenizer(distinct[start : start + batch_size]).to(model.log_scale.device)
             parts.append(model.encode_text(text_ids).pooled.float().cpu())
-    pooled = torch.cat(parts)
+    pooled = shorten(torch.cat(parts), dim)
     _check_finite(pooled, "text")
     return pooled[place]
+
+
+def shorten(pooled: Tensor, dim: int | None) -> Tensor:
+    """The first `dim` entries of unit vectors `[n, E]`, of unit length again; None leaves them as they are.
+
+    Only a model trained with nested sizes (`objective.dims`) puts what matters most into its first entries.
+    """
+    if dim is None or dim == pooled.shape[-1]:
+        return pooled
+    if not 1 <= dim < pooled.shape[-1]:
+        raise HarvestError(
+            f"dim: expected 1 to {pooled.shape[-1]}, the size of the model's embeddings, got {dim}"
+        )
+    return F.normalize(pooled[..., :dim], dim=-1)
 
 
 def cosines(queries: Tensor, items: Tensor) -> Tensor:

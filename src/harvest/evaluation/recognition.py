@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harvest.evaluation.embed import Embeddings, cosines, embed_texts
+from harvest.evaluation.embed import Embeddings, cosines, embed_texts, shorten
 from harvest.evaluation.metrics import bootstrap_interval, choice_credit, mean_class_accuracy
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import looked
@@ -99,6 +99,7 @@ def recognition(
     rows = videos.row[asked]
     label = torch.tensor([examples[place].label for place in asked])
     classes = embed_classes(model, tokenizer, names, templates=templates, precision=precision)
+    classes = shorten(classes, videos.pooled.shape[1])
     scores = cosines(videos.pooled[rows], classes)
     top1, top5 = choice_credit(scores, label), choice_credit(scores, label, k=5)
     return Result(

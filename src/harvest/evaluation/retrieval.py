@@ -45,7 +45,7 @@ def retrieval(
         raise HarvestError("retrieval needs captions: no readable example has one")
     texts = [text for text, _ in pairs]
     owner = torch.tensor([row for _, row in pairs])
-    text_pooled = embed_texts(model, tokenizer, texts, precision=precision)
+    text_pooled = embed_texts(model, tokenizer, texts, precision=precision, dim=videos.pooled.shape[1])
     t2v, v2t = retrieval_ranks(videos.pooled, text_pooled, owner)
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Literal, get_args
 
 from harvest.evaluation.choice import check_options, choice
-from harvest.evaluation.embed import ChooseTokens, Mode, OnProgress, pool, progress_bar, read_clips
+from harvest.evaluation.embed import Mode, OnProgress, pool, progress_bar, read_clips
 from harvest.evaluation.question_answering import (
     check_answered,
     masked_words,
@@ -21,6 +22,7 @@ from harvest.interfaces import Example, HarvestError
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
+from harvest.tokens import Selection, described
 
 Task = Literal["retrieval", "choice", "recognition", "qa", "masked_words"]
 
@@ -36,7 +38,8 @@ def evaluate(
     batch_size: int = 32,
     precision: Precision = "fp32",
     workers: int = 0,
-    keep: ChooseTokens | None = None,
+    selection: Selection | None = None,
+    dim: int | None = None,
     progress: OnProgress | None = None,
     groups: Mapping[str, str] | None = None,
     class_names: Sequence[str] | None = None,
@@ -48,11 +51,14 @@ def evaluate(
     """Evaluate without training on the task, on the device the model is on.
 
     `mode` "image" is the image baseline: every frame alone, embeddings averaged. The video settings are those of
-    `embed_videos`; `progress` None shows a bar on a terminal. `groups` belongs to "choice", `class_names` and
+    `embed_videos` (`selection`: how many tubelets of a clip are seen, and which; `dim`: entries of an embedding);
+    `progress` None shows a bar on a terminal. `groups` belongs to "choice", `class_names` and
     `templates` to "recognition", `answers` to "qa", `mask_ratio` and `seed` to "masked_words".
     """
     if task not in get_args(Task):
         raise HarvestError(f"unknown task {task!r}; there are {', '.join(get_args(Task))}")
+    if dim is not None and task in ("qa", "masked_words"):
+        raise HarvestError(f"dim shortens embeddings, and {task} compares none: it reads the fusion decoder")
     if task in ("qa", "masked_words"):
         need_fusion(model)
         if task == "qa":
@@ -74,20 +80,23 @@ def evaluate(
             batch_size=batch_size,
             precision=precision,
             workers=workers,
-            keep=keep,
+            selection=selection,
             progress=progress,
         )
         if task == "qa":
-            return question_answering(model, tokenizer, examples, clips, answers=answers, precision=precision)
-        if task == "masked_words":
-            return masked_words(
+            result = question_answering(
+                model, tokenizer, examples, clips, answers=answers, precision=precision
+            )
+        elif task == "masked_words":
+            result = masked_words(
                 model, tokenizer, examples, clips, ratio=mask_ratio, seed=seed, precision=precision
             )
-        videos = pool(clips, num_examples=len(examples))
+        else:
+            videos = pool(clips, num_examples=len(examples), dim=dim)
     if task == "choice":
-        return choice(model, tokenizer, examples, videos, groups=groups, precision=precision)
-    if task == "recognition":
-        return recognition(
+        result = choice(model, tokenizer, examples, videos, groups=groups, precision=precision)
+    elif task == "recognition":
+        result = recognition(
             model,
             tokenizer,
             examples,
@@ -96,4 +105,11 @@ def evaluate(
             templates=templates,
             precision=precision,
         )
-    return retrieval(model, tokenizer, examples, videos, precision=precision)
+    elif task == "retrieval":
+        result = retrieval(model, tokenizer, examples, videos, precision=precision)
+    said = [result.protocol]
+    if selection is not None:
+        said.append(f"Of each clip {described(selection)}.")
+    if dim is not None:
+        said.append(f"The first {dim} entries of each embedding.")
+    return replace(result, protocol=" ".join(said))

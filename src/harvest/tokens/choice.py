@@ -54,6 +54,13 @@ def budget_of(selection: Selection, grid: Grid) -> int:
     return num_kept(grid.num_tubelets, selection.drop_ratio)
 
 
+def described(selection: Selection) -> str:
+    """For people: `160 tubelets, keep motion`."""
+    share = 1 - selection.drop_ratio
+    seen = f"{selection.budget} tubelets" if selection.budget is not None else f"{share:.0%} of the tubelets"
+    return f"{seen}, keep {selection.keep}"
+
+
 def choose(
     selection: Selection,
     video: Tensor,
