@@ -159,7 +159,9 @@ def evaluate_command(args: list[str]) -> None:
         model: Annotated[str, tyro.conf.Positional],
         /,
         data: Path,
-        task: Literal["retrieval", "choice", "recognition", "qa", "masked_words"] = "retrieval",
+        task: Literal[
+            "retrieval", "choice", "recognition", "qa", "masked_words", "classification"
+        ] = "retrieval",
         image: bool = False,
         videos: Path | None = None,
         classes: Path | None = None,
@@ -168,12 +170,14 @@ def evaluate_command(args: list[str]) -> None:
         budget: int | None = None,
         keep: Literal["random", "tube", "motion", "attention"] = "motion",
         dim: int | None = None,
+        num_clips: int = 1,
+        num_crops: int = 1,
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
         out: Path | None = None,
     ) -> None:
-        """Zero-shot scores of a model on a manifest, as a table and, with --out, as JSON.
+        """Scores of a model on a manifest, as a table and, with --out, as JSON.
 
         $ harvest evaluate runs/demo/model --data runs/demo/world/retrieval.jsonl
         $ harvest evaluate openai/clip-vit-base-patch16 --image --data msrvtt.jsonl --videos /data/msrvtt
@@ -184,6 +188,7 @@ def evaluate_command(args: list[str]) -> None:
             data: Manifest (.jsonl, .csv, .parquet): video, caption(s), optional start_s, end_s, label, question, answer.
             task: retrieval: text to video and back. choice: texts are options, label the right one. recognition: label
                 is the class. qa: question and answer. masked_words: words filled with the right and another clip.
+                classification: by the head of a fine-tuned model.
             image: The image baseline: each frame encoded alone, embeddings averaged.
             videos: Folder that video paths are relative to; without it the manifest's own.
             classes: Class names for recognition, one a line or a JSON list.
@@ -192,6 +197,8 @@ def evaluate_command(args: list[str]) -> None:
             budget: Tubelets seen of each clip; without it all.
             keep: Which tubelets are seen, with a budget.
             dim: Compare the first so many entries of the embeddings; for models trained with objective.dims.
+            num_clips: Of classification: views in time, whose probabilities are averaged.
+            num_crops: Of classification: views along the picture's longer side.
             out: Write the result as JSON to this file.
         """
         from rich.console import Console
@@ -200,6 +207,7 @@ def evaluate_command(args: list[str]) -> None:
         from harvest.evaluation import evaluate as run
         from harvest.evaluation import read_class_names, table
         from harvest.evaluation.embed import progress_bar
+        from harvest.model.folder import load_head
         from harvest.model.pretrained import load_pretrained
         from harvest.tokens import Selection
 
@@ -221,6 +229,9 @@ def evaluate_command(args: list[str]) -> None:
                 progress=progress,
                 class_names=read_class_names(classes) if classes else None,
                 templates=templates,
+                head=load_head(Path(model)) if task == "classification" else None,
+                num_clips=num_clips,
+                num_crops=num_crops,
             )
         console = Console()
         console.print(table([result]))
@@ -253,7 +264,10 @@ def benchmark_command(args: list[str]) -> None:
         allow_missing: bool = False,
         missing_list: Path | None = None,
         image: bool = False,
+        zero_shot: bool = False,
         num_frames: int | None = None,
+        num_clips: int = 1,
+        num_crops: int = 1,
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
@@ -275,7 +289,10 @@ def benchmark_command(args: list[str]) -> None:
             allow_missing: Score what is there, and give the share of the rows beside it.
             missing_list: File for the list of missing videos; without it missing-NAME-SPLIT.txt here.
             image: The image baseline: each frame encoded alone, embeddings averaged.
+            zero_shot: Leave the head of a fine-tuned model aside.
             num_frames: Frames a clip; without it the model's own number.
+            num_clips: With a head: views in time, whose probabilities are averaged.
+            num_crops: With a head: views along the picture's longer side.
             out: Write the result as JSON to this file.
         """
         from rich.console import Console
@@ -303,16 +320,21 @@ def benchmark_command(args: list[str]) -> None:
         from harvest.evaluation import table
         from harvest.evaluation.benchmark import check_complete, score_benchmark
         from harvest.evaluation.embed import progress_bar
+        from harvest.model.folder import load_head
         from harvest.model.pretrained import load_pretrained
 
         check_complete(data, allow_missing=allow_missing)  # before the model is loaded
         loaded, tokenizer, _ = load_pretrained(model)
+        has_head = (Path(model) / "head.json").is_file() and not zero_shot
         with progress_bar("encoding") as progress:
             result = score_benchmark(
                 loaded,
                 tokenizer,
                 data,
                 allow_missing=allow_missing,
+                head=load_head(Path(model)) if has_head else None,
+                num_clips=num_clips,
+                num_crops=num_crops,
                 mode="image" if image else "video",
                 num_frames=num_frames,
                 batch_size=batch_size,

@@ -21,6 +21,7 @@ from harvest.data.miniworld import MiniWorldConfig
 from harvest.interfaces import HarvestError
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig
+from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
@@ -28,7 +29,7 @@ from harvest.parallel import Precision
 from harvest.tokens import Selection
 from harvest.training.optim import OptimConfig
 
-ObjectiveConfig = PostPretrainingConfig | ImageTextConfig | MaskedAlignmentConfig
+ObjectiveConfig = PostPretrainingConfig | ImageTextConfig | MaskedAlignmentConfig | ClassificationConfig
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class LoopConfig:
     """Compile the transformer blocks (torch.compile): minutes of start-up, then faster steps."""
     checkpointing: bool = False
     """Recompute the video blocks' activations in the backward pass: less memory, a third more work."""
+    average_decay: float | None = None
+    """The model that a run ends with is an exponential moving average of its weights, which keeps this share of itself
+    in every step, e.g. 0.9999; None is none."""
     threads: int | None = None
     """Threads PyTorch computes with; None leaves its default. Loader workers want cores too."""
     save_every: int = 1000
@@ -103,6 +107,10 @@ class RunConfig:
             raise HarvestError(
                 f"data.num_frames {self.data.num_frames} is not a multiple of start.scratch.video.tubelet_size "
                 f"{sizes.video.tubelet_size}"
+            )
+        if self.loop.average_decay is not None and not 0 < self.loop.average_decay < 1:
+            raise HarvestError(
+                f"loop.average_decay: expected more than 0 and less than 1, got {self.loop.average_decay}"
             )
         if not 0 <= self.blend <= 1:
             raise HarvestError(

@@ -26,7 +26,8 @@ class Example:
     """One row of a manifest.
 
     `texts` are the captions of the stretch or, for a multiple-choice question, its options, with
-    `label` the index of the right one. `question` and `answer` are set for open-ended questions.
+    `label` the index of the right one. `question` and `answer` are set for open-ended questions, `labels`
+    instead of `label` where several classes may hold at once.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Example:
     end_s: float | None = None
     question: str | None = None
     answer: str | None = None
+    labels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.end_s is not None and self.end_s <= self.start_s:
@@ -68,7 +70,9 @@ class Batch(NamedTuple):
     text_ids: Tensor  # [B, C, L]
     example: Tensor  # [B]; equal numbers = same video, so that all its captions are positives
     caption: Tensor  # [B, C]; the caption's number in its data set, the key of a text cache
-    label: Tensor  # [B]; -1 where there is none
+    label: (
+        Tensor  # [B]; -1 where there is none. Where a row may have several, 0 and 1 for every class, [B, A]
+    )
 
 
 class Grid(NamedTuple):

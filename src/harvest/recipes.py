@@ -15,6 +15,7 @@ from harvest.data.miniworld import MiniWorldConfig
 from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig
+from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
@@ -188,6 +189,44 @@ def umt_stage1_l16() -> RunConfig:
     )
 
 
+# ---- fine-tuning: the values of UMT's scripts, docs/tasks.md says what they start from ---------------------------
+
+
+def ft_k400_b16() -> RunConfig:
+    """Kinetics-400 fine-tuned, ViT-B/16 at 8 frames, from UMT's K710 model: 5 epochs; tested with 4 clips x 3 crops."""
+    # 240,000 clips in steps of 256, each seen twice, are 938 steps an epoch; lr 2e-5 and 1e-6 x 512 / 256.
+    return RunConfig(
+        recipe="ft-k400-b16",
+        start=StartConfig(model="runs/umt-k710-b16/model", fusion=None),
+        objective=ClassificationConfig(),
+        data=DataConfig(
+            num_frames=8, crop_scale=(0.08, 1.0), flip=True, rand_augment=4, views_per_clip=2, workers=8
+        ),
+        optim=OptimConfig(
+            lr=4e-5,
+            lr_end=2e-6,
+            warmup_steps=938,
+            weight_decay=0.05,
+            betas=(0.9, 0.999),
+            layer_decay=0.75,
+        ),
+        loop=LoopConfig(steps=5 * 938, global_batch=512),
+    )
+
+
+def ft_ssv2_b16() -> RunConfig:
+    """Something-Something V2 fine-tuned, ViT-B/16 at 8 frames, from UMT stage 1: 30 epochs; 2 clips x 3 crops."""
+    base = ft_k400_b16()
+    return dataclasses.replace(
+        base,
+        recipe="ft-ssv2-b16",
+        start=dataclasses.replace(base.start, model="runs/umt-stage1-b16/model"),
+        data=dataclasses.replace(base.data, flip=False),  # its classes say left and right
+        optim=dataclasses.replace(base.optim, lr=4e-4, warmup_steps=5 * 660),
+        loop=dataclasses.replace(base.loop, steps=30 * 660),
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "mini-image": mini_image,
     "mini-harvest": mini_harvest,
@@ -195,6 +234,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "harvest-l14": harvest_l14,
     "umt-stage1-b16": umt_stage1_b16,
     "umt-stage1-l16": umt_stage1_l16,
+    "ft-k400-b16": ft_k400_b16,
+    "ft-ssv2-b16": ft_ssv2_b16,
 }
 
 

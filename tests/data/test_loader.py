@@ -404,3 +404,36 @@ def test_nothing_to_evaluate() -> None:
 def test_stretches_of_one_video_are_different_clips() -> None:
     rows = [Example("1", "a"), Example("2", "a", end_s=3), Example("3", "a"), Example("4", "a", start_s=1)]
     assert clip_numbers(rows).tolist() == [0, 1, 0, 2]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Repeated augmentation
+
+
+def test_views_of_a_clip_stand_together_and_differ(examples: list[Example]) -> None:
+    of = dict(batch=8, views_per_clip=2, crop_scale=(0.3, 0.6), rand_augment=2, times="middle")
+    first, second = take(loader(examples, **of), 2)
+    for batch in (first, second):
+        assert batch.video.shape[0] == 8
+        assert batch.example[0::2].equal(batch.example[1::2])
+        assert not batch.video[0::2].equal(batch.video[1::2])
+    samples = order(1, 0, 12)[:8]
+    numbers = clip_numbers(examples)[samples]
+    assert torch.cat([first.example, second.example])[0::2].equal(numbers)
+    assert equal(take(loader(examples, **of), 2), [first, second])
+
+
+def test_views_share_a_decoding_and_a_rank(examples: list[Example]) -> None:
+    """Without anything to draw, two views are the same frames; ranks take whole clips."""
+    of = dict(batch=8, views_per_clip=2)
+    whole = take(loader(examples, **of), 2)
+    for batch in whole:
+        assert batch.video[0::2].equal(batch.video[1::2])
+    parts = [take(loader(examples, rank=rank, world=2, **of), 2) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        both = torch.stack([part[step].example[0::2] for part in parts], dim=1).flatten()
+        assert both.equal(batch.example[0::2])
+    cached = take(loader(examples, cache="memory", **of), 2)
+    assert equal([b._replace(video=b.label) for b in cached], [b._replace(video=b.label) for b in whole])
+    with pytest.raises(HarvestError, match="2 views of a clip together: take a multiple of 4"):
+        loader(examples, batch=6, world=2, views_per_clip=2)

@@ -12,6 +12,7 @@ from sklearn.metrics import balanced_accuracy_score, coverage_error, top_k_accur
 from torch import Tensor
 
 from harvest.evaluation.metrics import (
+    average_precisions,
     bootstrap_interval,
     choice_accuracy,
     choice_credit,
@@ -158,3 +159,17 @@ def test_bad_scores_are_refused() -> None:
         choice_accuracy(torch.zeros(2, 2), torch.tensor([0, 2]))
     with pytest.raises(ValueError, match="at least 1"):
         recall_at(ranks(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)), 0)
+
+
+def test_average_precision_by_hand_and_against_scikit_learn() -> None:
+    from sklearn.metrics import average_precision_score
+
+    scores = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
+    right = torch.tensor([[1, 0], [0, 0], [1, 0]]).bool()
+    found = average_precisions(scores, right)
+    assert found[0] == pytest.approx((1 + 2 / 3) / 2) and found[1].isnan()
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(6, (40, 5), generator=generator) / 5  # many ties
+    right = torch.rand(40, 5, generator=generator) < 0.3
+    wanted = average_precision_score(right.numpy(), scores.numpy(), average=None)
+    assert average_precisions(scores, right).tolist() == pytest.approx(wanted.tolist())

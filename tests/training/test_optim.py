@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from harvest.interfaces import HarvestError
 from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
-from harvest.training.optim import OptimConfig, build_optimizer, is_decayed, lr_at, set_lr
+from harvest.training.optim import OptimConfig, build_optimizer, is_decayed, layer_factors, lr_at, set_lr
 
 schedules = st.builds(
     lambda lr, end, warmup, main: (OptimConfig(lr=lr, lr_end=lr * end, warmup_steps=warmup), warmup + main),
@@ -111,3 +112,28 @@ def test_one_step_is_adamw() -> None:
     optimizer.step()
     torch.testing.assert_close(layer.weight, torch.tensor([[0.95 - 0.1, 0.95 + 0.1]]))
     torch.testing.assert_close(layer.bias, torch.tensor([0.9]))
+
+
+def test_layers_decay_from_the_head_down() -> None:
+    names = [
+        "model.video.patches.weight",
+        "model.video.place_positions",
+        "model.video.blocks.0.mlp.up.weight",
+    ]
+    names += ["model.video.blocks.1.mlp.up.weight", "model.video.norm_post.bias", "head.linear.weight"]
+    names += ["model.text.words.weight", "model.text.blocks.0.mlp.up.weight", "model.log_scale"]
+    factors = layer_factors(names, 0.5)
+    assert list(factors.values()) == [0.125, 0.125, 0.25, 0.5, 1.0, 1.0, 0.25, 0.5, 1.0]
+    assert set(layer_factors(names, 1.0).values()) == {1.0}
+
+
+def test_layer_decay_multiplies_the_groups(model: VideoTextModel) -> None:
+    optimizer = build_optimizer(model, OptimConfig(layer_decay=0.5, lr_factors={"patches": 4.0}))
+    found = {id(p): group["factor"] for group in optimizer.param_groups for p in group["params"]}
+    depth = model.config.video.depth
+    assert found[id(model.video.patches.weight)] == 4.0 * 0.5 ** (depth + 1)
+    assert found[id(model.video.blocks[0].mlp.up.weight)] == 0.5**depth
+    assert found[id(model.video.blocks[-1].mlp.up.weight)] == 0.5
+    assert found[id(model.log_scale)] == 1.0
+    with pytest.raises(HarvestError, match="layer_decay"):
+        OptimConfig(layer_decay=1.5)

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from harvest.data import transforms
 from harvest.data.guard import Guard, Lost
+from harvest.data.rand_augment import rand_augment
 from harvest.data.video import Crop, VideoError, read_clip
 from harvest.interfaces import Batch, Example, HarvestError
 from harvest.parallel import generator_for
@@ -61,6 +62,12 @@ class DataConfig:
     """Smallest and largest share of the picture's area in a random crop; 1 1 takes the middle square."""
     flip: bool = False
     """Mirror every other clip. Not for captions that say left and right."""
+    rand_augment: int = 0
+    """Operations of RandAugment on a clip, the same for all its frames; 0 is none, UMT fine-tunes with 4."""
+    rand_augment_magnitude: float = 7.0
+    """Their strength, 0 to 10."""
+    views_per_clip: int = 1
+    """Repeated augmentation: a clip is decoded once and stands in its step so many times, each augmented anew."""
     workers: int = 2
     """Processes that decode, for each rank; 0 decodes in the training process."""
     cache: Literal["none", "memory"] = "none"
@@ -75,6 +82,11 @@ class DataConfig:
             raise HarvestError(
                 f"data: num_frames {self.num_frames} and captions_per_clip {self.captions_per_clip} must be at"
                 f" least 1, workers {self.workers} at least 0"
+            )
+        if self.views_per_clip < 1 or self.rand_augment < 0 or not 0 <= self.rand_augment_magnitude <= 10:
+            raise HarvestError(
+                f"data: views_per_clip {self.views_per_clip} must be at least 1, rand_augment {self.rand_augment} at"
+                f" least 0, rand_augment_magnitude {self.rand_augment_magnitude} from 0 to 10"
             )
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise HarvestError(
@@ -143,7 +155,7 @@ class ClipDataset(Dataset):
         if not examples:
             raise HarvestError("the training set is empty: its manifest has no rows")
         silent = [e.id for e in examples if not e.texts]
-        has_labels = all(e.label is not None for e in examples)
+        has_labels = all(e.label is not None or e.labels for e in examples)
         if silent and not has_labels:
             raise HarvestError(
                 f"{len(silent)} of {len(examples)} training examples have neither caption nor label (first:"
@@ -154,7 +166,7 @@ class ClipDataset(Dataset):
         self.clip_of = clip_numbers(examples)
         self.num_clips = int(self.clip_of.max()) + 1
         self._first_caption = [0, *accumulate(len(e.texts) for e in examples)]
-        self.labels = torch.tensor([-1 if e.label is None else e.label for e in examples], dtype=torch.int64)
+        self.labels = _labels(self.examples)
         self._cache: _Cache | None = None
         self._refused: dict[int, Refused] = {}  # by sample, so that no broken video is tried twice
         self._guard: Guard | None = None  # in worker processes
@@ -232,7 +244,7 @@ class ClipDataset(Dataset):
             row = self._row(epoch, place, tried, broken)
             if row is None:
                 return Packed(None, tried, broken, 0)
-            rows.append(row)
+            rows += _each_view(row)
         samples = torch.tensor([row.sample for row in rows], dtype=torch.int64)
         caption = torch.tensor([row.draw.captions for row in rows], dtype=torch.int64)
         truncated = getattr(self.encode_text, "truncated", 0)  # a tokenizer counts the texts that it cuts
@@ -273,9 +285,12 @@ class ClipDataset(Dataset):
         """What the guarded process answers: it makes the same draws again."""
         return self._read(sample, self._draw(epoch, sample)).numpy()
 
-    def _draw(self, epoch: int, sample: int) -> _Draw:
-        """What is random about a sample, always drawn in this order: captions, flip, then times and crop."""
-        generator = generator_for(self.seed, epoch, sample)
+    def _draw(self, epoch: int, sample: int, *view: int) -> _Draw:
+        """What is random about a sample, always drawn in this order: captions, flip, times, crop, other changes.
+
+        The further views of a clip are drawn apart, except for its times, which are those of the first.
+        """
+        generator = generator_for(self.seed, epoch, sample, *view)
         count, wanted = len(self.examples[sample].texts), self.config.captions_per_clip
         if count == 0:
             captions = [-1] * wanted
@@ -284,7 +299,8 @@ class ClipDataset(Dataset):
             first = self._first_caption[sample]
             captions = [first + chosen[i % count] for i in range(wanted)]
         is_flipped = self.config.flip and bool(torch.rand((), generator=generator) < 0.5)
-        return _Draw(captions, is_flipped, generator)
+        others = range(1, 1 if view else self.config.views_per_clip)
+        return _Draw(captions, is_flipped, generator, tuple(self._draw(epoch, sample, v) for v in others))
 
     @property
     def _crops(self) -> bool:
@@ -303,7 +319,9 @@ class ClipDataset(Dataset):
             generator=draw.generator if config.times == "random" else None,
             crop="none" if self._crops else "center",
         )
-        return self._augmented(clip.frames, draw)
+        if not draw.others:
+            return self._augmented(clip.frames, draw)
+        return torch.stack([self._augmented(clip.frames, view) for view in (draw, *draw.others)])
 
     def _augmented(self, frames: Tensor, draw: _Draw) -> Tensor:
         if self._crops:
@@ -311,13 +329,22 @@ class ClipDataset(Dataset):
             frames = transforms.random_resized_crop(
                 frames, self.image_size, scale=scale, generator=draw.generator
             )
-        return transforms.flip(frames) if draw.is_flipped else frames
+        if draw.is_flipped:
+            frames = transforms.flip(frames)
+        if self.config.rand_augment:  # after the crop: at the model's size it costs a quarter
+            frames = rand_augment(
+                frames,
+                num_ops=self.config.rand_augment,
+                magnitude=self.config.rand_augment_magnitude,
+                generator=draw.generator,
+            )
+        return frames
 
     def _video(self, rows: list[_Row], samples: Tensor) -> Tensor:
         if self._cache is None:
             return torch.stack([row.video for row in rows if row.video is not None])
         video = self._cache.frames[self.clip_of[samples]]
-        if self.config.flip or self._crops:
+        if self.config.flip or self._crops or self.config.rand_augment:
             for place, row in enumerate(rows):
                 video[place] = self._augmented(video[place], row.draw)
         return video
@@ -341,12 +368,22 @@ class _Draw(NamedTuple):
     captions: list[int]  # C numbers
     is_flipped: bool
     generator: torch.Generator  # for what is drawn next
+    others: tuple[_Draw, ...] = ()  # of the clip's further views
 
 
 class _Row(NamedTuple):
     sample: int
     draw: _Draw
-    video: Tensor | None  # None where it is in the cache
+    video: Tensor | None  # None where it is in the cache; of a clip of several views [views, T, 3, S, S]
+
+
+def _each_view(row: _Row) -> list[_Row]:
+    """One row a view of a clip, each with its own draws and frames."""
+    if not row.draw.others:
+        return [row]
+    draws = (row.draw, *row.draw.others)
+    videos = [None] * len(draws) if row.video is None else list(row.video)
+    return [_Row(row.sample, draw, video) for draw, video in zip(draws, videos, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -354,6 +391,17 @@ class _Cache:
     frames: Tensor  # uint8 [clips, T, 3, S, S]
     text_ids: Tensor  # [captions, L]
     empty_ids: Tensor  # [L]
+
+
+def _labels(examples: Sequence[Example]) -> Tensor:
+    """`[n]`, -1 where there is none; where a row has several, uint8 `[n, A]` with a 1 for each."""
+    if not any(e.labels for e in examples):
+        return torch.tensor([-1 if e.label is None else e.label for e in examples], dtype=torch.int64)
+    classes = 1 + max(max(e.labels, default=0) for e in examples)
+    several = torch.zeros(len(examples), classes, dtype=torch.uint8)
+    for row, example in zip(several, examples, strict=True):
+        row[list(example.labels)] = 1
+    return several
 
 
 def _first_rows(clip_of: Tensor, num_clips: int) -> list[int]:
@@ -393,11 +441,13 @@ class TrainLoader:
             raise HarvestError(
                 f"global_batch: expected (first step, clips) from step 0 on, rising, got {batch}"
             )
+        views = self.dataset.config.views_per_clip
         for _, clips in self._batches:
-            if clips < 1 or clips % self.world:
+            if clips < 1 or clips % (self.world * views):
                 raise HarvestError(
-                    f"a batch of {clips} clips cannot be shared equally by {self.world} ranks:"
-                    f" take a multiple of {self.world}"
+                    f"a batch of {clips} clips cannot be shared equally by {self.world} ranks"
+                    + (f", {views} views of a clip together" if views > 1 else "")
+                    + f": take a multiple of {self.world * views}"
                 )
         self._tried: set[int] = set()  # samples
         self._refused: set[int] = set()
@@ -422,12 +472,10 @@ class TrainLoader:
         return position
 
     def keys(self, step: int) -> list[Key]:
-        """(epoch, place) of this rank's rows of a step."""
-        first, n = self.position_of(step), len(self.dataset)
-        return [
-            divmod(position, n)
-            for position in range(first + self.rank, first + self.batch_at(step), self.world)
-        ]
+        """(epoch, place) of this rank's clips of a step; each gives `views_per_clip` rows."""
+        n, views = len(self.dataset), self.dataset.config.views_per_clip
+        first, end = self.position_of(step) // views, self.position_of(step + 1) // views
+        return [divmod(position, n) for position in range(first + self.rank, end, self.world)]
 
     def __iter__(self) -> Iterator[Batch]:
         config = self.dataset.config

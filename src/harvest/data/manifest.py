@@ -6,7 +6,7 @@ A manifest is a table. Its columns are recognised by name, whatever their order 
     what is said   texts, captions, options, choices, caption, text, sentence, sentences, description,
                    label_or_caption, title, name
     the rest       id | video_id | videoid | clip_id; start_s | start | start_time; end_s | end | end_time;
-                   label (a whole number); question; answer
+                   label (a whole number); labels (several of them); question; answer
 
 Of several the first in this order counts. Several captions of one row are a list (in CSV a JSON list,
 `["a dog", "a dog runs"]`), or several rows name the same video. WebVid's csv (videoid, name, page_dir, …) has no
@@ -113,6 +113,8 @@ def _row_of(example: Example, folder: Path) -> dict[str, Any]:
     for key in ("end_s", "label", "question", "answer"):
         if getattr(example, key) is not None:
             row[key] = getattr(example, key)
+    if example.labels:
+        row["labels"] = list(example.labels)
     return row
 
 
@@ -244,6 +246,7 @@ class _Rows:
                 end_s=self._number(place, "end", value(*END)),
                 question=None if question is None else str(question),
                 answer=None if answer is None else str(answer),
+                labels=self._labels(place, value("labels")),
             )
         except HarvestError as error:
             raise (
@@ -265,7 +268,7 @@ class _Rows:
             raise HarvestError(
                 f"{self._at(place)}: no video column; found: {found}; expected one of: {', '.join(VIDEO)}"
             )
-        says_something = any(name in columns for name in (*TEXTS, "label", "question"))
+        says_something = any(name in columns for name in (*TEXTS, "label", "labels", "question"))
         if self.captions_required and not says_something:
             raise HarvestError(
                 f"{self._at(place)}: no caption column; found: {found}; expected one of: {', '.join(TEXTS)}"
@@ -316,6 +319,17 @@ class _Rows:
                 " column caption"
             )
         return label
+
+    def _labels(self, place: str, value: Any) -> tuple[int, ...]:
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            with suppress(json.JSONDecodeError):
+                value = json.loads(value)
+        if value is None:
+            return ()
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise HarvestError(f"{self._at(place)}: labels must be a list of whole numbers, got {value!r}")
+        found = [self._label(place, label) for label in value]
+        return tuple(sorted({label for label in found if label is not None}))
 
     def _number(self, place: str, name: str, value: Any) -> float | None:
         if value is None:

@@ -9,17 +9,27 @@ from harvest.interfaces import HarvestError
 
 
 def segment_times(
-    start_s: float, end_s: float, *, num_frames: int, generator: torch.Generator | None = None
+    start_s: float,
+    end_s: float,
+    *,
+    num_frames: int,
+    generator: torch.Generator | None = None,
+    num_clips: int = 1,
 ) -> Tensor:
     """One time from each of `num_frames` equal segments of the stretch (Temporal Segment Networks, 2016).
 
-    With a generator the time is uniform in its segment, without one it is the middle.
-    Returns float64 `[num_frames]`, not decreasing, `start_s <= t < end_s` (all `start_s` if it is empty).
+    With a generator the time is uniform in its segment, without one it is the middle. `num_clips` interleaves so many
+    clips, which is for tests: clip c takes the share (c + 1) / (num_clips + 1) of each segment (UMT, `kinetics_sparse`),
+    and its times are `times[c::num_clips]`.
+    Returns float64 `[num_frames * num_clips]`, not decreasing, `start_s <= t < end_s` (all `start_s` if it is empty).
     """
     _check(start_s, end_s, num_frames)
+    if num_clips < 1 or (num_clips > 1 and generator is not None):
+        raise HarvestError(f"num_clips must be at least 1, and 1 where times are random, got {num_clips}")
     places = torch.arange(num_frames, dtype=torch.float64)
     if generator is None:
-        places = places + 0.5
+        shares = torch.arange(1, num_clips + 1, dtype=torch.float64) / (num_clips + 1)
+        places = (places[:, None] + shares).flatten()
     else:
         places = places + torch.rand(num_frames, dtype=torch.float64, generator=generator)
     return _inside(start_s + places * ((end_s - start_s) / num_frames), start_s, end_s)

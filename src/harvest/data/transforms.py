@@ -51,6 +51,25 @@ def random_resized_crop(
     return fit(frames, image_size)
 
 
+def side_crops(frames: Tensor, image_size: int, *, num_crops: int) -> list[Tensor]:
+    """Squares along the longer side, from end to end at equal distances; one is the middle one.
+
+    The shorter side must be `image_size` already.
+    """
+    height, width = frames.shape[-2:]
+    if min(height, width) != image_size:
+        raise ValueError(f"frames are {height}x{width}, the shorter side must be {image_size}")
+    slack = max(height, width) - image_size
+    starts = (
+        [round(slack * crop / (num_crops - 1)) for crop in range(num_crops)]
+        if num_crops > 1
+        else [slack // 2]
+    )
+    if height > width:
+        return [frames[..., start : start + image_size, :] for start in starts]
+    return [frames[..., start : start + image_size] for start in starts]
+
+
 def flip(frames: Tensor) -> Tensor:
     """Mirror left and right. Not for captions that speak of directions."""
     return frames.flip(-1)

@@ -84,10 +84,13 @@ def read_clip(
     start_s: float = 0.0,
     end_s: float | None = None,
     generator: torch.Generator | None = None,
+    num_clips: int = 1,
     crop: Crop = "center",
     folder_fps: float = FOLDER_FPS,
 ) -> Clip:
     """One frame from each of `num_frames` equal segments of a stretch: random with a generator, else the middle.
+
+    `num_clips` of a test are interleaved as in `segment_times`.
 
     `crop`: "center" scales the short side to `image_size` and takes the middle square, "squash" scales to the
     square, "none" only scales the short side. A folder of pictures is a video of `folder_fps`, a picture is a
@@ -103,7 +106,7 @@ def read_clip(
                 path, f"the stretch starts at {start_s:g} s, the video ends at {duration_s:.2f} s"
             )
         end = max(duration_s, start_s) if end_s is None else end_s
-        return segment_times(start_s, end, num_frames=num_frames, generator=generator)
+        return segment_times(start_s, end, num_frames=num_frames, generator=generator, num_clips=num_clips)
 
     return _read(Path(path), pick, image_size=image_size, crop=crop, folder_fps=folder_fps)
 

@@ -1,8 +1,8 @@
 """What a model can do without training on the task: retrieval, choice, recognition, filling words in."""
 
+from harvest.data.labels import read_class_names
 from harvest.evaluation.embed import Embeddings, embed_texts, embed_videos
 from harvest.evaluation.question_answering import fill
-from harvest.evaluation.recognition import read_class_names
 from harvest.evaluation.result import Result, table
 from harvest.evaluation.tasks import Task, evaluate
 

@@ -9,6 +9,7 @@ from harvest.data.benchmarks import BenchmarkData, Missing, missing
 from harvest.evaluation.result import Result
 from harvest.evaluation.tasks import Task, evaluate
 from harvest.interfaces import HarvestError
+from harvest.model.heads import Head
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 
@@ -31,9 +32,12 @@ def score_benchmark(
     data: BenchmarkData,
     *,
     allow_missing: bool = False,
+    head: Head | None = None,
     **settings: Any,
 ) -> Result:
-    """Evaluate zero-shot by the benchmark's protocol; `settings` are those of `evaluate` for any task.
+    """Evaluate by the benchmark's protocol, zero-shot or with the head of a fine-tuned model.
+
+    `settings` are those of `evaluate` for any task; with a head, its views are among them.
 
     Raises HarvestError where rows are missing, from the annotation files or because their video is not there or
     cannot be read. `allow_missing` scores what is there instead: `metrics["share_of_rows"]` is then the share of
@@ -42,7 +46,10 @@ def score_benchmark(
     absent = check_complete(data, allow_missing=allow_missing)
     task = cast(Task, data.task)  # the tasks that are none of these are unscored
     of_task: dict[str, Any] = {}
-    if task == "recognition":
+    if task == "recognition" and head is not None:
+        task = "classification"
+        of_task = {"class_names": data.class_names, "head": head}
+    elif task == "recognition":
         of_task = {"class_names": data.class_names, "templates": data.templates}
     elif task == "qa":
         of_task = {"answers": data.answers}

@@ -129,7 +129,7 @@ def encode_clips(
     with evaluating(model, precision):
         video = video.to(model.log_scale.device)
         if mode == "video":
-            return model.encode_video(video, None if selection is None else _kept(model, video, selection))
+            return model.encode_video(video, None if selection is None else kept(model, video, selection))
         if selection is not None:
             raise HarvestError("choosing tokens goes with mode 'video': the image baseline sees whole frames")
         T = video.shape[1]
@@ -140,8 +140,9 @@ def encode_clips(
         return VideoFeatures(tokens, F.normalize(pooled, dim=-1))
 
 
-def _kept(model: VideoTextModel, video: Tensor, selection: Selection) -> Tensor | None:
-    # The same draws for every clip and every batch: an embedding is a function of its clip alone.
+def kept(model: VideoTextModel, video: Tensor, selection: Selection) -> Tensor | None:
+    """The tubelets of clips that a selection sees; the same draws for every clip and every batch, so that what is
+    said of a clip is a function of it alone."""
     return choose(
         selection,
         video,

@@ -107,6 +107,31 @@ def mean_class_accuracy(credit: Tensor, label: Tensor) -> float:
     return float((sums / zeros.index_add(0, place, torch.ones_like(credit, dtype=torch.float64))).mean())
 
 
+def average_precisions(scores: Tensor, is_right: Tensor) -> Tensor:
+    """Average precision of each class, float64 `[A]`, NaN where nothing is right: `scores` and `is_right` `[Q, A]`.
+
+    The sum over distinct scores, from the highest, of the precision down to there times the recall it adds, without
+    interpolation (as scikit-learn has it). Equal scores come together, so their order does not matter.
+    """
+    if scores.shape != is_right.shape or scores.ndim != 2:
+        raise ValueError(
+            f"expected scores and is_right [Q, A], got {list(scores.shape)} and {list(is_right.shape)}"
+        )
+    if scores.isnan().any():
+        raise ValueError("scores hold NaN: there is no order among them")
+    found = torch.full((scores.shape[1],), math.nan, dtype=torch.float64)
+    for column in range(scores.shape[1]):
+        ordered, place = scores[:, column].sort(descending=True)
+        hits = is_right[place, column].double().cumsum(0)
+        if not len(hits) or hits[-1] == 0:
+            continue
+        ends = torch.cat([ordered[1:] != ordered[:-1], torch.ones(1, dtype=torch.bool)])  # of equal scores
+        precision = (hits / torch.arange(1, len(hits) + 1))[ends]
+        recall = (hits / hits[-1])[ends]
+        found[column] = (precision * recall.diff(prepend=torch.zeros(1, dtype=torch.float64))).sum()
+    return found
+
+
 def bootstrap_interval(
     values: Tensor,
     group: Tensor | None = None,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harvest.data.labels import check_labels, class_names_of
 from harvest.evaluation.embed import Embeddings, cosines, embed_texts, shorten
 from harvest.evaluation.metrics import bootstrap_interval, choice_credit, mean_class_accuracy
 from harvest.evaluation.result import Result
@@ -20,47 +19,6 @@ from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
 
 TEMPLATES = ("a video of {}",)
-
-
-def read_class_names(path: str | Path) -> list[str]:
-    """Class names in the order of their labels: a JSON list, or text with one name a line."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise HarvestError(f"cannot read class names from {path}: {error}") from error
-    if text.lstrip().startswith("["):
-        try:
-            names = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise HarvestError(f"{path} begins as a JSON list and is none: {error}") from error
-    else:
-        names = [line.strip() for line in text.splitlines() if line.strip()]
-    if not names or not all(isinstance(name, str) for name in names):
-        raise HarvestError(f"{path}: expected a list of class names, one a line or a JSON list of strings")
-    return list(names)
-
-
-def class_names_of(examples: Sequence[Example]) -> list[str]:
-    """Class names from a manifest in which the text of every labelled example is its class's name."""
-    names: dict[int, str] = {}
-    for example in examples:
-        if example.label is None or len(example.texts) != 1:
-            raise HarvestError(
-                f"example {example.id!r} has label {example.label} and {len(example.texts)} texts; without a list "
-                "of class names every example needs a label and one text, the name of its class"
-            )
-        if names.setdefault(example.label, example.texts[0]) != example.texts[0]:
-            raise HarvestError(
-                f"label {example.label} is called both {names[example.label]!r} and {example.texts[0]!r}: "
-                "give the class names as a list"
-            )
-    absent = sorted(set(range(max(names) + 1)) - names.keys())
-    if absent:
-        raise HarvestError(
-            f"labels {absent[:8]} do not occur, so their names are unknown: give the class names as a list"
-        )
-    return [names[label] for label in range(len(names))]
 
 
 def embed_classes(
@@ -94,7 +52,7 @@ def recognition(
     Without `class_names` they are read off the examples (`class_names_of`).
     """
     names = class_names_of(examples) if class_names is None else list(class_names)
-    check_labels(examples, names)
+    check_labels(examples, len(names))
     asked = [place for place, row in enumerate(videos.row.tolist()) if row >= 0]
     rows = videos.row[asked]
     label = torch.tensor([examples[place].label for place in asked])
@@ -124,12 +82,3 @@ def recognition(
         intervals={"top1": bootstrap_interval(top1, rows), "top5": bootstrap_interval(top5, rows)},
         missing=videos.broken,
     )
-
-
-def check_labels(examples: Sequence[Example], class_names: Sequence[str]) -> None:
-    """Raise HarvestError at the first example whose label is no class."""
-    for example in examples:
-        if example.label is None or not 0 <= example.label < len(class_names):
-            raise HarvestError(
-                f"example {example.id!r} has label {example.label}, the classes go from 0 to {len(class_names) - 1}"
-            )

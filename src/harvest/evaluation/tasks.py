@@ -7,7 +7,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Literal, get_args
 
+from harvest.data.labels import check_labels, class_names_of
 from harvest.evaluation.choice import check_options, choice
+from harvest.evaluation.classification import classification
 from harvest.evaluation.embed import Mode, OnProgress, pool, progress_bar, read_clips
 from harvest.evaluation.question_answering import (
     check_answered,
@@ -15,16 +17,17 @@ from harvest.evaluation.question_answering import (
     need_fusion,
     question_answering,
 )
-from harvest.evaluation.recognition import TEMPLATES, check_labels, class_names_of, recognition
+from harvest.evaluation.recognition import TEMPLATES, recognition
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import retrieval
 from harvest.interfaces import Example, HarvestError
+from harvest.model.heads import Head
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
 from harvest.tokens import Selection, described
 
-Task = Literal["retrieval", "choice", "recognition", "qa", "masked_words"]
+Task = Literal["retrieval", "choice", "recognition", "qa", "masked_words", "classification"]
 
 
 def evaluate(
@@ -47,13 +50,17 @@ def evaluate(
     answers: Sequence[str] | None = None,
     mask_ratio: float = 0.15,
     seed: int = 0,
+    head: Head | None = None,
+    num_clips: int = 1,
+    num_crops: int = 1,
 ) -> Result:
-    """Evaluate without training on the task, on the device the model is on.
+    """Evaluate without training on the task, or with the head of a fine-tuned model, on the device the model is on.
 
     `mode` "image" is the image baseline: every frame alone, embeddings averaged. The video settings are those of
     `embed_videos` (`selection`: how many tubelets of a clip are seen, and which; `dim`: entries of an embedding);
     `progress` None shows a bar on a terminal. `groups` belongs to "choice", `class_names` and
-    `templates` to "recognition", `answers` to "qa", `mask_ratio` and `seed` to "masked_words".
+    `templates` to "recognition", `answers` to "qa", `mask_ratio` and `seed` to "masked_words", `head` and the
+    views, `num_clips` and `num_crops`, to "classification".
     """
     if task not in get_args(Task):
         raise HarvestError(f"unknown task {task!r}; there are {', '.join(get_args(Task))}")
@@ -67,11 +74,31 @@ def evaluate(
         check_options(examples)
     elif task == "recognition":
         class_names = class_names_of(examples) if class_names is None else class_names
-        check_labels(examples, class_names)
+        check_labels(examples, len(class_names))
 
     with ExitStack() as stack:
         if progress is None:
             progress = stack.enter_context(progress_bar(f"evaluating {task}"))
+        if task == "classification":
+            if head is None or mode == "image":
+                raise HarvestError(
+                    "classification needs the head of a fine-tuned model, which looks at clips as videos"
+                )
+            result = classification(
+                model,
+                head,
+                examples,
+                class_names=class_names,
+                num_clips=num_clips,
+                num_crops=num_crops,
+                num_frames=num_frames,
+                batch_size=batch_size,
+                precision=precision,
+                workers=workers,
+                selection=selection,
+                progress=progress,
+            )
+            return _with_settings(result, selection, None)
         clips = read_clips(
             model,
             examples,
@@ -107,6 +134,10 @@ def evaluate(
         )
     elif task == "retrieval":
         result = retrieval(model, tokenizer, examples, videos, precision=precision)
+    return _with_settings(result, selection, dim)
+
+
+def _with_settings(result: Result, selection: Selection | None, dim: int | None) -> Result:
     said = [result.protocol]
     if selection is not None:
         said.append(f"Of each clip {described(selection)}.")

@@ -3,6 +3,7 @@
 model/config.json        sizes, normalisation, frame sampling, tokenizer settings, licence, fingerprint
 model/model.safetensors  every tensor; load or fail
 model/tokenizer.json     as the `tokenizers` library writes it; absent where there is no text tower
+model/head.json          of a fine-tuned model: what its head tells apart, beside head.safetensors
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from harvest.interfaces import HarvestError
 from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
+from harvest.model.heads import Head, HeadConfig, build_head
 from harvest.model.tokenizer import Tokenizer, TokenizerConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 
@@ -77,11 +79,12 @@ def save_model(
     model: VideoTextModel,
     tokenizer: Tokenizer | None,
     *,
+    head: Head | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model folder atomically. `notes` (recipe, licence, source, …) go into its config.
+    """Write a model folder atomically, with the head of a fine-tuned model.
 
-    A model without a text tower has no tokenizer.
+    `notes` (recipe, licence, source, …) go into its config. A model without a text tower has no tokenizer.
     """
     if (tokenizer is None) != (model.config.text is None):
         raise ValueError("a tokenizer goes with a text tower, and none without one")
@@ -99,6 +102,10 @@ def save_model(
             safetensors.torch.save_file(tensors, temporary / "model.safetensors")
             if tokenizer is not None:
                 tokenizer.save(temporary / "tokenizer.json")
+            if head is not None:
+                own = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+                safetensors.torch.save_file(own, temporary / "head.safetensors")
+                (temporary / "head.json").write_text(json.dumps(dataclasses.asdict(head.config), indent=1))
             (temporary / "config.json").write_text(json.dumps(config, indent=1))
     except (OSError, safetensors.SafetensorError) as error:
         raise HarvestError(f"could not write the model folder {folder}: {error}") from error
@@ -154,6 +161,24 @@ def _config_of(sizes: dict[str, Any]) -> ModelConfig:
         "answers": FusionConfig,
     }
     return ModelConfig(**settings | {name: part(kind, name) for name, kind in kinds.items()})
+
+
+def load_head(folder: Path) -> Head:
+    """The head of a fine-tuned model's folder, in eval mode; HarvestError where there is none."""
+    if not (folder / "head.json").is_file():
+        raise HarvestError(
+            f"{folder} has no head (head.json): it was not fine-tuned for a task. `harvest recipes` lists the recipes"
+            " that do so (ft-…)"
+        )
+    values: dict[str, Any] = json.loads((folder / "head.json").read_text())
+    try:
+        config = HeadConfig(**(values | {"names": tuple(values["names"])}))
+        tensors = safetensors.torch.load_file(folder / "head.safetensors")
+    except (OSError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise HarvestError(f"{folder}: its head cannot be read: {error}") from error
+    head = build_head(config)
+    load_strictly(head, tensors, source=f"{folder}/head.safetensors")
+    return head.eval()
 
 
 @torch.no_grad()

@@ -95,6 +95,16 @@ class VideoTextModel(nn.Module):
         """
         return self.video(video, keep, layers=layers, attention=attention, shares=shares)
 
+    def video_features(
+        self, video: Tensor, keep: Tensor | None = None, *, shares: Tensor | None = None
+    ) -> VideoFeatures:
+        """As `encode_video`, but `pooled` is `[B, D]`, neither projected nor of unit length: what heads read."""
+        return self.video.features(video, keep, shares=shares)
+
+    def normalise(self, video: Tensor) -> Tensor:
+        """Pixels as the tower wants them; the encode methods do it too where they get uint8."""
+        return self.video.normalise(video)
+
     def encode_text(self, text_ids: Tensor) -> TextFeatures:
         """Encode texts, int64 `[B, L]`. Words may be hidden by the id `mask_id`."""
         if self.config.text is None:

@@ -2,6 +2,7 @@
 
 RUN/checkpoints/step-00001200/weights.safetensors   the objective's state
                               optimizer.pt          AdamW's moments, read with weights_only
+                              average.safetensors   the moving average of the weights, where there is one
                               state.json            the step, written last
 """
 
@@ -18,10 +19,17 @@ from torch import nn
 
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_strictly, new_folder
+from harvest.training.average import WeightAverage
 
 
 def save_checkpoint(
-    run: Path, *, step: int, objective: nn.Module, optimizer: torch.optim.Optimizer, keep_last: int
+    run: Path,
+    *,
+    step: int,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    keep_last: int,
+    average: WeightAverage | None = None,
 ) -> None:
     """Write `step-…` beside the older ones, then delete all but the newest `keep_last`.
 
@@ -41,6 +49,9 @@ def save_checkpoint(
         with new_folder(folder / f"step-{step:08d}") as temporary:
             safetensors.torch.save_file(weights, temporary / "weights.safetensors")
             torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+            if average is not None:
+                averaged = {name: tensor.cpu() for name, tensor in average.tensors.items()}
+                safetensors.torch.save_file(averaged, temporary / "average.safetensors")
             (temporary / "state.json").write_text(json.dumps({"step": step}))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise HarvestError(
@@ -53,8 +64,14 @@ def save_checkpoint(
         shutil.rmtree(leftover)
 
 
-def load_checkpoint(run: Path, *, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int | None:
-    """Fill objective and optimizer from the newest checkpoint of a run; its step, or None if there is none."""
+def load_checkpoint(
+    run: Path,
+    *,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
+) -> int | None:
+    """Fill objective, optimizer and average from the newest checkpoint of a run; its step, or None if there is none."""
     checkpoints = _checkpoints(run)
     if not checkpoints:
         return None
@@ -62,6 +79,8 @@ def load_checkpoint(run: Path, *, objective: nn.Module, optimizer: torch.optim.O
     try:
         weights = safetensors.torch.load_file(newest / "weights.safetensors")
         moments = torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True)
+        if average is not None:
+            average.load(safetensors.torch.load_file(newest / "average.safetensors"))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise HarvestError(
             f"{newest} cannot be read: {error}. Remove it to go on from the one before."

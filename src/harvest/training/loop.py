@@ -11,26 +11,29 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
 
-from harvest.config import RunConfig, differences, read_config, to_json
+from harvest.config import ObjectiveConfig, RunConfig, differences, read_config, to_json
+from harvest.data.labels import class_names_of, labelled, read_class_names
 from harvest.data.loader import ClipDataset, Refused, TrainLoader
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import write_miniworld
-from harvest.interfaces import Batch, HarvestError, RunStopped
+from harvest.interfaces import Batch, Example, HarvestError, RunStopped
 from harvest.model.alignment import init_xavier
 from harvest.model.folder import save_model
 from harvest.model.inflation import as_teacher, as_video_model, blend
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer, train_tokenizer
 from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives.classification import Classification, ClassificationConfig
 from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig, check_grids
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
@@ -44,6 +47,7 @@ from harvest.parallel import (
     world,
     wrap,
 )
+from harvest.training.average import WeightAverage
 from harvest.training.checkpoint import load_checkpoint, save_checkpoint
 from harvest.training.log import RunLog, bar, say
 from harvest.training.optim import build_optimizer, lr_at, set_lr
@@ -61,12 +65,14 @@ def train(config: RunConfig, run: Path) -> Path:
         _claim(run, config, here)
         if config.loop.threads is not None:
             torch.set_num_threads(config.loop.threads)
-        dataset, model, tokenizer, image_model = prepare(config, run, here)
+        dataset, model, tokenizer, image_model, names = prepare(config, run, here)
         if config.blend < 1 and image_model is None:
             raise HarvestError("blend needs an image model to blend with: this run does not start from one")
-        objective = build_objective(config, model).to(here.device)
+        objective = build_objective(config, model, names, several=dataset.labels.ndim > 1).to(here.device)
         optimizer = build_optimizer(objective, config.optim)
-        first_step = load_checkpoint(run, objective=objective, optimizer=optimizer) or 0
+        decay = config.loop.average_decay
+        average = None if decay is None else WeightAverage(objective, decay=decay)
+        first_step = load_checkpoint(run, objective=objective, optimizer=optimizer, average=average) or 0
         if config.loop.compile:
             model.compile_blocks()
         model.video.checkpointing = config.loop.checkpointing
@@ -77,7 +83,12 @@ def train(config: RunConfig, run: Path) -> Path:
         def save(step: int) -> None:
             if here.is_main:
                 save_checkpoint(
-                    run, step=step, objective=objective, optimizer=optimizer, keep_last=config.loop.keep_last
+                    run,
+                    step=step,
+                    objective=objective,
+                    optimizer=optimizer,
+                    keep_last=config.loop.keep_last,
+                    average=average,
                 )
             _write_broken(run, loader, here)
 
@@ -107,6 +118,8 @@ def train(config: RunConfig, run: Path) -> Path:
                     nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                if average is not None:
+                    average.update()
                 step, clips = step + 1, clips + loader.batch_at(step)
 
                 is_last, is_stop = step == config.total_steps, any_rank(stop.asked, here.device)
@@ -138,7 +151,8 @@ def train(config: RunConfig, run: Path) -> Path:
                     batch = next(batches)
                     waited += time.perf_counter() - before
         if here.is_main:
-            _finish(run, config, model, tokenizer, image_model, loader)
+            with average.in_place() if average is not None else nullcontext():
+                _finish(run, config, objective, tokenizer, image_model, loader)
         barrier()
     return run / "model"
 
@@ -146,11 +160,20 @@ def train(config: RunConfig, run: Path) -> Path:
 # ---- what the loop needs before its first step -------------------------------------------------------------------
 
 
-def prepare(
-    config: RunConfig, run: Path, here: World
-) -> tuple[ClipDataset, VideoTextModel, Tokenizer, VideoTextModel | None]:
-    """The training set, the model to train, its tokenizer, and the image model it was made from (None from scratch)."""
+class Prepared(NamedTuple):
+    """What a run needs before its first step."""
+
+    dataset: ClipDataset
+    model: VideoTextModel
+    tokenizer: Tokenizer
+    image_model: VideoTextModel | None  # what the model was made from; None from scratch
+    names: list[str]  # what a head is to tell apart; none where there is no head
+
+
+def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
+    """Read the training set, build or open the model, and number what a head is to learn."""
     manifest = Path(config.data.train)
+    listed: Path | None = None
     if config.data.train in ("mini-world", "mini-world/stills"):
         folder = run.parent / f"mini-world-{config.world.train}-{config.world.seed}"
         with bar("drawing the mini-world", quiet=not here.is_main) as progress:
@@ -159,6 +182,7 @@ def prepare(
             barrier()
             made = write_miniworld(folder, config.world)  # the other ranks find it finished
         manifest = made.train if config.data.train == "mini-world" else made.stills
+        listed = made.labels
     elif not config.data.train:
         raise HarvestError(
             "nothing to train on: give a manifest with --data.train FILE (.jsonl, .csv or .parquet)"
@@ -166,6 +190,7 @@ def prepare(
     examples = read_manifest(manifest, videos=Path(config.data.videos) if config.data.videos else None)
     for further in config.data.more:
         examples += read_manifest(further)
+    examples, names = _numbered(config.objective, examples, listed)
     model, tokenizer, image_model = start_model(
         config, [text for example in examples for text in example.texts]
     )
@@ -176,7 +201,23 @@ def prepare(
         encode_text=tokenizer,
         seed=config.loop.seed,
     )
-    return dataset, model, tokenizer, image_model
+    return Prepared(dataset, model, tokenizer, image_model, names)
+
+
+def _numbered(
+    objective: ObjectiveConfig, examples: list[Example], listed: Path | None
+) -> tuple[list[Example], list[str]]:
+    """The rows a head can learn from, and the names of its classes."""
+    if not isinstance(objective, ClassificationConfig):
+        return examples, []
+    if objective.classes is not None:
+        names = read_class_names(objective.classes)
+    else:
+        names = class_names_of(examples) if listed is None else read_class_names(listed)
+    rows = labelled(examples, len(names))
+    if len(rows) < len(examples):
+        say(f"{len(examples) - len(rows)} of {len(examples)} rows have no label and are left out")
+    return rows, names
 
 
 def start_model(
@@ -228,8 +269,12 @@ def _source(name: str) -> str:
 
 
 def build_objective(
-    config: RunConfig, model: VideoTextModel
-) -> PostPretraining | ImageTextPretraining | MaskedAlignment:
+    config: RunConfig, model: VideoTextModel, names: Sequence[str] = (), *, several: bool = False
+) -> PostPretraining | ImageTextPretraining | MaskedAlignment | Classification:
+    """The objective of a run; `names` are what its head tells apart, `several` says that more than one may hold."""
+    if isinstance(config.objective, ClassificationConfig):
+        with _seeded(config):  # the head
+            return Classification(config.objective, model, names, several=several, seed=config.loop.seed)
     if isinstance(config.objective, PostPretrainingConfig):
         return PostPretraining(config.objective, model, seed=config.loop.seed)
     if isinstance(config.objective, MaskedAlignmentConfig):
@@ -396,17 +441,22 @@ def _write_broken(run: Path, loader: TrainLoader, here: World) -> None:
 def _finish(
     run: Path,
     config: RunConfig,
-    model: VideoTextModel,
+    objective: nn.Module,
     tokenizer: Tokenizer,
     image_model: VideoTextModel | None,
     loader: TrainLoader,
 ) -> None:
     """Write the model folder, blended with the image model if asked for, and the report of broken videos."""
+    model = cast(VideoTextModel, objective.model)
     if config.blend < 1:
         assert image_model is not None  # seen to before the first step
         blend(image_model.to(next(model.parameters()).device), model, video_share=config.blend)
     save_model(
-        run / "model", model, tokenizer, notes={"recipe": config.recipe, "started_from": config.start.model}
+        run / "model",
+        model,
+        tokenizer,
+        head=getattr(objective, "head", None),
+        notes={"recipe": config.recipe, "started_from": config.start.model},
     )
     if (run / "broken.json").exists():
         broken = json.loads((run / "broken.json").read_text())

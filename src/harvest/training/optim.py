@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+
+from harvest.interfaces import HarvestError
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,13 @@ class OptimConfig:
     max_grad_norm: float | None = None
     lr_factors: Mapping[str, float] = field(default_factory=dict)
     """Parameters whose name contains the key learn at this multiple, e.g. `{"log_scale": 10}`. The first match counts."""
+    layer_decay: float = 1.0
+    """Each block of a tower learns at this multiple of the one behind it, its patches and positions (or words) at that
+    of the first block; what follows the last block, heads among it, learns at `lr` (BEiT, VideoMAE, UMT)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise HarvestError(f"optim.layer_decay: expected more than 0, at most 1, got {self.layer_decay}")
 
 
 def lr_at(
@@ -51,13 +61,40 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not name.endswith(("positions", "positions.table"))
 
 
+_TOWER = re.compile(r"(?:^|\.)(video|text)\.(?:blocks\.(\d+)\.)?")
+_BEHIND = ("norm_post.", "norm_pooled.", "projection.", "pool.")  # the last block, in a tower
+
+
+def layer_factors(names: Iterable[str], layer_decay: float) -> dict[str, float]:
+    """`layer_decay` to the power of how many blocks stand between a parameter and the end of its tower.
+
+    >>> layer_factors(["video.patches.weight", "video.blocks.0.mlp.up.weight", "head.bias"], 0.5)
+    {'video.patches.weight': 0.25, 'video.blocks.0.mlp.up.weight': 0.5, 'head.bias': 1.0}
+    """
+    found = {name: _TOWER.search(name) for name in names}
+    depth: dict[str, int] = {}
+    for match in found.values():
+        if match and match[2]:
+            depth[match[1]] = max(depth.get(match[1], 0), int(match[2]) + 1)
+    factors: dict[str, float] = {}
+    for name, match in found.items():
+        if match is None or (match[2] is None and name[match.end() :].startswith(_BEHIND)):
+            factors[name] = 1.0
+        else:
+            layer = 0 if match[2] is None else int(match[2]) + 1
+            factors[name] = layer_decay ** (depth.get(match[1], 0) + 1 - layer)
+    return factors
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the parameters that train, grouped by decay and learning-rate factor; `group["factor"]` holds it."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    by_layer = layer_factors((name for name, _ in model.named_parameters()), config.layer_decay)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         factor = next((value for key, value in config.lr_factors.items() if key in name), 1.0)
+        factor *= by_layer[name]
         decay = config.weight_decay if is_decayed(name, parameter) else 0.0
         groups.setdefault((factor, decay), []).append(parameter)
     return torch.optim.AdamW(

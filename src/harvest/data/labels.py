@@ -1,0 +1,104 @@
+"""From a manifest to what a fine-tuned head learns: the classes or answers in their order, and rows with numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from harvest.interfaces import Example, HarvestError
+
+
+def read_class_names(path: str | Path) -> list[str]:
+    """Class names in the order of their labels: a JSON list, or text with one name a line."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarvestError(f"cannot read class names from {path}: {error}") from error
+    if text.lstrip().startswith("["):
+        try:
+            names = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise HarvestError(f"{path} begins as a JSON list and is none: {error}") from error
+    else:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise HarvestError(f"{path}: expected a list of class names, one a line or a JSON list of strings")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise HarvestError(
+            f"{path}: {twice[0]!r} is there {Counter(names)[twice[0]]} times; names must differ"
+        )
+    return list(names)
+
+
+def class_names_of(examples: Sequence[Example]) -> list[str]:
+    """Class names from a manifest in which the text of every labelled example is its class's name."""
+    names: dict[int, str] = {}
+    for example in examples:
+        if example.label is None or len(example.texts) != 1:
+            raise HarvestError(
+                f"example {example.id!r} has label {example.label} and {len(example.texts)} texts; without a list "
+                "of class names every example needs a label and one text, the name of its class"
+            )
+        if names.setdefault(example.label, example.texts[0]) != example.texts[0]:
+            raise HarvestError(
+                f"label {example.label} is called both {names[example.label]!r} and {example.texts[0]!r}: "
+                "give the class names as a list"
+            )
+    absent = sorted(set(range(max(names) + 1)) - names.keys())
+    if absent:
+        raise HarvestError(
+            f"labels {absent[:8]} do not occur, so their names are unknown: give the class names as a list"
+        )
+    return [names[label] for label in range(len(names))]
+
+
+def labelled(examples: Sequence[Example], num_classes: int) -> list[Example]:
+    """The rows with a label or labels, which must be of the classes; captions are left out."""
+    rows = [dataclasses.replace(e, texts=()) for e in examples if e.label is not None or e.labels]
+    if not rows:
+        raise HarvestError("none of the rows of the training set has a label: classification needs them")
+    check_labels(rows, num_classes)
+    several = [row.id for row in rows if row.labels]
+    if several and len(several) < len(rows):
+        raise HarvestError(
+            f"{len(several)} of {len(rows)} rows have a list of labels (first: {several[0]!r}), the others one "
+            "label: give all of them lists"
+        )
+    return rows
+
+
+def check_labels(examples: Sequence[Example], num_classes: int) -> None:
+    """Raise HarvestError at the first example whose label is no class."""
+    for example in examples:
+        wrong = [
+            label
+            for label in (example.labels or (example.label,))
+            if label is None or not 0 <= label < num_classes
+        ]
+        if wrong:
+            raise HarvestError(
+                f"example {example.id!r} has label {wrong[0]}, the classes go from 0 to {num_classes - 1}"
+            )
+
+
+def check_same_names(learned: Sequence[str], asked: Sequence[str]) -> None:
+    """Raise HarvestError where the names a head was trained with are not those it is asked for, in their order."""
+    if list(learned) == list(asked):
+        return
+    if sorted(learned) == sorted(asked):
+        place = next(i for i, (a, b) in enumerate(zip(learned, asked, strict=True)) if a != b)
+        raise HarvestError(
+            f"the class list is in another order than the model's: class {place} is {asked[place]!r}, the model was "
+            f"trained with {learned[place]!r} there"
+        )
+    unknown = [name for name in asked if name not in set(learned)]
+    raise HarvestError(
+        f"the model was trained on {len(learned)} classes, {len(asked)} are asked for"
+        + (f", among them {unknown[0]!r}, which it does not know" if unknown else "")
+        + ": its head does not fit this set"
+    )

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harvest.data.labels import check_same_names, labelled, read_class_names
+from harvest.data.manifest import read_manifest, write_manifest
+from harvest.interfaces import Example, HarvestError
+
+
+def row(id: str, **of: object) -> Example:
+    return Example(id, f"{id}.mp4", **of)
+
+
+def test_rows_without_a_label_are_left_out_and_captions_dropped() -> None:
+    rows = labelled([row("a", texts=("x",), label=1), row("b", texts=("y",))], 2)
+    assert [(e.id, e.texts, e.label) for e in rows] == [("a", (), 1)]
+    with pytest.raises(HarvestError, match="none of the rows"):
+        labelled([row("b", texts=("y",))], 2)
+
+
+def test_labels_outside_the_classes_are_refused() -> None:
+    with pytest.raises(HarvestError, match="'a' has label 2, the classes go from 0 to 1"):
+        labelled([row("a", label=2)], 2)
+    with pytest.raises(HarvestError, match="'a' has label 5"):
+        labelled([row("a", labels=(0, 5))], 2)
+    with pytest.raises(HarvestError, match="1 of 2 rows have a list of labels"):
+        labelled([row("a", labels=(0, 1)), row("b", label=1)], 2)
+
+
+def test_another_class_list_is_refused() -> None:
+    check_same_names(["a", "b"], ("a", "b"))
+    with pytest.raises(
+        HarvestError, match=r"another order.*class 0 is 'b', the model was trained with 'a' there"
+    ):
+        check_same_names(["a", "b"], ["b", "a"])
+    with pytest.raises(HarvestError, match="trained on 2 classes, 3 are asked for, among them 'c'"):
+        check_same_names(["a", "b"], ["a", "b", "c"])
+
+
+def test_a_name_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text(json.dumps(["a", "b", "a"]))
+    with pytest.raises(HarvestError, match="'a' is there 2 times"):
+        read_class_names(tmp_path / "names.json")
+
+
+def test_lists_of_labels_in_manifests(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('video,labels\na.mp4,"[3, 1, 3]"\nb.mp4,[]\n')
+    examples = read_manifest(tmp_path / "a.csv")
+    assert [e.labels for e in examples] == [(1, 3), ()]
+    write_manifest(tmp_path / "b.jsonl", examples[:1])
+    assert [e.labels for e in read_manifest(tmp_path / "b.jsonl")] == [(1, 3)]
+    (tmp_path / "c.csv").write_text("video,labels\na.mp4,3\n")
+    with pytest.raises(HarvestError, match=r"c\.csv, line 2: labels must be a list of whole numbers"):
+        read_manifest(tmp_path / "c.csv")
