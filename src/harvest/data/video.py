@@ -128,6 +128,46 @@ def read_frames(
     )
 
 
+def stream_frames(
+    path: str | Path, *, every_s: float, image_size: int, crop: Crop = "center"
+) -> Iterator[tuple[float, Tensor]]:
+    """The frames shown at 0, `every_s`, 2 `every_s`, … to the end of the file, as (time, uint8 `[3, H, W]`).
+
+    Decoded once, in order, in the memory of one frame: for work on all of a long video. A frame shown at several
+    of the times comes as the same tensor. The last time is at most `every_s` before the end of the last frame.
+
+    Raises VideoError where the file cannot be read on, which may be after frames that it has given.
+    """
+    path = Path(path)
+    if every_s <= 0:
+        raise HarvestError(f"stream_frames: every_s must be above 0, got {every_s}")
+    with _opened(path) as (container, stream):
+        duration = _duration(path, container, stream)
+    with _opened(path) as (container, stream):
+        clock = _Clock(stream.time_base, stream.start_time or 0)
+        number = 0  # of the next time
+        before: tuple[int, Any] | None = None
+        for pts, frame in _frames_in_order(container, stream):
+            if before is not None and clock.seconds(pts) > number * every_s + _ROUNDING_S:
+                picture = _tensor_of(before[1], stream, image_size, crop)
+                while clock.seconds(pts) > number * every_s + _ROUNDING_S:
+                    yield number * every_s, picture
+                    number += 1
+            before = (pts, frame)
+        if before is None:
+            raise VideoError(path, "the video has no frames")
+        ended_s = clock.seconds(before[0] + (before[1].duration or 0))
+        if number * every_s < ended_s - _ROUNDING_S or number == 0:
+            picture = _tensor_of(before[1], stream, image_size, crop)
+            while number * every_s < ended_s - _ROUNDING_S or number == 0:
+                yield number * every_s, picture
+                number += 1
+    if duration.is_of_stream and duration.seconds - ended_s > max(0.5, 0.05 * duration.seconds):
+        raise VideoError(
+            path, f"cut short: it claims {duration.seconds:.2f} s, its frames end at {ended_s:.2f} s"
+        )
+
+
 def probe(path: str | Path) -> VideoInfo:
     """What the file says of itself; its first frame is decoded, so that a video without frames is found."""
     path = Path(path)
@@ -663,6 +703,12 @@ def _picture(frame: Any, stream: Any, image_size: int, crop: Crop) -> np.ndarray
         top, left = (picture.shape[0] - image_size) // 2, (picture.shape[1] - image_size) // 2
         picture = picture[top : top + image_size, left : left + image_size]
     return picture.copy()
+
+
+def _tensor_of(frame: Any, stream: Any, image_size: int, crop: Crop) -> Tensor:
+    if frame.is_corrupt:
+        raise _Unreadable(f"the picture at {float(frame.pts * stream.time_base):.2f} s is damaged")
+    return torch.from_numpy(_picture(frame, stream, image_size, crop)).permute(2, 0, 1)
 
 
 def _upright(picture: np.ndarray, turn: np.ndarray) -> np.ndarray:

@@ -1,7 +1,5 @@
 """A library of videos that can be asked: `harvest.Index`.
 
-The API agreed on, for the command line, the server and scripts (methods may be called from several threads):
-
     Index.build(folder, out=library, model=...)     index new, changed and vanished files; returns an Index
     Index.open(library)                              search what is there, also while another process indexes
     index.search("a sentence", k=10, ...)            text, image=path, clip=path or moment=id -> Answer
@@ -10,49 +8,46 @@ The API agreed on, for the command line, the server and scripts (methods may be 
     index.file(video_id)                             the one way from an id to a file: checked to lie inside the library
     index.thumbnail(video_id, time_s, height=...)    a JPEG
 
-Unknown ids and every mistake of a user raise HarvestError (`UnknownId` for ids, so that a server can answer 404).
+Methods may be called from several threads. Every mistake of a user raises HarvestError; unknown ids `UnknownId`, so
+that a server can answer 404.
+
+How a search goes: the store's nearest moments; less those that agree more with what is unwanted; of moments of one
+video that overlap, the best; the first few again by the matching head, where the model has one.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
+
+from harvest.data.video import IMAGE_SUFFIXES, read_clip
+from harvest.evaluation.embed import default_frames, embed_texts, encode_clips, evaluating
 from harvest.interfaces import HarvestError
-from harvest.search.results import (
-    Answer,
-    Broken,
-    IndexReport,
-    Moment,
-    Stats,
-    Timeline,
-    Video,
-    Where,
-)
+from harvest.parallel import Precision
+from harvest.search import building
+from harvest.search.background import chance_of
+from harvest.search.cutting import Cutting
+from harvest.search.embedding import mode_of
+from harvest.search.library import Library, Model
+from harvest.search.pictures import MOST_HEIGHT, frames_at, jpeg
+from harvest.search.results import Answer, Broken, Hit, IndexReport, Moment, Stats, Timeline, Video, Where
+from harvest.search.store import Entry, Floats, Near, matches
 
 OnProgress = Callable[[int, int], None]
 MAX_QUERY_CHARACTERS = 2000
 MAX_HITS = 1000
+MAX_RERANK = 200
+UNWANTED = 0.5  # weight of what is unwanted in the direction that is searched
+OVERLAP = 0.3  # of the shorter of two moments, from which they show the same
 
 
 class UnknownId(HarvestError):
     """No video or moment has this id (any more)."""
-
-
-@dataclass(frozen=True)
-class Cutting:
-    """How videos become moments; the same for all of a library."""
-
-    window_s: float = 4.0
-    """Longest moments are half as long again; longer shots are cut into windows of this length."""
-    overlap: float = 0.5
-    """Share of a window that it has in common with the next."""
-    num_frames: int | None = None
-    """Frames looked at in a moment; None is the model's own number."""
-    keep_ratio: float = 1.0
-    """The token budget: the share of a moment's tubelets that the encoder sees."""
 
 
 class Index:
@@ -60,6 +55,13 @@ class Index:
 
     report: IndexReport | None = None
     """What `build` did; None of an index that was opened."""
+
+    def __init__(self, library: Library, *, model: str | None = None) -> None:
+        self._library = library
+        self._source = model or library.facts.model
+        self._opened: Model | None = None
+        self._lock = threading.Lock()
+        self._embed_text = lru_cache(1024)(self._embed_text_anew)  # a search as one types asks much again
 
     @classmethod
     def build(
@@ -70,21 +72,45 @@ class Index:
         model: str | Path | None = None,
         cutting: Cutting | None = None,
         background: str | Path | Sequence[str] | None = None,
-        store: str = "local",
-        precision: Literal["fp32", "bf16"] = "fp32",
+        store: str | None = None,
+        precision: Precision = "fp32",
         batch_size: int = 32,
         workers: int = 1,
         verify: bool = False,
         reindex: bool = False,
         progress: OnProgress | None = None,
     ) -> Index:
-        """Index folders of videos into the library `out`, or bring it up to date."""
-        raise NotImplementedError
+        """Index folders of videos into the library `out`, or bring it up to date.
+
+        Only new and changed files are read; files that vanished from these folders are forgotten; a file that was
+        moved is known by its content. A stopped run goes on with the same call. Files that cannot be read are named
+        in `report.broken` and `out`/quarantine.jsonl.
+
+        `model` is needed once; `cutting` and `store` ("local", or the address of a Qdrant server,
+        `http://host:6333/name`) are settled by the first run. `background` is a list, or a text file, of sentences
+        that nothing in the library matches, against which scores are calibrated; the default is in everyday English.
+        `workers` decode ahead. `verify` reads every file to see whether it changed, where otherwise its size and
+        time tell. `reindex` forgets all and starts anew, for another model or other settings.
+
+        HarvestError: a folder that is missing or holds no video, another model's library, a newer Harvest's library,
+        a second indexer at work, a full disk. What was indexed before stays.
+        """
+        paths = [Path(f) for f in ([folders] if isinstance(folders, str | Path) else folders)]
+        if not paths or batch_size < 1 or workers < 1:
+            raise HarvestError("expected at least one folder, batch_size and workers of at least 1")
+        settings = building.Settings(
+            str(model) if model is not None else None,
+            *(cutting, background, store, precision, batch_size, workers, verify, reindex),
+        )
+        report = building.build(paths, Path(out), settings, progress)
+        index = cls.open(out)
+        index.report = report
+        return index
 
     @classmethod
     def open(cls, library: str | Path, *, model: str | Path | None = None) -> Index:
         """Open a library; `model` where the model has been moved since it was indexed (it is checked to be the same)."""
-        raise NotImplementedError
+        return cls(Library.open(Path(library)), model=None if model is None else str(model))
 
     def search(
         self,
@@ -101,43 +127,285 @@ class Index:
         rerank: int = 0,
         false_accept: float = 0.05,
     ) -> Answer:
-        """The best `k` moments for exactly one of a sentence, a picture, a clip, or a moment ("more like this")."""
-        raise NotImplementedError
+        """The best `k` moments for exactly one of a sentence, a picture, a clip, or a moment ("more like this").
+
+        `without` names what must not be there: moments that agree more with it than with the query are left out.
+        `rerank` lets the model's matching head order the first so many again. An answer "is there" where at most
+        `false_accept` of the background queries have a best moment that scores as high. Of moments that overlap
+        only the best is given.
+        """
+        if sum(asked is not None for asked in (text, image, clip, moment)) != 1:
+            raise HarvestError("search needs exactly one of a text, an image, a clip and a moment")
+        if not 1 <= k <= MAX_HITS:
+            raise HarvestError(f"k: expected 1 to {MAX_HITS}, got {k}")
+        if not 0 <= rerank <= MAX_RERANK:
+            raise HarvestError(f"rerank: expected 0 to {MAX_RERANK}, got {rerank}")
+        if not 0 < false_accept < 1:
+            raise HarvestError(f"false_accept: expected between 0 and 1, got {false_accept}")
+        if rerank and text is None:
+            raise HarvestError("rerank needs a text: the matching head reads words")
+        notes: list[str] = []
+        name = text if text is not None else str(image or clip or moment)
+        own: Moment | None = None
+        if text is not None:
+            query = self._embed_text(text)
+            self._note_length(text, notes)
+        elif moment is not None:
+            own = self.moment(moment)
+            query = self._library.store.spans(own.video).vectors[_number_of(moment)]
+            name = f"{own.path} from {own.start_s:.1f} to {own.end_s:.1f} s"
+        elif image is not None:
+            query = self._embed_file(Path(image), 0.0, None)
+        else:
+            assert clip is not None
+            query = self._embed_file(Path(clip), clip_start_s, clip_end_s)
+        unwanted = [without] if isinstance(without, str) else list(without)
+        nots = np.stack([self._embed_text(word) for word in unwanted]) if unwanted else None
+
+        near = self._nearest(query, nots, where, k=max(k, rerank) + 1, notes=notes)
+        if own is not None:
+            near = [found for found in near if not _shows(found, own)]
+        if rerank:
+            assert text is not None
+            near = self._rerank(text, near[:rerank]) + near[rerank:]
+        tops = self._tops() if text is not None else None
+        if tops is None:
+            notes.append("no background for this kind of query: scores carry no chance")
+        hits = tuple(
+            Hit(
+                moment=self._moment_of(found),
+                score=found.score,
+                chance=None if tops is None else chance_of(found.score, tops),
+            )
+            for found in near[:k]
+        )
+        best = max((found.score for found in near), default=-1.0)
+        is_there = bool(hits) and (tops is None or chance_of(best, tops) <= false_accept)
+        return Answer(query=name, hits=hits, is_there=is_there, false_accept=false_accept, notes=tuple(notes))
 
     def timeline(self, text: str, video: str) -> Timeline:
-        """The score of every moment of a video."""
-        raise NotImplementedError
+        """The score of every moment of a video for a sentence."""
+        entry = self._entry(video)
+        spans = self._library.store.spans(video)
+        scores = spans.vectors @ self._embed_text(text)
+        moments = tuple(
+            Moment(f"{video}.{number}", video, entry.path, float(start), float(end))
+            for number, (start, end) in enumerate(zip(spans.start_s, spans.end_s, strict=True))
+        )
+        return Timeline(_video_of(entry), moments, tuple(float(score) for score in scores))
 
     def videos(self) -> tuple[Video, ...]:
         """All videos, by path."""
-        raise NotImplementedError
+        entries = self._library.store.entries().values()
+        good = sorted((e for e in entries if e.reason is None), key=lambda e: (e.path, e.root))
+        return tuple(_video_of(entry) for entry in good)
 
     def video(self, video: str) -> Video:
-        raise NotImplementedError
+        """One video by its id."""
+        return _video_of(self._entry(video))
 
     def moment(self, moment: str) -> Moment:
-        raise NotImplementedError
+        """One moment by its id."""
+        entry = self._entry(moment.partition(".")[0])
+        number = _number_of(moment)
+        if not 0 <= number < entry.num_moments:
+            raise UnknownId(f"no moment {moment!r} in this library")
+        spans = self._library.store.spans(entry.id)
+        return Moment(moment, entry.id, entry.path, float(spans.start_s[number]), float(spans.end_s[number]))
 
     def broken(self) -> tuple[Broken, ...]:
-        """The quarantine report."""
-        raise NotImplementedError
+        """The quarantine report: files that could not be indexed."""
+        entries = sorted(self._library.store.entries().values(), key=lambda e: (e.path, e.root))
+        return tuple(Broken(e.path, e.reason) for e in entries if e.reason is not None)
 
     def stats(self) -> Stats:
-        raise NotImplementedError
+        """The library in numbers."""
+        entries = list(self._library.store.entries().values())
+        good = [entry for entry in entries if entry.reason is None]
+        folder = self._library.folder
+        return Stats(
+            model=self._library.facts.model,
+            videos=len(good),
+            moments=sum(entry.num_moments for entry in good),
+            duration_s=sum(entry.duration_s for entry in good),
+            broken=len(entries) - len(good),
+            size_bytes=sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+            store=self._library.store.address,
+            search="exact" if self._library.store.is_exact() else "approximate",
+        )
 
     def file(self, video: str) -> Path:
         """The file of a video: a regular file whose real path lies inside an indexed folder, or HarvestError."""
-        raise NotImplementedError
+        entry = self._entry(video)
+        path = (Path(entry.root) / entry.path).resolve()
+        if not path.is_relative_to(Path(entry.root).resolve()):
+            raise HarvestError(f"{entry.path} has become a link to a file outside the library")
+        if not path.is_file():
+            raise HarvestError(f"{entry.path} is not there any more: run harvest index again")
+        return path
 
     def thumbnail(self, video: str, time_s: float, *, height: int = 180) -> bytes:
-        """The frame shown at a time as JPEG, with the picture's own proportions."""
-        raise NotImplementedError
+        """The frame shown at a time as JPEG, with the picture's own proportions and `height` for its short side."""
+        if not 16 <= height <= MOST_HEIGHT:
+            raise HarvestError(f"height: expected 16 to {MOST_HEIGHT}, got {height}")
+        if not 0 <= time_s < float("inf"):
+            raise HarvestError(f"time_s: expected 0 or more seconds, got {time_s}")
+        return jpeg(frames_at(self.file(video), [time_s], height=height)[0])
 
     def close(self) -> None:
-        raise NotImplementedError
+        """Close the library's files."""
+        self._library.close()
 
     def __enter__(self) -> Index:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    # ---- queries become vectors
+
+    def _model(self) -> Model:
+        with self._lock:
+            if self._opened is None:
+                model = Model(self._source)
+                self._library.check_model(model)
+                self._opened = model
+            return self._opened
+
+    def _embed_text_anew(self, text: str) -> Floats:
+        if not text.strip():
+            raise HarvestError("the query is empty: describe what to look for")
+        if len(text) > MAX_QUERY_CHARACTERS:
+            raise HarvestError(
+                f"the query has {len(text):,} characters, at most {MAX_QUERY_CHARACTERS:,} are read: say it shorter"
+            )
+        opened = self._model()
+        vector: Floats = embed_texts(opened.model, opened.tokenizer, [text])[0].numpy()
+        return vector
+
+    def _note_length(self, text: str, notes: list[str]) -> None:
+        tokenizer = self._model().tokenizer
+        most = tokenizer.config.context_length
+        if len(tokenizer.core.encode(text).ids) >= most and len(tokenizer.words(text)) > most - 2:
+            notes.append(
+                f"the query is longer than the model reads: only its first {most} word pieces counted"
+            )
+
+    def _embed_file(self, path: Path, start_s: float, end_s: float | None) -> Floats:
+        model = self._model().model
+        is_picture = path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+        clip = read_clip(
+            path,
+            num_frames=1 if is_picture else default_frames(model, mode_of(model)),
+            image_size=model.config.video.image_size,
+            start_s=start_s,
+            end_s=end_s,
+        )
+        vector: Floats = (
+            encode_clips(model, clip.frames[None], mode=mode_of(model)).pooled[0].float().cpu().numpy()
+        )
+        return vector
+
+    # ---- moments
+
+    def _nearest(
+        self, query: Floats, nots: Floats | None, where: Where | None, *, k: int, notes: list[str]
+    ) -> list[Near]:
+        """The best moments that do not overlap, `k` of them where there are so many."""
+        store = self._library.store
+        videos: frozenset[str] | None = None
+        if where is not None and where != Where():
+            videos = frozenset(e.id for e in store.entries().values() if matches(e, where))
+            if not videos:
+                notes.append("no video meets the filter")
+                return []
+        direction = query if nots is None else _unit(query - UNWANTED * nots.mean(axis=0))
+        wanted, total = 4 * k + 16, store.num_moments()
+        while True:
+            near = store.nearest(direction, wanted, videos)
+            kept: list[Near] = []
+            for found in near:
+                score = float(np.clip(found.vector @ query, -1.0, 1.0))
+                if nots is not None and float((nots @ found.vector).max()) >= score:
+                    continue
+                if not any(_overlaps(found, other) for other in kept if other.video == found.video):
+                    kept.append(found._replace(score=score))
+            if len(kept) >= k or len(near) < wanted or wanted >= total:
+                return kept[:k]
+            wanted *= 4
+
+    def _rerank(self, text: str, near: list[Near]) -> list[Near]:
+        """Order moments by the matching head's probability that text and moment go together."""
+        opened = self._model()
+        model = opened.model
+        if model.fusion is None or model.fusion.head_match is None:
+            raise HarvestError(f"{self._source} has no matching head: search without rerank")
+        frames = self._library.facts.cutting.num_frames or default_frames(model, "video")
+        scores: list[float] = []
+        with evaluating(model, "fp32"):
+            words = model.encode_text(opened.tokenizer([text]).to(model.log_scale.device))
+            for found in near:
+                clip = read_clip(
+                    self.file(found.video),
+                    num_frames=frames,
+                    image_size=model.config.video.image_size,
+                    start_s=found.start_s,
+                    end_s=found.end_s,
+                )
+                seen = encode_clips(model, clip.frames[None])
+                scores.append(float(model.match(model.fuse(seen, words), words).softmax(dim=-1)[0, 1]))
+        order = sorted(range(len(near)), key=lambda place: -scores[place])
+        return [near[place] for place in order]
+
+    def _tops(self) -> Floats | None:
+        stored = self._library.database.get("tops")
+        if stored:
+            return np.frombuffer(stored, "<f4")
+        bank = self._library.database.get("background")
+        if not bank:
+            return None  # the first run of the indexer is not through
+        return building.tops_of(
+            self._library.store, np.frombuffer(bank, "<f4").reshape(-1, self._library.facts.width)
+        )
+
+    def _moment_of(self, near: Near) -> Moment:
+        entry = self._entry(near.video)
+        return Moment(f"{near.video}.{near.number}", near.video, entry.path, near.start_s, near.end_s)
+
+    def _entry(self, video: str) -> Entry:
+        entry = self._library.store.entry(video)
+        if entry is None or entry.reason is not None:
+            raise UnknownId(f"no video {video!r} in this library")
+        return entry
+
+
+def _unit(vector: Floats) -> Floats:
+    unit: Floats = vector / max(float(np.linalg.norm(vector)), 1e-12)
+    return unit
+
+
+def _overlaps(one: Near, other: Near) -> bool:
+    common = min(one.end_s, other.end_s) - max(one.start_s, other.start_s)
+    return common > OVERLAP * min(one.end_s - one.start_s, other.end_s - other.start_s)
+
+
+def _shows(near: Near, moment: Moment) -> bool:
+    common = min(near.end_s, moment.end_s) - max(near.start_s, moment.start_s)
+    return near.video == moment.video and common > 0
+
+
+def _number_of(moment: str) -> int:
+    number = moment.partition(".")[2]
+    return int(number) if number.isdecimal() and len(number) < 10 else -1
+
+
+def _video_of(entry: Entry) -> Video:
+    return Video(
+        id=entry.id,
+        path=entry.path,
+        duration_s=entry.duration_s,
+        size_bytes=entry.size_bytes,
+        modified=datetime.fromtimestamp(entry.modified_ns / 1e9, UTC).isoformat(timespec="seconds"),
+        num_moments=entry.num_moments,
+        damage=entry.damage,
+    )

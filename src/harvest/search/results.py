@@ -37,8 +37,9 @@ class Hit:
     moment: Moment
     score: float
     """Cosine of query and moment."""
-    chance: float
-    """Share of the background queries, which are about nothing in the library, whose best moment scores as high."""
+    chance: float | None
+    """Share of the background queries, which are about nothing in the library, whose best moment scores as high.
+    None for pictures, clips and moments as queries, for which there is no background."""
 
     @property
     def path(self) -> str:

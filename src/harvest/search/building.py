@@ -1,0 +1,297 @@
+"""Bringing a library up to date: new, changed, moved and vanished files, a group of files at a time.
+
+A group is written whole or not at all, and groups are cut from the sorted list of files, so that an indexer that is
+killed and started again goes through the same groups and leaves the same library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from harvest.data.video import VideoError
+from harvest.evaluation.embed import embed_texts
+from harvest.interfaces import HarvestError
+from harvest.parallel import Precision, barrier, world_rank_size
+from harvest.search.background import default_bank, read_bank
+from harvest.search.cutting import Cutting
+from harvest.search.embedding import Embedded, embed_moments
+from harvest.search.files import File, digest, video_files
+from harvest.search.library import (
+    Facts,
+    Library,
+    Model,
+    named,
+    open_store,
+    read_facts,
+    signature,
+    write_quarantine,
+    writing,
+)
+from harvest.search.results import Broken, IndexReport
+from harvest.search.store import Database, Entry, Floats, Spans, Store, video_id
+
+OnProgress = Callable[[int, int], None]
+GROUP = 16  # files
+
+
+class Settings(NamedTuple):
+    """How to index; see `Index.build`."""
+
+    model: str | None
+    cutting: Cutting | None
+    background: str | Path | Sequence[str] | None
+    store: str | None
+    precision: Precision
+    batch_size: int
+    workers: int
+    verify: bool
+    reindex: bool
+
+
+class _Job(NamedTuple):
+    """A file that may have to be encoded."""
+
+    root: str
+    file: File
+    before: Entry | None
+
+
+class _Plan(NamedTuple):
+    jobs: list[_Job]
+    gone: list[str]
+    num_unchanged: int
+
+
+def build(folders: Sequence[Path], out: Path, settings: Settings, progress: OnProgress | None) -> IndexReport:
+    """Index folders into the library `out`. Under torchrun every rank encodes its share of the groups."""
+    started = time.monotonic()
+    if world_rank_size()[0] == 0:
+        with writing(out):
+            return _build(folders, out, settings, progress, started)
+    barrier()  # until rank 0 has made the library
+    return _build(folders, out, settings._replace(reindex=False), None, started)
+
+
+def _build(
+    folders: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    progress: OnProgress | None,
+    started: float,
+) -> IndexReport:
+    rank, size = world_rank_size()
+    roots = [folder.resolve() for folder in folders]
+    found = {root: video_files(root) for root in roots}
+    library, model = _open(out, settings)
+    try:
+        if rank == 0:
+            barrier()
+        store = library.store
+        entries = store.entries()
+        plan = _compare(found, entries, verify=settings.verify)
+        barrier()  # all ranks have the same plan before the first of them writes
+        groups = [plan.jobs[start : start + GROUP] for start in range(0, len(plan.jobs), GROUP)]
+        at_work = {video_id(job.root, job.file.path) for job in plan.jobs}
+        known = {e.digest: e for e in entries.values() if e.num_moments and e.id not in at_work}
+        counts = dict.fromkeys(("new", "changed", "moved", "same"), 0)
+        done = 0
+        for number, group in enumerate(groups):
+            if number % size == rank:
+                model = _index_group(library, model, group, known, settings, counts)
+            done += len(group)
+            if progress is not None:
+                progress(done, len(plan.jobs))
+        barrier()
+        if rank == 0:
+            if plan.gone:
+                store.put([], gone=plan.gone)
+            if plan.jobs or plan.gone or settings.background is not None or not library.database.get("tops"):
+                _calibrate(library, model, settings.background)
+                store.optimise()
+        broken = _quarantine(library, store) if rank == 0 else ()
+        return IndexReport(
+            new=counts["new"],
+            changed=counts["changed"],
+            moved=counts["moved"],
+            vanished=len(plan.gone),
+            unchanged=plan.num_unchanged + counts["same"],
+            broken=broken,
+            moments=store.num_moments(),
+            seconds=time.monotonic() - started,
+        )
+    finally:
+        library.close()
+
+
+def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
+    """The library, made if it is new. The model is opened only if it has to be looked at."""
+    database = Database(out / "library.db", create=True)
+    facts = read_facts(database)
+    model: Model | None = None
+    if facts is not None and not settings.reindex:
+        if settings.store is not None and settings.store != facts.store:
+            raise HarvestError(
+                f"{out} keeps its vectors in {facts.store}, not in {settings.store}: give --reindex"
+            )
+        if settings.cutting is not None and settings.cutting != facts.cutting:
+            raise HarvestError(
+                f"{out} was cut with {facts.cutting}, and {settings.cutting} is asked for: give --reindex to cut anew"
+            )
+        library = Library(out, database, facts, open_store(database, facts))
+        if settings.model is not None and (
+            named(settings.model) != facts.model or signature(facts.model) != facts.model_signature
+        ):
+            model = Model(settings.model)
+            library.check_model(model)
+            moved = dataclasses.replace(facts, model=model.source, model_signature=signature(model.source))
+            database.set(facts=moved.to_json())
+            library.facts = moved
+        return library, model
+    source = settings.model or (facts.model if facts else None)
+    if source is None:
+        raise HarvestError(f"{out} is a new library: name the model that indexes it (--model)")
+    model = Model(source)
+    facts = Facts(
+        model=model.source,
+        model_digest=model.digest,
+        model_signature=signature(model.source),
+        width=model.model.config.video.embed_dim,
+        cutting=settings.cutting or (facts.cutting if facts else Cutting()),
+        store=settings.store or (facts.store if facts else "local"),
+    )
+    store = open_store(database, facts)
+    if world_rank_size()[0] == 0:
+        store.clear()
+        database.set(facts=facts.to_json(), background=b"", tops=b"")
+    return Library(out, database, facts, store), model
+
+
+def _compare(found: dict[Path, list[File]], entries: dict[str, Entry], *, verify: bool) -> _Plan:
+    jobs: list[_Job] = []
+    seen: set[str] = set()
+    num_unchanged = 0
+    for root, files in found.items():
+        for file in files:
+            id = video_id(str(root), file.path)
+            seen.add(id)
+            before = entries.get(id)
+            is_same = before is not None and (before.size_bytes, before.modified_ns) == file[1:3]
+            if is_same and not verify and (file.reason is None or before.reason == file.reason):  # type: ignore[union-attr]
+                num_unchanged += 1
+            else:
+                jobs.append(_Job(str(root), file, before))
+    roots = {str(root) for root in found}
+    gone = sorted(id for id, entry in entries.items() if entry.root in roots and id not in seen)
+    return _Plan(jobs, gone, num_unchanged)
+
+
+def _index_group(
+    library: Library,
+    model: Model | None,
+    group: Sequence[_Job],
+    known: dict[str, Entry],
+    settings: Settings,
+    counts: dict[str, int],
+) -> Model | None:
+    """Encode what is new in a group of files and write the group. Returns the model, opened if it was needed."""
+    done: list[tuple[Entry, Spans | None]] = []
+    touched: list[Entry] = []
+    wanted: list[tuple[Path, Entry]] = []
+    for root, file, before in group:
+        path = Path(root) / file.path
+        entry = Entry(video_id(root, file.path), root, file.path, file.size_bytes, file.modified_ns, "")
+        if file.reason is None:
+            try:
+                entry = dataclasses.replace(entry, digest=digest(path))
+            except OSError as error:
+                entry = dataclasses.replace(entry, reason=error.strerror or str(error))
+        else:
+            entry = dataclasses.replace(entry, reason=file.reason)
+        if entry.reason is not None:
+            done.append((entry, None))
+        elif before is not None and before.digest == entry.digest:
+            touched.append(entry)
+            counts["same"] += 1
+        elif entry.digest in known:
+            twin = known[entry.digest]
+            copy = dataclasses.replace(
+                entry, duration_s=twin.duration_s, num_moments=twin.num_moments, damage=twin.damage
+            )
+            done.append((copy, library.store.spans(twin.id)))
+            counts["moved"] += 1
+        else:
+            wanted.append((path, entry))
+            counts["new" if before is None else "changed"] += 1
+    if wanted:
+        if model is None:
+            model = Model(library.facts.model)
+            library.check_model(model)
+        made = embed_moments(
+            model.model,
+            [path for path, _ in wanted],
+            library.facts.cutting,
+            precision=settings.precision,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+        )
+        done += [_entry_of(entry, found) for (_, entry), found in zip(wanted, made, strict=True)]
+    if done:
+        library.store.put(sorted(done, key=lambda pair: pair[0].path))
+        known.update({entry.digest: entry for entry, _ in done if entry.num_moments})
+    if touched:
+        library.store.update(touched)
+    return model
+
+
+def _entry_of(entry: Entry, found: Embedded | VideoError) -> tuple[Entry, Spans | None]:
+    if isinstance(found, VideoError):
+        return dataclasses.replace(entry, reason=found.reason), None
+    cut = found.cut
+    return (
+        dataclasses.replace(
+            entry, duration_s=cut.duration_s, num_moments=len(found.spans.start_s), damage=cut.damage
+        ),
+        found.spans,
+    )
+
+
+def _calibrate(library: Library, model: Model | None, background: str | Path | Sequence[str] | None) -> None:
+    """Embed the bank of background queries, if it is new, and note how high each scores in the library now."""
+    stored = library.database.get("background")
+    texts: tuple[str, ...] = ()
+    if background is not None:
+        texts = read_bank(background)
+    elif not stored:
+        texts = default_bank()
+    if texts:
+        model = model or Model(library.facts.model)
+        vectors = embed_texts(model.model, model.tokenizer, texts).numpy()
+        stored = vectors.astype("<f4").tobytes()
+        library.database.set(background=stored, background_texts=json.dumps(texts).encode())
+    assert stored is not None
+    bank: Floats = np.frombuffer(stored, "<f4").reshape(-1, library.facts.width)
+    library.database.set(tops=tops_of(library.store, bank).tobytes())
+
+
+def tops_of(store: Store, bank: Floats) -> Floats:
+    """The score of the best moment for every background query, fp32 `[Q]`, ascending."""
+    tops: Floats = np.sort(store.best_scores(bank)).astype("<f4")
+    return tops
+
+
+def _quarantine(library: Library, store: Store) -> tuple[Broken, ...]:
+    entries = sorted(store.entries().values(), key=lambda entry: (entry.root, entry.path))
+    rows = [
+        {"root": entry.root, "path": entry.path, "reason": entry.reason or entry.damage or ""}
+        for entry in entries
+        if entry.reason or entry.damage
+    ]
+    write_quarantine(library.folder, rows)
+    return tuple(Broken(entry.path, entry.reason) for entry in entries if entry.reason)

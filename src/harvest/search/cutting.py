@@ -1,0 +1,179 @@
+"""A video becomes moments: shots, and within long shots windows that overlap.
+
+The video is decoded once, in order, in the memory of one window. Pictures are taken twice as often as an encoder
+wants them, so that each window finds its own, and overlapping windows of a shot find the same ones: what was
+decoded, or by a frame-wise tower encoded, for one of them serves the next.
+
+A cut is a change from one picture to the next that stands out from those around it, seen in the pictures that are
+decoded anyway. (PySceneDetect finds such hard cuts too, by a second pass of decoding and with 150 MB of OpenCV.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from harvest.data.video import VideoError, probe, stream_frames
+from harvest.interfaces import HarvestError
+from harvest.tokens import Keep
+
+PICTURES_PER_FRAME = 2  # taken for each frame that a window shows to the encoder
+LONGEST = 1.5  # windows: a shot up to this is one moment
+SHORTEST_S = 0.5  # a cut sooner after the last is a flash, not a shot
+GRID = 24  # side of the pictures that cuts are found in
+LEAST_CHANGE = 4.0  # of 255, of a cut: less is noise
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How videos become moments; the same for all of a library."""
+
+    window_s: float = 4.0
+    """Longest moments are half as long again; longer shots are cut into windows of this length."""
+    overlap: float = 0.5
+    """Share of a window that it has in common with the next."""
+    num_frames: int | None = None
+    """Frames looked at in a moment; None is the model's own number."""
+    budget: int | None = None
+    """Tubelets of a moment that the encoder sees; None is all."""
+    keep: Keep = "motion"
+    """Which those are, as in `tokens.Selection`."""
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.window_s <= 600:
+            raise HarvestError(f"window_s: expected 0.1 to 600 seconds, got {self.window_s}")
+        if not 0 <= self.overlap <= 0.9:
+            raise HarvestError(f"overlap: expected 0 to 0.9, got {self.overlap}")
+        if self.keep == "attention":
+            raise HarvestError("keep: attention follows a teacher, which a library does not have")
+        if self.num_frames is not None and not 1 <= self.num_frames <= 256:
+            raise HarvestError(f"num_frames: expected 1 to 256, got {self.num_frames}")
+
+
+class Window(NamedTuple):
+    """A moment before it is embedded."""
+
+    start_s: float
+    end_s: float
+    pictures: tuple[
+        Tensor, ...
+    ]  # uint8 [3, H, W] each; those shared with another window are the same tensors
+
+
+class Cut(NamedTuple):
+    """The end of a video: how long it was, and what was wrong with it, if not all of it could be read."""
+
+    duration_s: float
+    damage: str | None
+
+
+def windows(
+    path: str | Path, cutting: Cutting, *, num_frames: int, image_size: int
+) -> Iterator[Window | Cut]:
+    """Cut a video: its windows in the order of their starts, then one `Cut`.
+
+    Raises VideoError where nothing can be read at all.
+    """
+    every_s = cutting.window_s / (num_frames * PICTURES_PER_FRAME)
+    shot = _Shot(cutting, num_frames, 0.0)
+    end_s = 0.0
+    damage: str | None = None
+    claimed_s = probe(path).duration_s
+    pictures = stream_frames(path, every_s=every_s, image_size=image_size)
+    try:
+        for time_s, picture, is_first in _with_cuts(pictures):
+            if is_first and time_s - shot.start_s >= SHORTEST_S:
+                yield from shot.close(time_s)
+                shot = _Shot(cutting, num_frames, time_s)
+            yield from shot.add(time_s, picture)
+            end_s = time_s + every_s
+    except VideoError as error:
+        if not end_s:
+            raise
+        damage = f"read only to {end_s:.1f} s: {error.reason}"
+    if end_s - every_s < claimed_s < end_s:  # the last picture was not shown for all of its time
+        end_s = claimed_s
+    yield from shot.close(end_s)
+    yield Cut(end_s, damage)
+
+
+def _with_cuts(pictures: Iterator[tuple[float, Tensor]]) -> Iterator[tuple[float, Tensor, bool]]:
+    """Each picture, one later, with whether it is the first of a shot."""
+    changes = [0.0, 0.0, 0.0]  # that led to the two pictures before the waiting one, and to it
+    waiting: tuple[float, Tensor] | None = None
+    small: Tensor | None = None
+    broken: VideoError | None = None
+    while broken is None:
+        try:
+            item = next(pictures, None)
+        except VideoError as error:  # the picture that waits is still good
+            broken, item = error, None
+        if item is None:
+            break
+        before, small = small, _small(item[1])
+        change = 0.0 if before is None else float((small - before).abs().median())
+        if waiting is not None:
+            yield *waiting, is_cut(changes[2], around=(changes[0], changes[1], change))
+            changes = [changes[1], changes[2], change]
+        waiting = item
+    if waiting is not None:
+        yield *waiting, is_cut(changes[2], around=(changes[0], changes[1]))
+    if broken is not None:
+        raise broken
+
+
+def is_cut(change: float, *, around: tuple[float, ...]) -> bool:
+    """Whether a change from one picture to the next, given those before and after it, begins a shot.
+
+    A change is the median over the picture of the difference in brightness, of 255: a thing that comes or goes in
+    front of the same background changes less than half of it. Fast movement and flashes come with equals beside them.
+    """
+    return change >= 2 * max(around) + LEAST_CHANGE
+
+
+def _small(picture: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(picture.float().mean(dim=0)[None], GRID)[0]
+
+
+class _Shot:
+    """The pictures of the shot that is being read, from the start of its next window on."""
+
+    def __init__(self, cutting: Cutting, num_frames: int, start_s: float) -> None:
+        self.window_s = cutting.window_s
+        self.num_frames = num_frames
+        every_s = cutting.window_s / (num_frames * PICTURES_PER_FRAME)
+        # The step is a whole number of pictures, so that windows that overlap look at the same ones.
+        self.step_s = max(1, round(cutting.window_s * (1 - cutting.overlap) / every_s)) * every_s
+        self.start_s = start_s
+        self.next_s = start_s
+        self.times_s: list[float] = []
+        self.pictures: list[Tensor] = []
+
+    def add(self, time_s: float, picture: Tensor) -> Iterator[Window]:
+        self.times_s.append(time_s)
+        self.pictures.append(picture)
+        while time_s - self.next_s > LONGEST * self.window_s:
+            yield self._window(self.next_s + self.window_s)
+            self.next_s += self.step_s
+            first = next(i for i, t in enumerate(self.times_s) if t > self.next_s - 1e-6)
+            del self.times_s[:first], self.pictures[:first]
+
+    def close(self, end_s: float) -> Iterator[Window]:
+        if self.pictures:
+            yield self._window(end_s)
+
+    def _window(self, end_s: float) -> Window:
+        length_s = end_s - self.next_s
+        chosen = []
+        place = 0
+        for number in range(self.num_frames):
+            middle_s = self.next_s + (number + 0.5) * length_s / self.num_frames
+            while place + 1 < len(self.times_s) and self.times_s[place + 1] <= middle_s + 1e-6:
+                place += 1
+            chosen.append(self.pictures[place])
+        return Window(self.next_s, end_s, tuple(chosen))

@@ -1,0 +1,193 @@
+"""Moments become vectors: windows of several videos in batches, decoded by threads ahead of the encoder.
+
+Batches are the same for the same list of videos, whatever the number of threads, so that an indexer that was killed
+writes the same vectors the second time.
+
+Shapes: B windows of a batch, T frames, E shared width.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harvest.data.video import VideoError
+from harvest.evaluation.embed import Mode, default_frames, encode_clips
+from harvest.interfaces import HarvestError
+from harvest.model.video_text import VideoTextModel
+from harvest.parallel import Precision
+from harvest.search.cutting import Cut, Cutting, Window, windows
+from harvest.search.store import Spans
+from harvest.tokens import Selection
+
+Item = Window | Cut | VideoError
+
+
+class Embedded(NamedTuple):
+    """A video that could be read, in whole or in part."""
+
+    spans: Spans
+    cut: Cut
+
+
+def mode_of(model: VideoTextModel) -> Mode:
+    """An image model looks at a moment frame by frame."""
+    return "image" if model.config.video.num_frames == 1 else "video"
+
+
+def embed_moments(
+    model: VideoTextModel,
+    paths: Sequence[Path],
+    cutting: Cutting,
+    *,
+    precision: Precision = "fp32",
+    batch_size: int = 32,
+    workers: int = 1,
+) -> list[Embedded | VideoError]:
+    """Cut and embed videos. For each its moments, or why it cannot be read."""
+    num_frames = cutting.num_frames or default_frames(model, mode_of(model))
+    encoder = WindowEncoder(model, cutting, precision=precision)
+    found: list[list[Window]] = [[] for _ in paths]
+    vectors: list[list[Tensor]] = [[] for _ in paths]
+    ends: list[Cut | VideoError | None] = [None] * len(paths)
+    batch: list[tuple[int, Window]] = []
+
+    def encode() -> None:
+        pooled = encoder([window for _, window in batch])
+        for (number, window), vector in zip(batch, pooled, strict=True):
+            found[number].append(window._replace(pictures=()))  # the pictures may go
+            vectors[number].append(vector)
+        batch.clear()
+
+    with _decoded(
+        paths, cutting, num_frames, model.config.video.image_size, ahead=2 * batch_size, workers=workers
+    ) as items:
+        for number, item in items:
+            if isinstance(item, Window):
+                batch.append((number, item))
+                if len(batch) == batch_size:
+                    encode()
+            else:
+                ends[number] = item
+        if batch:
+            encode()
+    done: list[Embedded | VideoError] = []
+    for its_windows, its_vectors, end in zip(found, vectors, ends, strict=True):
+        if not isinstance(end, Cut):
+            assert end is not None
+            done.append(end)
+            continue
+        starts = np.array([window.start_s for window in its_windows])
+        done.append(
+            Embedded(
+                Spans(starts, np.array([w.end_s for w in its_windows]), torch.stack(its_vectors).numpy()), end
+            )
+        )
+    return done
+
+
+class WindowEncoder:
+    """Windows to unit vectors `[B, E]`.
+
+    A tower that looks at frames alone sees each picture once, however many windows show it: vectors of the last
+    batch's pictures are kept for those that overlap it.
+    """
+
+    def __init__(self, model: VideoTextModel, cutting: Cutting, *, precision: Precision = "fp32") -> None:
+        self.model = model
+        self.selection = (
+            None if cutting.budget is None else Selection(budget=cutting.budget, keep=cutting.keep)
+        )
+        self.precision = precision
+        self.is_frame_wise = mode_of(model) == "image"
+        self.num_encoded = 0
+        """Windows, or pictures of a frame-wise tower, that the encoder has seen."""
+        self._seen: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # the picture itself too, so that its id stays its own
+        if self.is_frame_wise and cutting.budget is not None:
+            raise HarvestError("a token budget needs a video model: an image model sees whole frames")
+
+    def __call__(self, batch: Sequence[Window]) -> Tensor:
+        if not self.is_frame_wise:
+            video = torch.stack([torch.stack(window.pictures) for window in batch])
+            self.num_encoded += len(batch)
+            return self._encode(video)
+        distinct = {id(picture): picture for window in batch for picture in window.pictures}
+        new = {key: picture for key, picture in distinct.items() if key not in self._seen}
+        if new:
+            pooled = self._encode(torch.stack(list(new.values()))[:, None])
+            self._seen |= {
+                key: (picture, vector) for (key, picture), vector in zip(new.items(), pooled, strict=True)
+            }
+            self.num_encoded += len(new)
+        self._seen = {key: value for key, value in self._seen.items() if key in distinct}
+        means = [
+            torch.stack([self._seen[id(picture)][1] for picture in window.pictures]).mean(dim=0)
+            for window in batch
+        ]
+        return F.normalize(torch.stack(means), dim=-1)
+
+    def _encode(self, video: Tensor) -> Tensor:
+        pooled = encode_clips(self.model, video, precision=self.precision, selection=self.selection).pooled
+        pooled = pooled.float().cpu()
+        if not bool(pooled.isfinite().all()):
+            raise HarvestError("the model gives vectors that are not finite: its weights are broken")
+        return pooled
+
+
+@contextmanager
+def _decoded(
+    paths: Sequence[Path], cutting: Cutting, num_frames: int, image_size: int, *, ahead: int, workers: int
+) -> Iterator[Iterator[tuple[int, Item]]]:
+    """The windows of videos in order, each video ended by its `Cut` or a VideoError, `ahead` decoded before use."""
+    queues: list[queue.Queue[Item | BaseException]] = [queue.Queue(ahead) for _ in paths]
+    stopped = threading.Event()
+
+    def give(number: int, item: Item | BaseException) -> None:
+        while not stopped.is_set():
+            try:
+                queues[number].put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def decode(number: int) -> None:
+        try:
+            for item in windows(paths[number], cutting, num_frames=num_frames, image_size=image_size):
+                if stopped.is_set():
+                    return
+                give(number, item)
+        except (
+            BaseException
+        ) as error:  # handed to the reader of the queue, which raises what is no VideoError
+            give(number, error)
+
+    def items() -> Iterator[tuple[int, Item]]:
+        for number in range(len(paths)):
+            while True:
+                item = queues[number].get()
+                if isinstance(item, BaseException) and not isinstance(item, VideoError):
+                    raise item
+                yield number, item
+                if not isinstance(item, Window):
+                    break
+
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode") as pool:
+        for number in range(len(paths)):
+            pool.submit(decode, number)
+        try:
+            yield items()
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,166 @@
+"""A library's folder: what it is, which model it belongs to, and who may write to it.
+
+library/library.db        facts, files, moments and vectors (store.py)
+library/vectors-N.usearch the approximate index of a large library; made again when it is gone
+library/quarantine.jsonl  files that could not be indexed, or not in whole, and why
+library/.lock             held by the one indexer that is at work
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harvest.interfaces import HarvestError
+from harvest.model.pretrained import load_pretrained
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_text import VideoTextModel
+from harvest.search.cutting import Cutting
+from harvest.search.store import Database, LocalStore, Store
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What all of a library has in common."""
+
+    model: str
+    """The model's source as it was named; a folder as its absolute path."""
+    model_digest: str
+    model_signature: str
+    """Size and time of the weights, which tell cheaply that they are still the same."""
+    width: int
+    """Of the vectors."""
+    cutting: Cutting
+    store: str = "local"
+    format: int = FORMAT
+
+    def to_json(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @staticmethod
+    def from_json(text: bytes, folder: Path) -> Facts:
+        values = json.loads(text)
+        if values.get("format", 0) > FORMAT:
+            raise HarvestError(
+                f"{folder} was written by a newer Harvest (format {values['format']}, this one reads {FORMAT}): "
+                "update Harvest"
+            )
+        return Facts(**{**values, "cutting": Cutting(**values["cutting"])})
+
+
+class Model:
+    """A model opened for a library, and what tells it from others."""
+
+    def __init__(self, source: str) -> None:
+        self.source = named(source)
+        self.model: VideoTextModel
+        self.tokenizer: Tokenizer
+        self.model, self.tokenizer, _ = load_pretrained(source)
+        made = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            made.update(name.encode())
+            made.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        self.digest = made.hexdigest()
+
+
+def named(source: str) -> str:
+    """A model's source so that it means the same from another folder."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def signature(source: str) -> str:
+    """Size and time of a model folder's weights; empty where that says nothing."""
+    weights = Path(source) / "model.safetensors"
+    if not weights.is_file():
+        return ""
+    about = weights.stat()
+    return f"{about.st_size}:{about.st_mtime_ns}"
+
+
+class Library:
+    """An open library folder."""
+
+    def __init__(self, folder: Path, database: Database, facts: Facts, store: Store) -> None:
+        self.folder = folder
+        self.database = database
+        self.facts = facts
+        self.store = store
+
+    @staticmethod
+    def open(folder: Path) -> Library:
+        """Open a library; HarvestError where the folder is none, is not finished being made, or is from a newer Harvest."""
+        database = Database(folder / "library.db", create=False)
+        facts = read_facts(database)
+        if facts is None:
+            raise HarvestError(f"{folder} holds nothing yet: run harvest index again")
+        return Library(folder, database, facts, open_store(database, facts))
+
+    def check_model(self, model: Model) -> None:
+        if model.digest != self.facts.model_digest:
+            raise HarvestError(
+                f"{self.folder} was indexed with the model {self.facts.model}, and {model.source} is another: their "
+                "vectors cannot be compared. Give that model, or index anew: harvest index … --reindex"
+            )
+
+    def close(self) -> None:
+        self.store.close()
+        self.database.close()
+
+
+def read_facts(database: Database) -> Facts | None:
+    found = database.get("facts")
+    return None if found is None else Facts.from_json(found, database.path.parent)
+
+
+def open_store(database: Database, facts: Facts) -> Store:
+    """The store that a library's facts name."""
+    if facts.store == "local":
+        return LocalStore(database, width=facts.width)
+    from harvest.search.qdrant import QdrantStore
+
+    return QdrantStore(facts.store, width=facts.width)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Be the only indexer of a library; HarvestError where another is at work. The lock ends with the process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise HarvestError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            who = os.read(lock, 40).decode(errors="replace").strip()
+            raise HarvestError(
+                f"{folder} is being indexed by process {who or 'unknown'}: wait for it, or end it"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+def write_quarantine(folder: Path, rows: list[dict[str, str]]) -> None:
+    """The quarantine report for other programs, seen whole or not at all."""
+    part = folder / f".quarantine.{os.getpid()}"
+    try:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(part, folder / "quarantine.jsonl")
+    except OSError as error:
+        raise HarvestError(f"cannot write to {folder}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,469 @@
+"""Where a library keeps its files and the vectors of their moments: SQLite, with an approximate index beside it.
+
+library.db         the truth: every file with its moments and their vectors (fp16), a video at a time or not at all
+vectors-N.usearch  made from it when the library is large, read by memory map, made again when it is gone
+
+SQLite's write-ahead log makes each `put` whole or absent, after `kill -9` and power loss alike, and lets searches go
+on while an indexer writes. Small libraries are searched exactly. In larger ones usearch (HNSW over 8-bit vectors)
+proposes candidates, which are scored again from the stored vectors; rows newer than it are searched exactly, rows
+that are gone are left out, so that it is never wrong, only in time slower.
+
+Shapes: n moments, Q queries, E shared width. Vectors have unit length.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harvest.interfaces import HarvestError
+from harvest.search.results import Where
+
+Floats = NDArray[np.float32]
+
+EXACT_MOST = 100_000  # moments that are searched exactly, in memory
+_CANDIDATES = 64  # of the approximate index at least
+_TAIL_SHARE = 0.2  # of rows newer than the approximate index, at which it is made again
+_WAIT_S = 60.0  # for another process's transaction
+_BLOCK = 50_000  # rows read at a time
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS videos (
+  id TEXT PRIMARY KEY, root TEXT NOT NULL, path TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+  modified_ns INTEGER NOT NULL, digest TEXT NOT NULL, duration_s REAL NOT NULL, num_moments INTEGER NOT NULL,
+  damage TEXT, reason TEXT
+);
+CREATE TABLE IF NOT EXISTS moments (
+  row INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again, so that an approximate index can only lack rows
+  video TEXT NOT NULL, number INTEGER NOT NULL, start_s REAL NOT NULL, end_s REAL NOT NULL, vector BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS moments_of_video ON moments (video, number);
+CREATE TABLE IF NOT EXISTS removed (row INTEGER PRIMARY KEY);
+CREATE TRIGGER IF NOT EXISTS note_removed AFTER DELETE ON moments
+  BEGIN INSERT INTO removed VALUES (old.row); END;
+"""
+_COUNT_UP = """INSERT INTO meta VALUES ('generation', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file that the indexer has seen: indexed, or in quarantine with the reason."""
+
+    id: str
+    root: str
+    path: str  # relative to the root, with forward slashes
+    size_bytes: int
+    modified_ns: int
+    digest: str
+    duration_s: float = 0.0
+    num_moments: int = 0
+    damage: str | None = None
+    reason: str | None = None  # why it is in quarantine; None where it is not
+
+
+class Spans(NamedTuple):
+    """The moments of one video."""
+
+    start_s: NDArray[np.float64]  # [n]
+    end_s: NDArray[np.float64]  # [n]
+    vectors: Floats  # [n, E]
+
+
+class Near(NamedTuple):
+    """A moment found by its vector."""
+
+    video: str
+    number: int
+    start_s: float
+    end_s: float
+    score: float  # cosine with the query
+    vector: Floats  # [E]
+
+
+class Store(Protocol):
+    """What a library needs of a vector store. Methods may be called from several threads."""
+
+    address: str
+
+    def entries(self) -> dict[str, Entry]:
+        """All files by id."""
+
+    def entry(self, video: str) -> Entry | None:
+        """One file."""
+
+    def put(self, videos: Sequence[tuple[Entry, Spans | None]], *, gone: Sequence[str] = ()) -> None:
+        """Replace videos (None: those without moments) and remove others, all or nothing."""
+
+    def update(self, entries: Sequence[Entry]) -> None:
+        """Note new times and sizes of files whose content is the same."""
+
+    def clear(self) -> None:
+        """Forget every file."""
+
+    def spans(self, video: str) -> Spans:
+        """The moments of a video, in the order of their numbers."""
+
+    def nearest(self, query: Floats, k: int, videos: frozenset[str] | None = None) -> list[Near]:
+        """The `k` moments with the largest cosine to `query` `[E]`, among some videos or all."""
+
+    def best_scores(self, queries: Floats) -> Floats:
+        """The largest cosine of each of `[Q, E]` with any moment; -1 where there is none."""
+
+    def num_moments(self) -> int: ...
+
+    def is_exact(self) -> bool: ...
+
+    def optimise(self) -> None:
+        """After an indexer's run: make what speeds searching up."""
+
+    def close(self) -> None: ...
+
+
+def video_id(root: str, path: str) -> str:
+    """The id of a file: a digest of where it is."""
+    return hashlib.blake2b(f"{root}\0{path}".encode(errors="surrogateescape"), digest_size=8).hexdigest()
+
+
+def matches(entry: Entry, where: Where) -> bool:
+    """Whether a file meets all conditions of a filter."""
+    if entry.reason is not None or (where.videos and entry.id not in where.videos):
+        return False
+    if where.path is not None:
+        path, wanted = entry.path.lower(), where.path.lower()
+        is_pattern = any(mark in wanted for mark in "*?[")
+        if not (fnmatch.fnmatchcase(path, wanted) if is_pattern else wanted in path):
+            return False
+    if where.after is not None and entry.modified_ns < _time_ns(where.after):
+        return False
+    if where.before is not None and entry.modified_ns >= _time_ns(where.before):
+        return False
+    if where.min_duration_s is not None and entry.duration_s < where.min_duration_s:
+        return False
+    return where.max_duration_s is None or entry.duration_s <= where.max_duration_s
+
+
+def _time_ns(text: str) -> int:
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise HarvestError(f"expected a date such as 2026-11-21, got {text!r}") from None
+    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1e9)
+
+
+@contextmanager
+def _sqlite_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        text = str(error)
+        if "full" in text or "disk I/O" in text:
+            raise HarvestError(
+                f"{path}: {text}. Make room and run the same command again: what was indexed is kept."
+            ) from error
+        if "locked" in text:
+            raise HarvestError(f"{path}: another process kept it locked for {_WAIT_S:.0f} s") from error
+        raise HarvestError(f"{path} cannot be used: {text}") from error
+
+
+class Database:
+    """One SQLite file with a connection for each thread, and a table of facts about the library."""
+
+    def __init__(self, path: Path, *, create: bool) -> None:
+        self.path = path
+        self._own = threading.local()
+        self._all: list[sqlite3.Connection] = []
+        if not create and not path.is_file():
+            raise HarvestError(
+                f"{path.parent} is not a library: it has no {path.name}. Make one: harvest index"
+            )
+        if create:
+            with _sqlite_errors(path):
+                self.connection().execute("PRAGMA journal_mode = WAL")
+                self.connection().executescript(_TABLES)
+
+    def connection(self) -> sqlite3.Connection:
+        found: sqlite3.Connection | None = getattr(self._own, "connection", None)
+        if found is None:
+            found = sqlite3.connect(self.path, timeout=_WAIT_S, check_same_thread=False, isolation_level=None)
+            found.execute("PRAGMA synchronous = FULL")
+            self._own.connection = found
+            self._all.append(found)
+        return found
+
+    def rows(self, sql: str, *values: Any) -> list[Any]:
+        with _sqlite_errors(self.path):
+            return self.connection().execute(sql, values).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All that is written in the block, or nothing of it."""
+        with _sqlite_errors(self.path):
+            connection = self.connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute(_COUNT_UP)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # a full disk has rolled back by itself
+                    connection.execute("ROLLBACK")
+                raise
+
+    def get(self, key: str) -> bytes | None:
+        found = self.rows("SELECT value FROM meta WHERE key = ?", key)
+        return found[0][0] if found else None
+
+    def set(self, **facts: bytes) -> None:
+        with self.transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", facts.items())
+
+    def close(self) -> None:
+        for connection in self._all:
+            connection.close()
+        self._all.clear()
+        self._own = threading.local()
+
+
+class _Tail(NamedTuple):
+    """Moments held in memory: all of a small library, in a large one those newer than the approximate index."""
+
+    row: NDArray[np.int64]  # [n], ascending
+    video: NDArray[np.int64]  # [n], a number for each video
+    vectors: Floats  # [n, E]
+
+
+class LocalStore:
+    """The store in the library's own folder."""
+
+    address = "local"
+
+    def __init__(self, database: Database, *, width: int) -> None:
+        self.database = database
+        self.width = width
+        self._lock = threading.Lock()
+        self._generation = -1  # of the database when `_tail` was read
+        self._base: Any = None  # usearch's index
+        self._base_row = 0  # its newest row
+        self._last_row = 0  # the newest row read
+        self._numbers: dict[str, int] = {}
+        self._tail = _Tail(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, width), np.float32))
+
+    # ---- writing
+
+    def put(self, videos: Sequence[tuple[Entry, Spans | None]], *, gone: Sequence[str] = ()) -> None:
+        with self.database.transaction() as connection:
+            for id in (*gone, *(entry.id for entry, _ in videos)):
+                connection.execute("DELETE FROM moments WHERE video = ?", (id,))
+                connection.execute("DELETE FROM videos WHERE id = ?", (id,))
+            for entry, spans in videos:
+                values = (entry.id, entry.root, entry.path, entry.size_bytes, entry.modified_ns, entry.digest)
+                about = (entry.duration_s, entry.num_moments, entry.damage, entry.reason)
+                connection.execute("INSERT INTO videos VALUES (?,?,?,?,?,?,?,?,?,?)", values + about)
+                if spans is not None:
+                    connection.executemany(
+                        "INSERT INTO moments (video, number, start_s, end_s, vector) VALUES (?,?,?,?,?)",
+                        (
+                            (entry.id, number, float(start), float(end), vector.astype("<f2").tobytes())
+                            for number, (start, end, vector) in enumerate(zip(*spans, strict=True))
+                        ),
+                    )
+
+    def update(self, entries: Sequence[Entry]) -> None:
+        with self.database.transaction() as connection:
+            connection.executemany(
+                "UPDATE videos SET size_bytes = ?, modified_ns = ? WHERE id = ?",
+                [(entry.size_bytes, entry.modified_ns, entry.id) for entry in entries],
+            )
+
+    def clear(self) -> None:
+        with self.database.transaction() as connection:
+            connection.execute("DELETE FROM moments")
+            connection.execute("DELETE FROM videos")
+
+    def optimise(self) -> None:
+        """Make or renew the approximate index, if the library is large enough to want one."""
+        self._refresh()
+        if len(self._tail.row) <= max(EXACT_MOST, _TAIL_SHARE * self._base_row):
+            return
+        from usearch.index import Index
+
+        newest = self._newest_row()
+        graph = Index(ndim=self.width, metric="ip", dtype="i8", connectivity=16, expansion_add=64)
+        for row, _, vectors in self._blocks(0, newest):
+            graph.add(row, vectors, copy=True)
+        name = f"vectors-{newest}.usearch"
+        part = self.database.path.parent / f".{name}.{os.getpid()}"
+        try:
+            graph.save(part)
+            os.replace(part, self.database.path.parent / name)
+        finally:
+            part.unlink(missing_ok=True)
+        with self.database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('vectors', ?)", (name.encode(),))
+        for old in self.database.path.parent.glob("vectors-*.usearch"):
+            if old.name != name:
+                old.unlink(missing_ok=True)
+
+    # ---- reading
+
+    def entries(self) -> dict[str, Entry]:
+        return {row[0]: Entry(*row) for row in self.database.rows("SELECT * FROM videos")}
+
+    def entry(self, video: str) -> Entry | None:
+        rows = self.database.rows("SELECT * FROM videos WHERE id = ?", video)
+        return Entry(*rows[0]) if rows else None
+
+    def num_moments(self) -> int:
+        [(number,)] = self.database.rows("SELECT coalesce(sum(num_moments), 0) FROM videos")
+        return int(number)
+
+    def spans(self, video: str) -> Spans:
+        rows = self.database.rows(
+            "SELECT start_s, end_s, vector FROM moments WHERE video = ? ORDER BY number", video
+        )
+        return Spans(
+            np.array([row[0] for row in rows]),
+            np.array([row[1] for row in rows]),
+            self._vectors([row[2] for row in rows]),
+        )
+
+    def is_exact(self) -> bool:
+        self._refresh()
+        return self._base is None
+
+    def nearest(self, query: Floats, k: int, videos: frozenset[str] | None = None) -> list[Near]:
+        tail, base = self._refresh()
+        scores = tail.vectors @ query
+        if videos is not None:
+            numbers = [self._numbers[id] for id in videos if id in self._numbers]
+            scores[~np.isin(tail.video, numbers)] = -2.0
+        best: Sequence[int] = (
+            np.argpartition(-scores, min(k, len(scores)) - 1)[:k].tolist() if len(scores) else []
+        )
+        rows = [int(tail.row[place]) for place in best if scores[place] > -2.0]
+        if base is not None:
+            rows += self._candidates(query, k, videos, base)
+        found = self._look_up(query, rows, videos)
+        return sorted(found, key=lambda near: (-near.score, near.video, near.number))[:k]
+
+    def best_scores(self, queries: Floats) -> Floats:
+        tail, base = self._refresh()
+        best = np.full(len(queries), -1.0, np.float32)
+        if len(tail.row):
+            for start in range(0, len(tail.row), _BLOCK):
+                scores = queries @ tail.vectors[start : start + _BLOCK].T
+                best = np.maximum(best, scores.max(axis=1))
+        if base is not None:
+            for place, query in enumerate(queries):
+                near = self._look_up(query, self._candidates(query, 1, None, base), None)
+                best[place] = max([best[place], *(found.score for found in near)])
+        return best
+
+    def close(self) -> None:
+        self._base = None
+
+    def _candidates(self, query: Floats, k: int, videos: frozenset[str] | None, base: Any) -> list[int]:
+        """Rows that the approximate index proposes, or, for a narrow filter, all of them."""
+        wanted = max(_CANDIDATES, 4 * k)
+        if videos is not None:
+            allowed = self.database.rows(
+                "SELECT row FROM moments WHERE video IN (SELECT value FROM json_each(?))",
+                json.dumps(sorted(videos)),
+            )
+            if len(allowed) <= EXACT_MOST // 4:
+                return [row for (row,) in allowed]
+            wanted = int(wanted * max(1.0, 2 * len(base) / len(allowed)))
+        return [int(row) for row in base.search(query, min(wanted, len(base))).keys]
+
+    def _look_up(self, query: Floats, rows: Sequence[int], videos: frozenset[str] | None) -> list[Near]:
+        """Score rows by their stored vectors. Rows that are gone are left out."""
+        found = self.database.rows(
+            "SELECT video, number, start_s, end_s, vector FROM moments "
+            "WHERE row IN (SELECT value FROM json_each(?))",
+            json.dumps(rows),
+        )
+        if videos is not None:
+            found = [row for row in found if row[0] in videos]
+        vectors = self._vectors([row[4] for row in found])
+        scores = np.clip(vectors @ query, -1.0, 1.0)
+        return [
+            Near(row[0], row[1], row[2], row[3], float(score), vector)
+            for row, score, vector in zip(found, scores, vectors, strict=True)
+        ]
+
+    def _vectors(self, blobs: Sequence[bytes]) -> Floats:
+        flat = np.frombuffer(b"".join(blobs), "<f2").astype(np.float32)
+        vectors: Floats = flat.reshape(len(blobs), self.width)
+        return vectors
+
+    def _blocks(self, after: int, last: int) -> Iterator[tuple[NDArray[np.int64], list[str], Floats]]:
+        while True:
+            rows = self.database.rows(
+                "SELECT row, video, vector FROM moments WHERE row > ? AND row <= ? ORDER BY row LIMIT ?",
+                *(after, last, _BLOCK),
+            )
+            if not rows:
+                return
+            after = rows[-1][0]
+            yield (
+                np.array([row[0] for row in rows], np.int64),
+                [row[1] for row in rows],
+                self._vectors([row[2] for row in rows]),
+            )
+
+    def _refresh(self) -> tuple[_Tail, Any]:
+        """What is in memory, after taking over what has been written since it was read."""
+        with self._lock:
+            found = self.database.get("generation")
+            generation = int(found) if found else 0
+            if generation == self._generation:
+                return self._tail, self._base
+            name = self.database.get("vectors")
+            base_row = self._open_base(name.decode() if name else None)
+            if base_row != self._base_row:
+                self._base_row = self._last_row = base_row
+                self._tail = _Tail(self._tail.row[:0], self._tail.video[:0], self._tail.vectors[:0])
+            newest = self._newest_row()
+            parts = [self._tail]
+            for row, videos, vectors in self._blocks(self._last_row, newest):
+                numbers = [self._numbers.setdefault(id, len(self._numbers)) for id in videos]
+                parts.append(_Tail(row, np.array(numbers, np.int64), vectors))
+            row, video, vectors = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+            removed = self.database.rows("SELECT row FROM removed WHERE row > ?", self._base_row)
+            stays = ~np.isin(row, np.array([row for (row,) in removed], np.int64))
+            self._tail = _Tail(row[stays], video[stays], vectors[stays])
+            self._last_row, self._generation = newest, generation
+            return self._tail, self._base
+
+    def _newest_row(self) -> int:
+        found = self.database.rows("SELECT seq FROM sqlite_sequence WHERE name = 'moments'")
+        return int(found[0][0]) if found else 0
+
+    def _open_base(self, name: str | None) -> int:
+        """Map the approximate index; the newest row in it, 0 where there is none."""
+        path = self.database.path.parent / name if name else None
+        if path is None or not path.is_file():
+            self._base = None
+            return 0
+        row = int(path.stem.split("-")[1])
+        if self._base is None or row != self._base_row:
+            from usearch.index import Index
+
+            self._base = Index.restore(str(path), view=True)
+            if self._base is None:
+                return 0
+        return row
