@@ -172,6 +172,7 @@ def evaluate_command(args: list[str]) -> None:
         dim: int | None = None,
         num_clips: int = 1,
         num_crops: int = 1,
+        dual_softmax: bool = False,
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
@@ -199,6 +200,7 @@ def evaluate_command(args: list[str]) -> None:
             dim: Compare the first so many entries of the embeddings; for models trained with objective.dims.
             num_clips: Of classification: views in time, whose probabilities are averaged.
             num_crops: Of classification: views along the picture's longer side.
+            dual_softmax: Of retrieval: beside the plain figures those after dual softmax, which needs all queries at once.
             out: Write the result as JSON to this file.
         """
         from rich.console import Console
@@ -232,6 +234,7 @@ def evaluate_command(args: list[str]) -> None:
                 head=load_head(Path(model)) if task == "classification" else None,
                 num_clips=num_clips,
                 num_crops=num_crops,
+                with_dual_softmax=dual_softmax,
             )
         console = Console()
         console.print(table([result]))
@@ -268,6 +271,7 @@ def benchmark_command(args: list[str]) -> None:
         num_frames: int | None = None,
         num_clips: int = 1,
         num_crops: int = 1,
+        dual_softmax: bool = False,
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
@@ -293,6 +297,7 @@ def benchmark_command(args: list[str]) -> None:
             num_frames: Frames a clip; without it the model's own number.
             num_clips: With a head: views in time, whose probabilities are averaged.
             num_crops: With a head: views along the picture's longer side.
+            dual_softmax: Of retrieval: beside the plain figures those after dual softmax, which needs all queries at once.
             out: Write the result as JSON to this file.
         """
         from rich.console import Console
@@ -335,6 +340,7 @@ def benchmark_command(args: list[str]) -> None:
                 head=load_head(Path(model)) if has_head else None,
                 num_clips=num_clips,
                 num_crops=num_crops,
+                with_dual_softmax=dual_softmax,
                 mode="image" if image else "video",
                 num_frames=num_frames,
                 batch_size=batch_size,

@@ -16,6 +16,7 @@ from harvest.evaluation.metrics import (
     bootstrap_interval,
     choice_accuracy,
     choice_credit,
+    dual_softmax,
     mean_class_accuracy,
     mean_rank,
     median_rank,
@@ -173,3 +174,13 @@ def test_average_precision_by_hand_and_against_scikit_learn() -> None:
     right = torch.rand(40, 5, generator=generator) < 0.3
     wanted = average_precision_score(right.numpy(), scores.numpy(), average=None)
     assert average_precisions(scores, right).tolist() == pytest.approx(wanted.tolist())
+
+
+def test_dual_softmax_by_hand() -> None:
+    """Both queries like item 0 best; it is the first query's more than the second's."""
+    cosines = torch.tensor([[0.9, 0.1], [0.8, 0.7]])
+    found = dual_softmax(cosines, scale=10.0)
+    prior = [1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(6.0))]  # of the first query, of each item
+    wanted = [[9 * prior[0], 1 * prior[1]], [8 * (1 - prior[0]), 7 * (1 - prior[1])]]
+    assert found.tolist() == [pytest.approx(row) for row in wanted]
+    assert cosines.argmax(dim=1).tolist() == [0, 0] and found.argmax(dim=1).tolist() == [0, 1]

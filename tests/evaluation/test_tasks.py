@@ -239,3 +239,44 @@ def test_a_budget_of_tokens_and_of_entries(world: World) -> None:
     assert result.counts["clips"] == 4
     with pytest.raises(HarvestError, match="dim shortens embeddings, and masked_words compares none"):
         evaluate(world.model, world.tokenizer, world.examples, task="masked_words", dim=7)
+
+
+def test_a_caption_twice_is_a_query_twice(world: World) -> None:
+    """As in the official counts and the published numbers of MSVD."""
+    examples = [
+        dataclasses.replace(e, texts=(*e.texts, *e.texts[:1]) if n == 0 else e.texts)
+        for n, e in enumerate(world.examples)
+    ]
+    plain = evaluate(world.model, world.tokenizer, world.examples, task="retrieval")
+    result = evaluate(world.model, world.tokenizer, examples, task="retrieval")
+    assert result.counts["captions"] == 5 and result.counts["captions_repeated"] == 1
+    assert plain.counts["captions_repeated"] == 0 and result.counts["captions_shared_by_videos"] == 0
+    videos = embed_videos(world.model, world.examples)
+    texts = embed_texts(world.model, world.tokenizer, [text for e in examples for text in e.texts])
+    t2v, v2t = retrieval_ranks(videos.pooled, texts, torch.tensor([0, 0, 1, 2, 3]))
+    assert result.metrics["t2v_mean_rank"] == float(t2v.expected().mean())
+    assert result.metrics["v2t_mean_rank"] == float(v2t.expected().mean())
+
+
+def test_dual_softmax_stands_apart(world: World) -> None:
+    plain = evaluate(world.model, world.tokenizer, world.examples, task="retrieval")
+    both = evaluate(world.model, world.tokenizer, world.examples, task="retrieval", with_dual_softmax=True)
+    assert {name: both.metrics[name] for name in plain.metrics} == plain.metrics
+    more = both.metrics.keys() - plain.metrics.keys()
+    assert more == {f"{name}.dual_softmax" for name in plain.metrics}
+    videos = embed_videos(world.model, world.examples).pooled.double()
+    texts = embed_texts(world.model, world.tokenizer, SENTENCES).double()
+    scaled = texts @ videos.T / 0.07
+    best = (scaled * scaled.softmax(dim=0)).argmax(dim=1)
+    assert both.metrics["t2v_r1.dual_softmax"] == pytest.approx(
+        float((best == torch.arange(4)).double().mean())
+    )
+    back = (scaled.T * scaled.T.softmax(dim=0)).argmax(dim=1)
+    assert both.metrics["v2t_r1.dual_softmax"] == pytest.approx(
+        float((back == torch.arange(4)).double().mean())
+    )
+    assert "dual_softmax" not in plain.protocol and "at the model's scale of 14.3" in both.protocol
+    page = StringIO()
+    Console(file=page, width=200).print(table([both]))
+    head = page.getvalue().splitlines()[0]
+    assert "dual softmax" in head and "t2v_r1.dual" not in page.getvalue()

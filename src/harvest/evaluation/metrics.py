@@ -73,6 +73,16 @@ def mean_rank(found: Ranks) -> float:
     return float(found.expected().mean())
 
 
+def dual_softmax(cosines: Tensor, *, scale: float) -> Tensor:
+    """Scores `[Q, n]` that hold how much an item is this query's rather than another's (Cheng et al. 2021, CAMoE).
+
+    `scale * cosine` times its softmax over the queries. An item that all queries like loses by it. What a query
+    finds then depends on which others are asked, so figures with it stand apart from those without.
+    """
+    scaled = scale * cosines.double()
+    return scaled * scaled.softmax(dim=0)
+
+
 def choice_credit(scores: Tensor, label: Tensor, *, k: int = 1) -> Tensor:
     """For each row of `[Q, n]` the credit for `label` `[Q]` among the best k, float64 `[Q]`.
 

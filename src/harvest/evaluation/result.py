@@ -21,7 +21,7 @@ class Result:
     protocol: str
     """A sentence: what was scored against what, with how many frames, by which kind of model."""
     metrics: Mapping[str, float]
-    """Fractions (0 to 1); names that end in `rank` are ranks from 1."""
+    """Fractions (0 to 1); names that end in `rank` are ranks from 1. `NAME.VARIANT` is NAME computed in another way."""
     counts: Mapping[str, int] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """95 % bootstrap intervals over videos of some of the metrics."""
@@ -37,22 +37,39 @@ class Result:
 
 def shown(name: str, value: float) -> str:
     """A metric as people read it: fractions in percent, ranks as they are."""
-    return f"{value:.1f}" if name.endswith("rank") else f"{100 * value:.1f} %"
+    return f"{value:.1f}" if name.partition(".")[0].endswith("rank") else f"{100 * value:.1f} %"
 
 
 def table(results: Sequence[Result]) -> Table:
-    """A rich table of results, a row a metric; counts of nothing are left out."""
+    """A rich table of results, a row a metric, a column a variant of it; counts of nothing are left out."""
+    variants = list(
+        dict.fromkeys(v for result in results for name in result.metrics if (v := _variant(name)))
+    )
     grid = Table(show_edge=False)
     for title in ("task", "mode", "metric"):
         grid.add_column(title)
-    for title in ("value", "95 % interval"):
+    for title in ("value", "95 % interval", *(v.replace("_", " ") for v in variants)):
         grid.add_column(title, justify="right")
     for result in results:
-        for place, (name, value) in enumerate(result.metrics.items()):
+        names = [name for name in result.metrics if not _variant(name)]
+        for place, name in enumerate(names):
             interval = result.intervals.get(name)
             between = " to ".join(shown(name, end) for end in interval) if interval else ""
             named = (result.task, result.mode) if place == 0 else ("", "")
-            grid.add_row(*named, name, shown(name, value), between)
+            others = [f"{name}.{variant}" for variant in variants]
+            beside = [
+                shown(other, result.metrics[other]) if other in result.metrics else "" for other in others
+            ]
+            grid.add_row(*named, name, shown(name, result.metrics[name]), between, *beside)
         counts = ", ".join(f"{name} {count}" for name, count in result.counts.items() if count)
-        grid.add_row("", "", f"[dim]{counts}[/dim]", "", "", end_section=True)
+        grid.add_row("", "", f"[dim]{counts}[/dim]", *[""] * (2 + len(variants)), end_section=True)
     return grid
+
+
+VARIANTS = ("dual_softmax",)
+"""Ways of scoring that are never mixed with the plain one: what stands behind the dot of a metric's name."""
+
+
+def _variant(name: str) -> str:
+    behind = name.rpartition(".")[2]
+    return behind if behind in VARIANTS and behind != name else ""

@@ -48,6 +48,7 @@ def evaluate(
     class_names: Sequence[str] | None = None,
     templates: Sequence[str] = TEMPLATES,
     answers: Sequence[str] | None = None,
+    with_dual_softmax: bool = False,
     mask_ratio: float = 0.15,
     seed: int = 0,
     head: Head | None = None,
@@ -58,7 +59,7 @@ def evaluate(
 
     `mode` "image" is the image baseline: every frame alone, embeddings averaged. The video settings are those of
     `embed_videos` (`selection`: how many tubelets of a clip are seen, and which; `dim`: entries of an embedding);
-    `progress` None shows a bar on a terminal. `groups` belongs to "choice", `class_names` and
+    `progress` None shows a bar on a terminal. `with_dual_softmax` belongs to "retrieval", `groups` to "choice", `class_names` and
     `templates` to "recognition", `answers` to "qa", `mask_ratio` and `seed` to "masked_words", `head` and the
     views, `num_clips` and `num_crops`, to "classification".
     """
@@ -133,7 +134,9 @@ def evaluate(
             precision=precision,
         )
     elif task == "retrieval":
-        result = retrieval(model, tokenizer, examples, videos, precision=precision)
+        result = retrieval(
+            model, tokenizer, examples, videos, with_dual_softmax=with_dual_softmax, precision=precision
+        )
     return _with_settings(result, selection, dim)
 
 

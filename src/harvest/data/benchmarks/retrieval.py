@@ -330,7 +330,7 @@ BENCHMARKS = [
         msvd,
         (
             "Several captions a video: scoring the paragraph of them instead inflates R@1 from about 49 to 72.",
-            "Of the 27,763 test captions 24,033 are different within their video; a repeated one is scored once.",
+            "Of the 27,763 test captions 24,033 are different within their video; all are queries, as in the published numbers.",
         ),
     ),
     Benchmark(
