@@ -28,6 +28,7 @@ from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.parallel import Precision
 from harvest.tokens import Selection
 from harvest.training.optim import OptimConfig
+from harvest.training.vary import VaryConfig, value_at
 
 ObjectiveConfig = PostPretrainingConfig | ImageTextConfig | MaskedAlignmentConfig | ClassificationConfig
 
@@ -91,6 +92,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    vary: VaryConfig = field(default_factory=VaryConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     blend: float = 1.0
     """Share of the trained weights in the final model; the rest is the image model's (weight interpolation)."""
@@ -126,11 +128,21 @@ class RunConfig:
         ):
             if value is not None and value < 1:
                 raise HarvestError(f"{name} must be at least 1, got {value}")
+        for num_frames in self.vary.num_frames:
+            if num_frames > self.data.num_frames or num_frames % self._tubelet_size:
+                raise HarvestError(
+                    f"vary.num_frames: expected multiples of {self._tubelet_size}, the frames of a tubelet, up to "
+                    f"data.num_frames {self.data.num_frames}, got {num_frames}"
+                )
         if self.tuning.steps < 0 or not 0 <= self.tuning.drop_ratio < 1:
             raise HarvestError(
                 f"tuning: expected steps of at least 0 and a drop_ratio of 0 or more and less than 1, "
                 f"got {self.tuning.steps} and {self.tuning.drop_ratio}"
             )
+
+    @property
+    def _tubelet_size(self) -> int:
+        return self.start.scratch.video.tubelet_size if self.start.scratch else self.start.tubelet_size
 
     @property
     def total_steps(self) -> int:
@@ -148,8 +160,16 @@ class RunConfig:
         objective = self.objective
         selection = objective if isinstance(objective, Selection) else Selection(objective.drop_ratio)
         if step < self.loop.steps:
-            return selection
+            budget = self._varied(self.vary.budgets, step)
+            return selection if budget is None else dataclasses.replace(selection, budget=budget)
         return dataclasses.replace(selection, drop_ratio=self.tuning.drop_ratio, budget=None)
+
+    def num_frames_at(self, step: int) -> int | None:
+        """Frames of each clip that a step sees; None for all that are read."""
+        return self._varied(self.vary.num_frames, step) if step < self.loop.steps else None
+
+    def _varied(self, values: tuple[int, ...], step: int) -> int | None:
+        return value_at(values, step, order=self.vary.order, steps=self.loop.steps, seed=self.loop.seed)
 
 
 # How a run is kept may differ when it goes on; what it computes may not.

@@ -8,9 +8,11 @@ import pytest
 import torch
 from small import END, PAD, START, WORDS, small_batch, small_model
 from torch import Tensor
+from torch.nn import functional as F
 
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
+from harvest.objectives.losses import contrastive
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.tokens import Selection
 
@@ -32,6 +34,50 @@ def seen_by(made: PostPretraining, method: str, run: Callable[[], object]) -> li
 def keeps(made: PostPretraining, step: int, batch: Batch) -> Tensor:
     [(_, keep)] = seen_by(made, "encode_video", lambda: made(batch, step))
     return keep
+
+
+def test_nested_sizes_each_add_their_contrastive_loss() -> None:
+    batch = small_batch(5)
+    plain = objective(masked_words_weight=0.0, drop_ratio=0.0)
+    nested = objective(masked_words_weight=0.0, drop_ratio=0.0, dims=(3, 6))
+    found = nested(batch, 0)
+    whole = plain(batch, 0)
+    assert found.parts.keys() == {"vtc", "vtc_3", "vtc_6"}
+    torch.testing.assert_close(found.parts["vtc"], whole.total.detach())
+    torch.testing.assert_close(found.total, torch.stack(list(found.parts.values())).mean())
+    model = nested.model
+    videos = F.normalize(model.encode_video(batch.video).pooled[:, :3], dim=1)
+    texts = F.normalize(model.encode_text(batch.text_ids.flatten(0, 1)).pooled[:, :3], dim=1)
+    expected = contrastive(model.scores(videos, texts), batch.example, batch.example)
+    torch.testing.assert_close(found.parts["vtc_3"], expected.detach())
+    for wrong in (0, 12):
+        with pytest.raises(HarvestError, match=r"objective\.dims: expected 1 to 11"):
+            objective(dims=(wrong,))
+
+
+def test_motion_and_a_budget_choose_what_is_seen() -> None:
+    batch = small_batch(4)
+    video = batch.video[:, :1].repeat(1, 4, 1, 1, 1)
+    video[:, ::2, :, :4, 4:8] = 255 - video[:, ::2, :, :4, 4:8]  # place 1 alone changes, at every time
+    made = objective(keep="motion", budget=8, random_share=0.5, masked_words_weight=0.0)
+    keep = keeps(made, 5, batch._replace(video=video))
+    assert keep.shape == (4, 8)
+    assert all({1, 17, 33, 49} <= set(row.tolist()) for row in keep)
+
+
+def test_the_model_s_own_attention_guides() -> None:
+    batch, made = small_batch(3), objective(keep="attention", budget=8, masked_words_weight=0.0)
+    losses = made(batch, 2)
+    losses.total.backward()
+    assert torch.isfinite(losses.total)
+
+
+def test_a_budget_larger_than_a_clip_is_refused() -> None:
+    with pytest.raises(HarvestError, match="a budget of 65 tubelets is more than a clip has"):
+        objective(budget=65)(small_batch(2), 0)
+    for wrong in ({"budget": 0}, {"random_share": -0.5}):
+        with pytest.raises(HarvestError, match="expected"):
+            objective(**wrong)
 
 
 def test_tubelets_are_dropped_per_clip_fresh_each_step_exactly_as_many() -> None:

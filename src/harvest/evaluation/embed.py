@@ -20,6 +20,7 @@ from torch import Tensor
 
 from harvest.data.loader import clip_numbers, eval_batches
 from harvest.interfaces import Example, HarvestError, VideoFeatures
+from harvest.model.nesting import shorten
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel, own_attention
 from harvest.parallel import Precision, autocast, generator_for
@@ -223,20 +224,6 @@ def embed_texts(
     pooled = shorten(torch.cat(parts), dim)
     _check_finite(pooled, "text")
     return pooled[place]
-
-
-def shorten(pooled: Tensor, dim: int | None) -> Tensor:
-    """The first `dim` entries of unit vectors `[n, E]`, of unit length again; None leaves them as they are.
-
-    Only a model trained with nested sizes (`objective.dims`) puts what matters most into its first entries.
-    """
-    if dim is None or dim == pooled.shape[-1]:
-        return pooled
-    if not 1 <= dim < pooled.shape[-1]:
-        raise HarvestError(
-            f"dim: expected 1 to {pooled.shape[-1]}, the size of the model's embeddings, got {dim}"
-        )
-    return F.normalize(pooled[..., :dim], dim=-1)
 
 
 def cosines(queries: Tensor, items: Tensor) -> Tensor:

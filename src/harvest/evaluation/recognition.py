@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.data.labels import check_labels, class_names_of
-from harvest.evaluation.embed import Embeddings, cosines, embed_texts, shorten
+from harvest.evaluation.embed import Embeddings, cosines, embed_texts
 from harvest.evaluation.metrics import bootstrap_interval, choice_credit, mean_class_accuracy
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import looked
 from harvest.interfaces import Example, HarvestError
+from harvest.model.nesting import shorten
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision

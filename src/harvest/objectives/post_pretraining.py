@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harvest.interfaces import Batch, HarvestError, Losses, VideoFeatures
+from harvest.model.nesting import shorten
 from harvest.model.video_text import VideoTextModel, own_attention
 from harvest.objectives.losses import contrastive, masked_words
 from harvest.parallel import gather_rows, generator_for, mean_over_ranks, world_rank_size
@@ -36,6 +37,10 @@ class PostPretrainingConfig(Selection):
     text_bank: int = 0
     """So many other cached captions, drawn afresh each step, are further negatives of every clip. A frozen tower
     makes them free, and they hold what a batch hardly ever does: captions that differ from the right one in little."""
+
+    dims: tuple[int, ...] = ()
+    """The first so many entries of an embedding are embeddings too (Matryoshka): each size adds its contrastive loss.
+    A run that starts from an image model first turns the shared space to the axes in which its captions differ most."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +72,11 @@ class PostPretraining(nn.Module):
         self.model = model
         self.seed = seed
         self.selection: Selection = config
+        size = model.config.video.embed_dim
+        if any(not 1 <= dim < size for dim in config.dims):
+            raise HarvestError(
+                f"objective.dims: expected 1 to {size - 1}, less than the model's embeddings have, got {config.dims}"
+            )
         self.register_buffer("text_cache", None, persistent=False)
         self.register_buffer("text_example", None, persistent=False)
         if config.text_tower == "frozen":
@@ -111,8 +121,14 @@ class PostPretraining(nn.Module):
             bank = self._bank(step, len(self.text_cache)).to(text_HE.device)
             text_HE = torch.cat([text_HE, self.text_cache[bank]])
             text_example = torch.cat([text_example, self.text_example[bank]])
-        vtc = contrastive(self.model.scores(gather_rows(video.pooled), text_HE), example, text_example)
-        total, parts = self.config.contrastive_weight * vtc, {"vtc": vtc.detach()}
+        video_GE = gather_rows(video.pooled)
+        vtc = contrastive(self.model.scores(video_GE, text_HE), example, text_example)
+        parts = {"vtc": vtc.detach()}
+        for dim in self.config.dims:
+            scores = self.model.scores(shorten(video_GE, dim), shorten(text_HE, dim))
+            nested = contrastive(scores, example, text_example)
+            vtc, parts[f"vtc_{dim}"] = vtc + nested, nested.detach()
+        total = self.config.contrastive_weight * vtc / (1 + len(self.config.dims))
 
         if self.config.masked_words_weight > 0:
             M = max(1, round(self.config.masked_words_share * B))  # the order of a batch is random

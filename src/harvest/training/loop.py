@@ -47,10 +47,12 @@ from harvest.parallel import (
     world,
     wrap,
 )
+from harvest.tokens import Selection, budget_of
 from harvest.training.average import WeightAverage
 from harvest.training.checkpoint import load_checkpoint, save_checkpoint
 from harvest.training.log import RunLog, bar, say
 from harvest.training.optim import build_optimizer, lr_at, set_lr
+from harvest.training.vary import show_frames
 
 MINI_IMAGE = Path(__file__).parent.parent / "weights" / "mini-image"
 
@@ -68,6 +70,7 @@ def train(config: RunConfig, run: Path) -> Path:
         dataset, model, tokenizer, image_model, names = prepare(config, run, here)
         if config.blend < 1 and image_model is None:
             raise HarvestError("blend needs an image model to blend with: this run does not start from one")
+        _check_budgets(config, model)
         objective = build_objective(config, model, names, several=dataset.labels.ndim > 1).to(here.device)
         optimizer = build_optimizer(objective, config.optim)
         decay = config.loop.average_decay
@@ -112,7 +115,7 @@ def train(config: RunConfig, run: Path) -> Path:
                 lr = _lr(step, config)
                 set_lr(optimizer, lr)
                 with autocast(here.device, config.loop.precision):
-                    losses = train_step(batch, step)
+                    losses = train_step(show_frames(batch, config.num_frames_at(step)), step)
                 losses.total.backward()
                 if config.optim.max_grad_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm)
@@ -362,6 +365,14 @@ def _claim(run: Path, config: RunConfig, here: World) -> None:
         except OSError as error:
             raise HarvestError(f"cannot write into {run}: {error.strerror}") from error
     barrier()
+
+
+def _check_budgets(config: RunConfig, model: VideoTextModel) -> None:
+    """See that every budget of the run fits into clips of every number of frames, before the first step."""
+    for num_frames in (*config.vary.num_frames, config.data.num_frames):
+        grid = model.grid(torch.empty(1, num_frames))
+        for budget in config.vary.budgets or (config.selection_at(0).budget,):
+            budget_of(Selection(budget=budget), grid)
 
 
 # ---- small parts of a step ---------------------------------------------------------------------------------------

@@ -1,0 +1,65 @@
+"""What changes from step to step: how many tubelets and frames of each clip are seen.
+
+A model that is trained at one budget serves that one well. Trained at several, drawn afresh each step, one set of
+weights serves them all (FluxViT; Matryoshka for budgets); walked through in order, they make a run start cheap and end
+thorough. Either way the value at a step is a function of (seed, step), the same on all ranks, so a stopped run goes on
+to the bit and no rank waits for another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from harvest.interfaces import Batch, HarvestError
+from harvest.parallel import generator_for
+
+
+@dataclass(frozen=True)
+class VaryConfig:
+    budgets: tuple[int, ...] = ()
+    """Tubelets seen of each clip, one of these at each step; none: as the objective says, at every step."""
+    num_frames: tuple[int, ...] = ()
+    """Frames of each clip, one of these at each step, evenly spaced among those that are read (data.num_frames)."""
+    order: Literal["drawn", "growing"] = "drawn"
+    """drawn: afresh at each step. growing: in the order given, an equal part of the main stage each."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("budgets", self.budgets), ("num_frames", self.num_frames)):
+            if any(value < 1 for value in values):
+                raise HarvestError(f"vary.{name}: expected numbers of at least 1, got {list(values)}")
+            if self.order == "growing" and list(values) != sorted(values):
+                raise HarvestError(
+                    f"vary.{name}: with vary.order growing, expected rising numbers, got {list(values)}"
+                )
+
+
+def value_at(values: tuple[int, ...], step: int, *, order: str, steps: int, seed: int) -> int | None:
+    """One of `values` for `step` of a stage of `steps`; None where there are none.
+
+    >>> [value_at((8, 16, 32), step, order="growing", steps=6, seed=0) for step in range(6)]
+    [8, 8, 16, 16, 32, 32]
+    """
+    if not values:
+        return None
+    if order == "growing":
+        return values[min(step * len(values) // steps, len(values) - 1)]
+    return values[int(torch.randint(len(values), (), generator=generator_for(seed, step, -1 - len(values))))]
+
+
+def show_frames(batch: Batch, num_frames: int | None) -> Batch:
+    """The batch with `num_frames` frames of each clip, the middle ones of equal stretches; None leaves all.
+
+    >>> import torch
+    >>> clip = torch.arange(8).view(1, 8, 1, 1, 1)
+    >>> empty = torch.empty(0)
+    >>> show_frames(Batch(clip, empty, empty, empty, empty), 4).video.flatten().tolist()
+    [1, 3, 5, 7]
+    """
+    T = batch.video.shape[1]
+    if num_frames is None or num_frames == T:
+        return batch
+    chosen = [(2 * i + 1) * T // (2 * num_frames) for i in range(num_frames)]
+    return batch._replace(video=batch.video[:, chosen])

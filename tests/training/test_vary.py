@@ -1,0 +1,92 @@
+"""Budgets and frames that change from step to step, as functions of (seed, step)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from harvest.config import RunConfig
+from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.objectives.post_pretraining import PostPretraining
+from harvest.recipes import mini_harvest
+from harvest.training.loop import train
+from harvest.training.vary import VaryConfig, show_frames, value_at
+
+TinyRun = Callable[..., RunConfig]
+
+
+def test_drawn_values_are_a_function_of_seed_and_step() -> None:
+    drawn = [value_at((8, 16, 32), step, order="drawn", steps=600, seed=3) for step in range(600)]
+    assert drawn == [value_at((8, 16, 32), step, order="drawn", steps=600, seed=3) for step in range(600)]
+    assert drawn != [value_at((8, 16, 32), step, order="drawn", steps=600, seed=4) for step in range(600)]
+    assert all(150 < count < 250 for count in Counter(drawn).values()) and len(Counter(drawn)) == 3
+    assert value_at((), 5, order="drawn", steps=10, seed=0) is None
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_growing_values_never_fall_and_share_the_stage(steps: int) -> None:
+    values = [value_at((4, 8, 16, 64), step, order="growing", steps=steps, seed=0) for step in range(steps)]
+    assert values == sorted(values, key=lambda value: value or 0) and values[0] == 4
+    if steps == 100:
+        assert Counter(values) == {4: 25, 8: 25, 16: 25, 64: 25}
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5, 8])
+def test_frames_are_evenly_spaced(frames: int) -> None:
+    empty = torch.empty(0)
+    batch = Batch(torch.arange(8).view(1, 8, 1, 1, 1), empty, empty, empty, empty)
+    seen = show_frames(batch, frames).video.flatten()
+    assert len(seen) == frames and (seen.diff() >= 1).all()
+    assert frames == 1 or seen.diff().max() - seen.diff().min() <= 1
+    assert show_frames(batch, None) is batch
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"budgets": (0, 4)}, "vary.budgets: expected numbers of at least 1"),
+        ({"num_frames": (-1,)}, "vary.num_frames: expected numbers of at least 1"),
+        ({"budgets": (8, 4), "order": "growing"}, "expected rising numbers"),
+    ],
+)
+def test_wrong_settings(wrong: dict, message: str) -> None:
+    with pytest.raises(HarvestError, match=message):
+        VaryConfig(**wrong)
+
+
+@pytest.mark.parametrize("num_frames", [3, 16])
+def test_frames_that_no_clip_has(num_frames: int) -> None:
+    with pytest.raises(HarvestError, match=r"vary\.num_frames: expected multiples of 2"):
+        dataclasses.replace(mini_harvest(), vary=VaryConfig(num_frames=(num_frames,)))
+
+
+def test_a_run_at_several_budgets_and_frames(
+    runs: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int | None, float]] = []
+    inner = PostPretraining.forward
+
+    def forward(self: PostPretraining, batch: Batch, step: int) -> Losses:
+        seen.append((batch.video.shape[1], self.selection.budget, self.selection.drop_ratio))
+        return inner(self, batch, step)
+
+    monkeypatch.setattr(PostPretraining, "forward", forward)
+    vary = {"budgets": (5, 9, 30), "num_frames": (4, 8), "order": "growing"}
+    config = tiny_run(loop={"steps": 6}, tuning={"steps": 1, "drop_ratio": 0.25}, vary=vary)
+    train(config, runs / "varied")
+    assert [(frames, budget) for frames, budget, _ in seen[:6]] == [
+        (4, 5), (4, 5), (4, 9), (8, 9), (8, 30), (8, 30),
+    ]  # fmt: skip
+    assert seen[6] == (8, None, 0.25)  # the last stage is tuning's
+
+
+def test_a_budget_that_a_clip_has_not_is_refused_before_the_first_step(runs: Path, tiny_run: TinyRun) -> None:
+    with pytest.raises(
+        HarvestError, match="a budget of 129 tubelets is more than a clip has: 2 times 64 places"
+    ):
+        train(tiny_run(vary={"budgets": (5, 129), "num_frames": (4, 8)}), runs / "too-many")
