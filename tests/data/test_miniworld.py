@@ -196,10 +196,10 @@ def test_motions_do_what_their_names_say(seed: int) -> None:
         ("moves right", (1, 0)),
         ("moves up", (0, -1)),
         ("moves down", (0, 1)),
-        ("moves up and to the right", (1, -1)),
-        ("moves down and to the left", (-1, 1)),
-        ("moves up and to the left", (-1, -1)),
-        ("moves down and to the right", (1, 1)),
+        ("moves up and right", (1, -1)),
+        ("moves down and left", (-1, 1)),
+        ("moves up and left", (-1, -1)),
+        ("moves down and right", (1, 1)),
     ):
         assert tuple(travelled(name)) == way, name
     there_and_back = centres("goes right and comes back", seed)[:, 0]
@@ -249,7 +249,7 @@ def test_things_do_not_overlap_at_rest(index: int) -> None:
 def test_phrases_belong_to_one_motion_and_read_as_sentences() -> None:
     owner: dict[str, str] = {}
     for motion in MOTIONS.values():
-        assert motion.phrases[0] == motion.name and len(set(motion.phrases)) == len(motion.phrases) >= 4
+        assert motion.phrases[0] == motion.name and len(set(motion.phrases)) == len(motion.phrases) >= 3
         assert sorted(motion.order) == list(range(8))
         for phrase in motion.phrases:
             assert owner.setdefault(phrase, motion.name) == motion.name
