@@ -19,18 +19,22 @@ from typing import Any, Literal
 from harvest.data.loader import DataConfig
 from harvest.data.miniworld import MiniWorldConfig
 from harvest.interfaces import HarvestError
+from harvest.model.encoders import TextEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig
 from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
+from harvest.objectives.multimodal import MultimodalConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.parallel import Precision
-from harvest.tokens import Selection
+from harvest.tokens import Keep, Selection
 from harvest.training.optim import OptimConfig
 from harvest.training.vary import VaryConfig, value_at
 
-ObjectiveConfig = PostPretrainingConfig | ImageTextConfig | MaskedAlignmentConfig | ClassificationConfig
+ObjectiveConfig = (
+    PostPretrainingConfig | ImageTextConfig | MaskedAlignmentConfig | MultimodalConfig | ClassificationConfig
+)
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,26 @@ class StartConfig:
     """The model a run starts from."""
 
     model: str = "openai/clip-vit-base-patch16"
-    """A hub name, a folder in the transformers, OpenCLIP or Harvest layout, a state-dict file, `mini-image` (the
-    mini-world's own, shipped with Harvest), or `scratch`."""
+    """A hub name, a folder in the transformers, OpenCLIP or Harvest layout, a run folder, a state-dict file,
+    `mini-image` (the mini-world's own, shipped with Harvest), or `scratch`."""
     vocabulary: str | None = None
-    """CLIP's bpe_simple_vocab_16e6.txt.gz, for state-dict files that come without a tokenizer."""
+    """CLIP's bpe_simple_vocab_16e6.txt.gz or BERT's vocab.txt, for weights that come without a tokenizer."""
     tubelet_size: int = 1
     time_positions: Literal["table", "gated"] = "table"
     fusion: FusionConfig | None = field(default_factory=FusionConfig)
     scratch: ModelConfig | None = None
     """Sizes of a model from scratch; its `vocab_size` bounds that of the tokenizer, learned from the captions. A
-    student of a teacher takes over the teacher's text tower and tokenizer instead."""
+    student of stage 1 has no text tower."""
+    words: str | None = None
+    """UMT's second stage: where the text tower comes from. A BERT folder of transformers, whose last `fusion.depth`
+    layers become the fusion; an image-text model, whose text tower is taken; or `scratch`. A model that has words
+    already needs none."""
+    scratch_words: TextEncoderConfig | None = None
+    """Sizes for words `scratch`; the tokenizer is learned from the captions."""
+    max_words: int = 32
+    """Word pieces of a caption that a BERT gets, [CLS] included."""
+    embed_dim: int = 512
+    """Width of the shared space where a BERT or words from scratch are joined to a video tower."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,8 @@ class TuningConfig:
 
     steps: int = 0
     drop_ratio: float = 0.0
+    keep: Keep | None = None
+    """Who picks what is seen in this stage; None: as before. At test time nobody picks, so chance comes nearest to it."""
     lr: float = 1e-7
     global_batch: int | None = None
 
@@ -162,7 +178,8 @@ class RunConfig:
         if step < self.loop.steps:
             budget = self._varied(self.vary.budgets, step)
             return selection if budget is None else dataclasses.replace(selection, budget=budget)
-        return dataclasses.replace(selection, drop_ratio=self.tuning.drop_ratio, budget=None)
+        keep = self.tuning.keep or selection.keep
+        return dataclasses.replace(selection, drop_ratio=self.tuning.drop_ratio, budget=None, keep=keep)
 
     def num_frames_at(self, step: int) -> int | None:
         """Frames of each clip that a step sees; None for all that are read."""

@@ -78,7 +78,7 @@ def mini_harvest() -> RunConfig:
             fusion=FusionConfig(depth=2, num_heads=4),
         ),
         objective=PostPretrainingConfig(
-            text_mask_ratio=0.3, masked_words_share=0.25, cache_texts=True, text_bank=1024
+            keep="motion", text_mask_ratio=0.3, masked_words_share=0.5, cache_texts=True, text_bank=1024
         ),
         data=DataConfig(train="mini-world", num_frames=8, cache="memory"),
         world=MiniWorldConfig(seed=0, train=15_000),
@@ -97,7 +97,7 @@ def mini_harvest() -> RunConfig:
             },
         ),
         loop=LoopConfig(steps=1800, global_batch=128, save_every=500),
-        tuning=TuningConfig(steps=120, drop_ratio=0.6, lr=5e-4),
+        tuning=TuningConfig(steps=100, drop_ratio=0.6, keep="random", lr=5e-4),
     )
 
 
