@@ -11,6 +11,7 @@ import pytest
 
 from harvest.config import RunConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
+from harvest.objectives.multimodal import MultimodalConfig
 from harvest.recipes import tiny
 from harvest.training.loop import train
 
@@ -30,15 +31,28 @@ def image_model(runs: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(image_model: Path) -> Callable[..., RunConfig]:
+def stage1_run(runs: Path, image_model: Path) -> Path:
+    """A run of UMT's first stage, six steps old: what its second stage starts from."""
+    config = tiny("umt-stage1-b16")
+    objective = dataclasses.replace(config.objective, teacher=str(image_model))
+    run = runs / "stage1"
+    train(dataclasses.replace(config, objective=objective), run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(image_model: Path, request: pytest.FixtureRequest) -> Callable[..., RunConfig]:
     """`tiny_run("mini-harvest", loop={"steps": 3})`: a tiny twin that starts from the stand-in, with changes."""
 
     def make(name: str = "mini-harvest", **changes: object) -> RunConfig:
         config = tiny(name)
         if config.start.scratch is None:
-            config = dataclasses.replace(
-                config, start=dataclasses.replace(config.start, model=str(image_model))
-            )
+            start = dataclasses.replace(config.start, model=str(image_model))
+            if isinstance(config.objective, MultimodalConfig):
+                words = str(image_model) if start.words == "mini-image" else start.words
+                stage1 = str(request.getfixturevalue("stage1_run"))
+                start = dataclasses.replace(start, model=stage1, words=words)
+            config = dataclasses.replace(config, start=start)
         if isinstance(config.objective, MaskedAlignmentConfig):
             config = dataclasses.replace(
                 config, objective=dataclasses.replace(config.objective, teacher=str(image_model))

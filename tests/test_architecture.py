@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipes": {"interfaces", "config", "data", "model", "objectives", "training"},
 }
 # These files wire rooms together.
-WIRING = {f"harvest.{name}" for name in ("api", "cli", "demo", "report", "training.loop", "__main__")}
+WIRING = {f"harvest.{name}" for name in ("api", "cli", "demo", "report", "training.loop", "training.start", "__main__")}
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from harvest.model.video_text import ModelConfig
 from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
+from harvest.objectives.multimodal import MultimodalConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.training.optim import OptimConfig
 
@@ -157,7 +158,8 @@ def _umt_student(
                 positions="sinusoid",
                 pixel_mean=(0.485, 0.456, 0.406),
                 pixel_std=(0.229, 0.224, 0.225),
-            )
+            ),
+            text=None,
         ),
     )
 
@@ -185,6 +187,81 @@ def umt_stage1_l16() -> RunConfig:
         start=_umt_student(1024, 24, 16),
         objective=MaskedAlignmentConfig(
             teacher="openai/clip-vit-large-patch14", teacher_image_size=196, drop_path=0.2
+        ),
+    )
+
+
+def umt_stage2_b16() -> RunConfig:
+    """UMT stage 2: the tower of stage 1 meets a BERT; 4 frames, 80 % hidden, pictures mixed in, 25M pairs, 10 epochs."""
+    # The paper's 25M: WebVid-10M, and as --data.images CC3M, CC12M, COCO, VG and SBU. 12,207 steps of 2,048 an epoch.
+    return RunConfig(
+        recipe="umt-stage2-b16",
+        start=StartConfig(
+            model="runs/umt-stage1-b16",
+            words="bert-base-uncased",
+            embed_dim=512,
+            fusion=FusionConfig(depth=3, num_heads=12, layout="bert", tied_words=True, matches=True),
+        ),
+        objective=MultimodalConfig(),
+        data=DataConfig(num_frames=4, crop_scale=(0.5, 1.0), flip=True, workers=8),
+        optim=OptimConfig(lr=1e-4, lr_end=1e-6, warmup_steps=12_207, weight_decay=0.02, betas=(0.9, 0.999)),
+        loop=LoopConfig(steps=122_070, global_batch=2048),
+    )
+
+
+def umt_stage2_l16() -> RunConfig:
+    """UMT stage 2 of ViT-L/16 with BERT-large, 4,096 pairs a step."""
+    base = umt_stage2_b16()
+    return dataclasses.replace(
+        base,
+        recipe="umt-stage2-l16",
+        start=StartConfig(
+            model="runs/umt-stage1-l16",
+            words="bert-large-uncased",
+            embed_dim=768,
+            fusion=FusionConfig(depth=5, num_heads=16, layout="bert", tied_words=True, matches=True),
+        ),
+        objective=MultimodalConfig(
+            teacher="openai/clip-vit-large-patch14", teacher_image_size=196, drop_path=0.2
+        ),
+        optim=dataclasses.replace(base.optim, warmup_steps=6103),
+        loop=dataclasses.replace(base.loop, steps=61_035, global_batch=4096),
+    )
+
+
+def mini_umt_stage1() -> RunConfig:
+    """UMT stage 1 in the mini-world: a tower from scratch taught by the mini-world's image model, in minutes."""
+    student = _umt_student(128, 4, 4, image_size=64, patch_size=8)
+    assert student.scratch is not None
+    video = dataclasses.replace(student.scratch.video, tubelet_size=2)
+    return RunConfig(
+        recipe="mini-umt-stage1",
+        start=dataclasses.replace(student, scratch=dataclasses.replace(student.scratch, video=video)),
+        objective=MaskedAlignmentConfig(teacher="mini-image", num_layers=2, drop_path=0.0),
+        data=DataConfig(train="mini-world", num_frames=8, cache="memory"),
+        world=MiniWorldConfig(seed=0, train=15_000),
+        optim=OptimConfig(
+            lr=1.5e-3, warmup_steps=50, weight_decay=0.05, betas=(0.9, 0.95), max_grad_norm=1.0
+        ),
+        loop=LoopConfig(steps=1500, global_batch=128, save_every=500),
+    )
+
+
+def mini_umt_stage2() -> RunConfig:
+    """UMT stage 2 in the mini-world, from `mini-umt-stage1`, with the image model's text tower and stills mixed in."""
+    base = mini_umt_stage1()
+    return dataclasses.replace(
+        base,
+        recipe="mini-umt-stage2",
+        start=StartConfig(
+            model="runs/mini-umt-stage1",
+            words="mini-image",
+            fusion=FusionConfig(depth=2, num_heads=4, matches=True),
+        ),
+        objective=MultimodalConfig(teacher="mini-image", num_layers=2, drop_path=0.0),
+        data=dataclasses.replace(base.data, images="mini-world/stills"),
+        optim=dataclasses.replace(
+            base.optim, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98), lr_factors={"log_scale": 10.0}
         ),
     )
 
@@ -247,34 +324,71 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "harvest-l14": harvest_l14,
     "umt-stage1-b16": umt_stage1_b16,
     "umt-stage1-l16": umt_stage1_l16,
+    "umt-stage2-b16": umt_stage2_b16,
+    "umt-stage2-l16": umt_stage2_l16,
+    "mini-umt-stage1": mini_umt_stage1,
+    "mini-umt-stage2": mini_umt_stage2,
     "ft-k400-b16": ft_k400_b16,
     "ft-ssv2-b16": ft_ssv2_b16,
     "ft-msrvtt-b16": ft_msrvtt_b16,
 }
 
 
+_TINY_BERT = TextEncoderConfig(
+    vocab_size=768,
+    context_length=32,
+    width=64,
+    depth=1,
+    num_heads=2,
+    mlp_width=128,
+    activation="gelu",
+    norm_eps=1e-12,
+    causal=False,
+    norms="after",
+    dropout=0.1,
+    pooling="first",
+    projection_bias=True,
+    start_id=0,
+    end_id=1,
+    pad_id=2,
+)
+
+
 def tiny(name: str) -> RunConfig:
     """The tiny twin of a recipe: the same code path on a few generated clips, seconds long.
 
     Twins of recipes that start from CLIP, or are taught by it, take `mini-image` instead, so they need no download.
+    Twins of UMT's second stage go on from a twin of its first, with words from scratch in the layout of BERT.
     """
     config = RECIPES[name]()
     if isinstance(config.objective, MaskedAlignmentConfig):
+        start = config.start
+        if isinstance(config.objective, MultimodalConfig):
+            start = dataclasses.replace(start, model="runs/umt-stage1-b16", embed_dim=128)
+            if start.words != "mini-image":
+                start = dataclasses.replace(start, words="scratch", scratch_words=_TINY_BERT)
+        elif start.scratch is not None and start.scratch.video.width > 128:
+            start = _umt_student(64, 3, 2, image_size=64, patch_size=8)
         config = dataclasses.replace(
             config,
-            start=_umt_student(64, 3, 2, image_size=64, patch_size=8),
+            start=start,
             objective=dataclasses.replace(
                 config.objective, teacher="mini-image", teacher_image_size=None, num_layers=2
             ),
         )
-    start = config.start if config.start.scratch else dataclasses.replace(config.start, model="mini-image")
+    start = config.start
+    if start.scratch is None and not isinstance(config.objective, MultimodalConfig):
+        start = dataclasses.replace(start, model="mini-image")
     if start.fusion is not None:
-        start = dataclasses.replace(start, fusion=FusionConfig(depth=1, num_heads=4))
+        start = dataclasses.replace(start, fusion=dataclasses.replace(start.fusion, depth=1, num_heads=4))
     train = config.data.train if config.data.train.startswith("mini-world") else "mini-world"
+    images = "mini-world/stills" if isinstance(config.objective, MultimodalConfig) else config.data.images
     return dataclasses.replace(
         config,
         start=start,
-        data=dataclasses.replace(config.data, train=train, workers=min(1, config.data.workers), flip=False),
+        data=dataclasses.replace(
+            config.data, train=train, images=images, workers=min(1, config.data.workers), flip=False
+        ),
         world=MiniWorldConfig(seed=7, train=96, retrieval=100, questions=20),
         optim=dataclasses.replace(config.optim, warmup_steps=2),
         loop=dataclasses.replace(

@@ -50,6 +50,9 @@ class DataConfig:
     """Manifest of the training set: .jsonl, .csv, .tsv, .parquet or WebVid's csv."""
     more: tuple[str, ...] = ()
     """Further manifests, added to the first; their paths are relative to their own folders."""
+    images: str = ""
+    """Manifest of pictures with captions, mixed into the run: each step shows clips or pictures, in proportion to their
+    numbers."""
     videos: str | None = None
     """Folder that the manifest's paths are relative to; without it the manifest's own."""
     num_frames: int = 8
@@ -138,7 +141,7 @@ class Packed(NamedTuple):
 
 
 class ClipDataset(Dataset):
-    """A training set. `dataset[keys]` with keys (epoch, place in that epoch's order) gives a `Packed` batch.
+    """A training set; with `encode_text` None, one of videos alone. `dataset[keys]` with keys (epoch, place in that epoch's order) gives a `Packed` batch.
 
     `encode_text` maps captions to int64 `[n, L]`; it has to survive the way into a worker process.
     """
@@ -149,20 +152,21 @@ class ClipDataset(Dataset):
         config: DataConfig,
         *,
         image_size: int,
-        encode_text: EncodeText,
+        encode_text: EncodeText | None,
         seed: int,
     ) -> None:
         if not examples:
             raise HarvestError("the training set is empty: its manifest has no rows")
         silent = [e.id for e in examples if not e.texts]
         has_labels = all(e.label is not None or e.labels for e in examples)
-        if silent and not has_labels:
+        if silent and not has_labels and encode_text is not None:
             raise HarvestError(
                 f"{len(silent)} of {len(examples)} training examples have neither caption nor label (first:"
                 f" {silent[0]!r}): remove these rows or give them captions"
             )
         self.examples = list(examples)
-        self.config, self.image_size, self.encode_text, self.seed = config, image_size, encode_text, seed
+        self.config, self.image_size, self.seed = config, image_size, seed
+        self.encode_text = encode_text if encode_text is not None else _no_words
         self.clip_of = clip_numbers(examples)
         self.num_clips = int(self.clip_of.max()) + 1
         self._first_caption = [0, *accumulate(len(e.texts) for e in examples)]
@@ -362,6 +366,10 @@ class ClipDataset(Dataset):
             return ""
         sample = bisect_right(self._first_caption, caption) - 1
         return self.examples[sample].texts[caption - self._first_caption[sample]]
+
+
+def _no_words(texts: list[str]) -> Tensor:
+    return torch.zeros(len(texts), 1, dtype=torch.int64)
 
 
 class _Draw(NamedTuple):

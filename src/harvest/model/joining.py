@@ -59,15 +59,33 @@ def join(
     model = VideoTextModel(config)
     if model.fusion is not None and model.fusion.config.layout == "bert":
         init_bert(model.fusion)
+    if text.norms == "after":
+        init_bert(model.text.blocks)
     tensors = {f"video.{name}": tensor for name, tensor in tower.state_dict().items()} | dict(words.tensors)
     missing, extra = model.load_state_dict(tensors, strict=False)
-    new = tuple(name for name in missing if name.startswith(NEW))
+    may_be_new = NEW if words.tensors else (*NEW, "text.")  # words from scratch bring nothing
+    new = tuple(name for name in missing if name.startswith(may_be_new))
     if extra or len(new) != len(missing):
         raise HarvestError(
             f"the towers do not make the model that was asked for: left over {extra}, missing "
             f"{sorted(set(missing) - set(new))}"
         )
     return model, new
+
+
+def with_frames(model: VideoTextModel, num_frames: int) -> VideoTextModel:
+    """The model for clips of so many frames, in place: positions that are computed go on, learned ones do not."""
+    old = model.config.video
+    if num_frames == old.num_frames:
+        return model
+    if old.positions != "sinusoid":
+        raise HarvestError(
+            f"this model has learned positions for {old.num_frames} frames: give data.num_frames {old.num_frames}"
+        )
+    video = dataclasses.replace(old, num_frames=num_frames)
+    model.config = dataclasses.replace(model.config, video=video)
+    model.video.config = video
+    return model
 
 
 def init_bert(module: nn.Module) -> None:

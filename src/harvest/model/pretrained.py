@@ -92,9 +92,7 @@ def load_any(
     offline: bool = False,
 ) -> tuple[VideoTextModel, Tokenizer | None, ImportReport]:
     """As `load_pretrained`, and video towers that have met no words, which have no tokenizer."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        path = _download(str(source), offline=offline)
+    path = find_folder(source, offline=offline)
     if path.is_file():
         if activation is None and path.name.startswith("open_clip_"):
             raise HarvestError(
@@ -482,6 +480,12 @@ def _read_pixels(folder: Path, default: Pixels) -> tuple[Pixels, list[str]]:
     return default, ["pixel mean and std are the family's default: no preprocessor_config.json"]
 
 
+def find_folder(source: str | Path, *, offline: bool = False) -> Path:
+    """A local file or folder, or the snapshot of a hub model of this name."""
+    path = Path(source).expanduser()
+    return path if path.exists() else _download(str(source), offline=offline)
+
+
 def _download(name: str, *, offline: bool) -> Path:
     """A snapshot of a hub model: settings and tokenizer, and its weights in one format."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(
@@ -491,7 +495,7 @@ def _download(name: str, *, offline: bool) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    small = ["*.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz"]
+    small = ["*.json", "merges.txt", "vocab.txt", "bpe_simple_vocab_16e6.txt.gz"]
     weights = (
         "model*.safetensors",
         "pytorch_model*.bin",

@@ -84,10 +84,26 @@ def stage1_table(depth: int, num_heads: int, *, stored_positions: bool = False) 
     table = umt_table(depth, stored_positions=stored_positions) | layer_rows(
         "video.norm_post", "encoder.norm.{}"
     )
+    return table | _head_rows(num_heads, ours="heads.heads", theirs="clip_decoder")
+
+
+def _head_rows(num_heads: int, *, ours: str, theirs: str) -> Table:
+    table: Table = {}
     for k in range(num_heads):
-        table |= layer_rows(f"heads.heads.{k}.linear", f"clip_decoder.{k}.head.{{}}")
-        table |= layer_rows(f"heads.heads.{k}.norm", f"clip_decoder.{k}.norm.{{}}")
+        table |= layer_rows(f"{ours}.{k}.linear", f"{theirs}.{k}.head.{{}}")
+        table |= layer_rows(f"{ours}.{k}.norm", f"{theirs}.{k}.norm.{{}}")
     return table
+
+
+def read_heads(path: Path) -> dict[str, Tensor]:
+    """The alignment heads of a file of stage 1 or 2, under the names of `AlignmentHeads`; nothing where it has none."""
+    tensors, _ = read_tensors(path)
+    for theirs in ("clip_decoder", "vision_encoder.clip_decoder"):
+        num_heads = stack_depth(tensors, theirs)
+        if num_heads:
+            own = {name: t for name, t in tensors.items() if name.startswith(f"{theirs}.")}
+            return rename(own, _head_rows(num_heads, ours="heads", theirs=theirs), source=str(path))[0]
+    return {}
 
 
 def classifier_table(depth: int, *, stored_positions: bool = False) -> Table:

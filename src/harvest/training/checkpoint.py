@@ -90,6 +90,17 @@ def load_checkpoint(
     return int(json.loads((newest / "state.json").read_text())["step"])
 
 
+def newest_weights(run: Path) -> dict[str, torch.Tensor]:
+    """The objective's weights in a run's newest checkpoint, whatever its optimizer; nothing where there is none."""
+    checkpoints = _checkpoints(run)
+    if not checkpoints:
+        return {}
+    try:
+        return safetensors.torch.load_file(checkpoints[-1] / "weights.safetensors")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise HarvestError(f"{checkpoints[-1]} cannot be read: {error}") from error
+
+
 def _checkpoints(run: Path) -> list[Path]:
     """Whole checkpoints of a run, oldest first. Temporary folders of a killed save start with a dot."""
     folder = run / "checkpoints"

@@ -7,13 +7,15 @@ or killed at any moment, goes on to the bit.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, cast
@@ -23,20 +25,17 @@ from torch import nn
 
 from harvest.config import ObjectiveConfig, RunConfig, differences, read_config, to_json
 from harvest.data.labels import class_names_of, labelled, read_class_names
-from harvest.data.loader import ClipDataset, Refused, TrainLoader
+from harvest.data.loader import ClipDataset, DataConfig, Refused, TrainLoader
 from harvest.data.manifest import read_manifest
-from harvest.data.miniworld import write_miniworld
+from harvest.data.miniworld import MiniWorld, write_miniworld
+from harvest.data.mixing import MixedLoader
 from harvest.interfaces import Batch, Example, HarvestError, RunStopped
-from harvest.model.alignment import init_xavier
 from harvest.model.folder import save_model
-from harvest.model.inflation import as_teacher, as_video_model, blend
-from harvest.model.pretrained import load_pretrained
-from harvest.model.tokenizer import Tokenizer, train_tokenizer
-from harvest.model.video_text import ModelConfig, VideoTextModel
-from harvest.objectives.classification import Classification, ClassificationConfig
-from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
-from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig, check_grids
-from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+from harvest.model.inflation import blend
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_text import VideoTextModel
+from harvest.objectives.classification import ClassificationConfig
+from harvest.objectives.post_pretraining import PostPretraining
 from harvest.parallel import (
     World,
     any_rank,
@@ -52,7 +51,10 @@ from harvest.training.average import WeightAverage
 from harvest.training.checkpoint import load_checkpoint, save_checkpoint
 from harvest.training.log import RunLog, bar, say
 from harvest.training.optim import build_optimizer, lr_at, set_lr
+from harvest.training.start import build_objective, start_model
 from harvest.training.vary import show_frames
+
+Loader = TrainLoader | MixedLoader
 
 MINI_IMAGE = Path(__file__).parent.parent / "weights" / "mini-image"
 
@@ -67,7 +69,7 @@ def train(config: RunConfig, run: Path) -> Path:
         _claim(run, config, here)
         if config.loop.threads is not None:
             torch.set_num_threads(config.loop.threads)
-        dataset, model, tokenizer, image_model, names = prepare(config, run, here)
+        dataset, pictures, model, tokenizer, image_model, names = prepare(config, run, here)
         if config.blend < 1 and image_model is None:
             raise HarvestError("blend needs an image model to blend with: this run does not start from one")
         _check_budgets(config, model)
@@ -97,11 +99,10 @@ def train(config: RunConfig, run: Path) -> Path:
 
         objective.train()
         with bar("decoding clips", quiet=not here.is_main) as progress:
-            loader = TrainLoader(
-                dataset,
-                config.global_batches,
-                here.rank,
-                here.size,
+            loader = _loader(dataset, pictures)(
+                global_batch=config.global_batches,
+                rank=here.rank,
+                world=here.size,
                 first_step=first_step,
                 progress=progress,
                 refused=_read_broken(run),
@@ -167,44 +168,66 @@ class Prepared(NamedTuple):
     """What a run needs before its first step."""
 
     dataset: ClipDataset
+    pictures: ClipDataset | None  # mixed into the run
     model: VideoTextModel
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None where there is no text tower
     image_model: VideoTextModel | None  # what the model was made from; None from scratch
     names: list[str]  # what a head is to tell apart; none where there is no head
 
 
 def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
     """Read the training set, build or open the model, and number what a head is to learn."""
-    manifest = Path(config.data.train)
-    listed: Path | None = None
-    if config.data.train in ("mini-world", "mini-world/stills"):
-        folder = run.parent / f"mini-world-{config.world.train}-{config.world.seed}"
-        with bar("drawing the mini-world", quiet=not here.is_main) as progress:
-            if here.is_main:
-                write_miniworld(folder, config.world, progress=progress)
-            barrier()
-            made = write_miniworld(folder, config.world)  # the other ranks find it finished
-        manifest = made.train if config.data.train == "mini-world" else made.stills
-        listed = made.labels
-    elif not config.data.train:
+    if not config.data.train:
         raise HarvestError(
             "nothing to train on: give a manifest with --data.train FILE (.jsonl, .csv or .parquet)"
         )
-    examples = read_manifest(manifest, videos=Path(config.data.videos) if config.data.videos else None)
+    examples, listed = _rows(config, run, here, config.data.train)
     for further in config.data.more:
         examples += read_manifest(further)
+    pictures = _rows(config, run, here, config.data.images)[0] if config.data.images else []
     examples, names = _numbered(config.objective, examples, listed)
-    model, tokenizer, image_model = start_model(
-        config, [text for example in examples for text in example.texts]
+    captions = [text for example in (*examples, *pictures) for text in example.texts]
+    model, tokenizer, image_model = start_model(config, captions)
+
+    def dataset(rows: list[Example], data: DataConfig) -> ClipDataset:
+        return ClipDataset(
+            rows,
+            data,
+            image_size=model.config.video.image_size,
+            encode_text=tokenizer,
+            seed=config.loop.seed,
+        )
+
+    return Prepared(
+        dataset(examples, config.data),
+        dataset(pictures, dataclasses.replace(config.data, num_frames=1)) if pictures else None,
+        model,
+        tokenizer,
+        image_model,
+        names,
     )
-    dataset = ClipDataset(
-        examples,
-        config.data,
-        image_size=model.config.video.image_size,
-        encode_text=tokenizer,
-        seed=config.loop.seed,
-    )
-    return Prepared(dataset, model, tokenizer, image_model, names)
+
+
+def _loader(videos: ClipDataset, pictures: ClipDataset | None) -> Callable[..., Loader]:
+    return partial(TrainLoader, videos) if pictures is None else partial(MixedLoader, videos, pictures)
+
+
+def _rows(config: RunConfig, run: Path, here: World, name: str) -> tuple[list[Example], Path | None]:
+    """The rows of a manifest, or of a part of the mini-world (`mini-world`, `mini-world/stills`, …) and its classes."""
+    if name.split("/")[0] != "mini-world":
+        videos = Path(config.data.videos) if config.data.videos else None
+        return read_manifest(Path(name), videos=videos), None
+    parts = [f.name for f in dataclasses.fields(MiniWorld) if not f.init and f.name != "labels"]
+    part = name.partition("/")[2] or "train"
+    if part not in parts:
+        raise HarvestError(f"the mini-world has no part {part!r}; there are {', '.join(parts)}")
+    folder = run.parent / f"mini-world-{config.world.train}-{config.world.seed}"
+    with bar("drawing the mini-world", quiet=not here.is_main) as progress:
+        if here.is_main:
+            write_miniworld(folder, config.world, progress=progress)
+        barrier()
+        made = write_miniworld(folder, config.world)  # the other ranks find it finished
+    return read_manifest(getattr(made, part)), made.labels
 
 
 def _numbered(
@@ -223,117 +246,10 @@ def _numbered(
     return rows, names
 
 
-def start_model(
-    config: RunConfig, captions: list[str]
-) -> tuple[VideoTextModel, Tokenizer, VideoTextModel | None]:
-    """Build or open the model that `config.start` names, inflated to video where it is an image model."""
-    start = config.start
-    if start.scratch is not None:
-        if isinstance(config.objective, MaskedAlignmentConfig):
-            return *_student(config, start.scratch), None
-        return *_from_scratch(config, captions), None
-    source = _source(start.model)
-    vocabulary = Path(start.vocabulary) if start.vocabulary else None
-    model, tokenizer, report = load_pretrained(source, vocabulary=vocabulary)
-    say(str(report))
-    if model.config.video.num_frames > 1:
-        if model.config.video.num_frames != config.data.num_frames:
-            raise HarvestError(
-                f"{source} is a video model of {model.config.video.num_frames} frames, data.num_frames is {config.data.num_frames}"
-            )
-        if (
-            model.fusion is None
-            and isinstance(config.objective, PostPretrainingConfig)
-            and config.objective.masked_words_weight > 0
-        ):
-            raise HarvestError(
-                f"{source} is a video model without a fusion decoder, which masked words need: "
-                "give --objective.masked-words-weight 0"
-            )
-        return model, tokenizer, None
-    if isinstance(config.objective, ImageTextConfig):
-        return model, tokenizer, None
-    fills_words = (
-        isinstance(config.objective, PostPretrainingConfig) and config.objective.masked_words_weight > 0
-    )
-    with _seeded(config):
-        video_model, _ = as_video_model(
-            model,
-            num_frames=config.data.num_frames,
-            tubelet_size=start.tubelet_size,
-            time_positions=start.time_positions,
-            fusion=start.fusion if fills_words else None,
-        )
-    return video_model, tokenizer, model
-
-
-def _source(name: str) -> str:
-    return str(MINI_IMAGE) if name == "mini-image" else name
-
-
-def build_objective(
-    config: RunConfig, model: VideoTextModel, names: Sequence[str] = (), *, several: bool = False
-) -> PostPretraining | ImageTextPretraining | MaskedAlignment | Classification:
-    """The objective of a run; `names` are what its head tells apart, `several` says that more than one may hold."""
-    if isinstance(config.objective, ClassificationConfig):
-        with _seeded(config):  # the head
-            return Classification(config.objective, model, names, several=several, seed=config.loop.seed)
-    if isinstance(config.objective, PostPretrainingConfig):
-        return PostPretraining(config.objective, model, seed=config.loop.seed)
-    if isinstance(config.objective, MaskedAlignmentConfig):
-        teacher, _ = _teacher(config, config.objective)
-        with _seeded(config):  # the heads
-            return MaskedAlignment(config.objective, model, as_teacher(teacher), seed=config.loop.seed)
-    return ImageTextPretraining(config.objective, model, seed=config.loop.seed)
-
-
-def _teacher(config: RunConfig, objective: MaskedAlignmentConfig) -> tuple[VideoTextModel, Tokenizer]:
-    vocabulary = Path(config.start.vocabulary) if config.start.vocabulary else None
-    teacher, tokenizer, report = load_pretrained(
-        _source(objective.teacher), image_size=objective.teacher_image_size, vocabulary=vocabulary
-    )
-    if teacher.config.video.num_frames != 1:
-        raise HarvestError(
-            f"objective.teacher {objective.teacher} is a video model of {teacher.config.video.num_frames} frames: "
-            "give an image model"
-        )
-    say(f"the teacher is {report}")
-    return teacher, tokenizer
-
-
-def _student(config: RunConfig, sizes: ModelConfig) -> tuple[VideoTextModel, Tokenizer]:
-    """A video tower from scratch beside its teacher's text tower, which stays as it is."""
-    assert isinstance(config.objective, MaskedAlignmentConfig)
-    teacher, tokenizer = _teacher(config, config.objective)
-    video, taught = sizes.video, teacher.config.video
-    check_grids(video.image_size, video.patch_size, taught.image_size, taught.patch_size)
-    with _seeded(config):
-        model = VideoTextModel(ModelConfig(video=video, text=teacher.config.text))
-        init_xavier(model.video.blocks)
-    model.text.load_state_dict(teacher.text.state_dict())
-    return model, tokenizer
-
-
-def _from_scratch(config: RunConfig, captions: list[str]) -> tuple[VideoTextModel, Tokenizer]:
-    sizes = config.start.scratch
-    assert sizes is not None
-    tokenizer = train_tokenizer(
-        captions, vocab_size=sizes.words.vocab_size, context_length=sizes.words.context_length
-    )
-    with _seeded(config):
-        return VideoTextModel(sizes.with_vocabulary(tokenizer.core.get_vocab_size())), tokenizer
-
-
-@contextmanager
-def _seeded(config: RunConfig) -> Iterator[None]:
-    """PyTorch draws new parameters from its global generator: seed it for them, and leave it as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.loop.seed)
-        yield
-
-
-def _cache_texts(objective: nn.Module, dataset: ClipDataset, tokenizer: Tokenizer, here: World) -> None:
-    if not (isinstance(objective, PostPretraining) and objective.config.cache_texts):
+def _cache_texts(
+    objective: nn.Module, dataset: ClipDataset, tokenizer: Tokenizer | None, here: World
+) -> None:
+    if not (isinstance(objective, PostPretraining) and objective.config.cache_texts) or tokenizer is None:
         return
     with bar("encoding captions", quiet=not here.is_main) as progress:
         objective.fill_text_cache(
@@ -388,7 +304,7 @@ def _lr(step: int, config: RunConfig) -> float:
     )
 
 
-def _on_device(loader: TrainLoader, here: World) -> Iterator[Batch]:
+def _on_device(loader: Loader, here: World) -> Iterator[Batch]:
     for batch in loader:
         yield Batch(*(tensor.to(here.device, non_blocking=True) for tensor in batch))
 
@@ -436,7 +352,7 @@ def _read_broken(run: Path) -> dict[str, Refused]:
     return {id: Refused(**why) for id, why in json.loads(path.read_text()).items()}
 
 
-def _write_broken(run: Path, loader: TrainLoader, here: World) -> None:
+def _write_broken(run: Path, loader: Loader, here: World) -> None:
     """Add what this process and the others could not read to the run's broken.json, by id with its reason."""
     found = merge_over_ranks({id: (why.reason, why.position) for id, why in loader.broken.items()})
     if here.is_main and found:
@@ -453,9 +369,9 @@ def _finish(
     run: Path,
     config: RunConfig,
     objective: nn.Module,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     image_model: VideoTextModel | None,
-    loader: TrainLoader,
+    loader: Loader,
 ) -> None:
     """Write the model folder, blended with the image model if asked for, and the report of broken videos."""
     model = cast(VideoTextModel, objective.model)
@@ -475,7 +391,7 @@ def _finish(
             f"{len(broken)} of {len(loader.dataset)} videos could not be read; their places were taken by the "
             f"next in order. Names and reasons: {run / 'broken.json'}"
         )
-    if loader.truncated:
+    if loader.truncated and tokenizer is not None:
         say(
             f"{loader.truncated} captions were longer than {tokenizer.config.context_length} word pieces and were cut"
         )

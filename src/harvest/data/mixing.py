@@ -1,0 +1,99 @@
+"""Videos and pictures in one run: each step's batch is of one kind, in proportion to how many there are.
+
+Steps of the two kinds are spread evenly, and how many of a kind come before a step is arithmetic, not memory: a run
+goes on at any step with the batches it would have had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from harvest.data.loader import ClipDataset, Progress, Refused, TrainLoader
+from harvest.interfaces import Batch, HarvestError
+
+
+NONE: Mapping[str, Refused] = {}
+
+
+class MixedLoader:
+    """`TrainLoader`'s batches of videos, and of pictures in between (UMT's stage 2 takes turns alike)."""
+
+    def __init__(
+        self,
+        videos: ClipDataset,
+        pictures: ClipDataset,
+        global_batch: int | Sequence[tuple[int, int]],
+        rank: int = 0,
+        world: int = 1,
+        *,
+        first_step: int = 0,
+        share: float | None = None,
+        progress: Progress | None = None,
+        refused: Mapping[str, Refused] = NONE,
+    ) -> None:
+        """`share` of the steps show pictures; None: as many of each kind as there are."""
+        self.share = len(pictures) / (len(videos) + len(pictures)) if share is None else share
+        if not 0 < self.share < 1:
+            raise HarvestError(f"data.image_share: expected more than 0 and less than 1, got {self.share}")
+        self.first_step = first_step
+        stages = [(0, global_batch)] if isinstance(global_batch, int) else list(global_batch)
+        of_pictures = {self.pictures_before(start): clips for start, clips in stages}
+        of_videos = {start - self.pictures_before(start): clips for start, clips in stages}
+        before = self.pictures_before(first_step)
+        self.videos = TrainLoader(
+            videos,
+            [*of_videos.items()],
+            rank,
+            world,
+            first_step=first_step - before,
+            progress=progress,
+            refused=refused,
+        )
+        self.pictures = TrainLoader(
+            pictures,
+            [*of_pictures.items()],
+            rank,
+            world,
+            first_step=before,
+            progress=progress,
+            refused=refused,
+        )
+
+    def pictures_before(self, step: int) -> int:
+        """How many of the steps before this one show pictures."""
+        return math.floor(step * self.share)
+
+    def shows_pictures(self, step: int) -> bool:
+        return self.pictures_before(step + 1) > self.pictures_before(step)
+
+    def batch_at(self, step: int) -> int:
+        """Clips over all ranks in this step."""
+        before = self.pictures_before(step)
+        if self.shows_pictures(step):
+            return self.pictures.batch_at(before)
+        return self.videos.batch_at(step - before)
+
+    @property
+    def dataset(self) -> ClipDataset:
+        return self.videos.dataset
+
+    @property
+    def broken(self) -> dict[str, Refused]:
+        return self.videos.broken | self.pictures.broken
+
+    @property
+    def broken_share(self) -> float:
+        """Of the samples of either kind tried so far by this rank, the larger share."""
+        return max(self.videos.broken_share, self.pictures.broken_share)
+
+    @property
+    def truncated(self) -> int:
+        return self.videos.truncated + self.pictures.truncated
+
+    def __iter__(self) -> Iterator[Batch]:
+        videos, pictures = iter(self.videos), iter(self.pictures)
+        step = self.first_step
+        while True:
+            yield next(pictures if self.shows_pictures(step) else videos)
+            step += 1

@@ -1,0 +1,245 @@
+"""What a run starts from: the model it trains, its tokenizer, its teacher, and the objective around them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harvest.config import RunConfig
+from harvest.interfaces import HarvestError
+from harvest.model.alignment import AlignmentHeads, init_xavier
+from harvest.model.fusion import FusionConfig
+from harvest.model.inflation import as_teacher, as_video_model
+from harvest.model.joining import join, with_frames
+from harvest.model.pretrained import find_folder, load_any, load_pretrained
+from harvest.model.pretrained_bert import Words, load_bert
+from harvest.model.pretrained_umt import read_heads
+from harvest.model.tokenizer import Tokenizer, train_tokenizer
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.model.weights import ImportReport, read_json
+from harvest.objectives.classification import Classification, ClassificationConfig
+from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
+from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
+from harvest.objectives.multimodal import Multimodal, MultimodalConfig
+from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+from harvest.training.checkpoint import newest_weights
+from harvest.training.log import say
+
+MINI_IMAGE = Path(__file__).parent.parent / "weights" / "mini-image"
+
+Objective = PostPretraining | ImageTextPretraining | MaskedAlignment | Multimodal | Classification
+
+
+def start_model(
+    config: RunConfig, captions: list[str]
+) -> tuple[VideoTextModel, Tokenizer | None, VideoTextModel | None]:
+    """The model that `config.start` names, its tokenizer (None without a text tower), and the image model it was made
+    from (None if from none)."""
+    start = config.start
+    if isinstance(config.objective, MultimodalConfig):
+        return *_second_stage(config, captions), None
+    if start.scratch is not None:
+        if isinstance(config.objective, MaskedAlignmentConfig):
+            return _student(config, start.scratch), None, None
+        return *_from_scratch(config, captions), None
+    source = source_of(start.model)
+    needs_words = not isinstance(config.objective, (ClassificationConfig, MaskedAlignmentConfig))
+    model, tokenizer, report = (load_pretrained if needs_words else load_any)(
+        source, vocabulary=_vocabulary(config)
+    )
+    say(str(report))
+    if model.config.video.num_frames > 1:
+        model = with_frames(model, config.data.num_frames)
+        if (
+            model.fusion is None
+            and isinstance(config.objective, PostPretrainingConfig)
+            and config.objective.masked_words_weight > 0
+        ):
+            raise HarvestError(
+                f"{source} is a video model without a fusion decoder, which masked words need: "
+                "give --objective.masked-words-weight 0"
+            )
+        return model, tokenizer, None
+    if isinstance(config.objective, ImageTextConfig):
+        return model, tokenizer, None
+    fills_words = (
+        isinstance(config.objective, PostPretrainingConfig) and config.objective.masked_words_weight > 0
+    )
+    with _seeded(config):
+        video_model, _ = as_video_model(
+            model,
+            num_frames=config.data.num_frames,
+            tubelet_size=start.tubelet_size,
+            time_positions=start.time_positions,
+            fusion=start.fusion if fills_words else None,
+        )
+    return video_model, tokenizer, model
+
+
+def build_objective(
+    config: RunConfig, model: VideoTextModel, names: Sequence[str] = (), *, several: bool = False
+) -> Objective:
+    """The module that trains `model`, with its teacher where it has one.
+
+    `names` are what its head tells apart, where it has one; `several` says that more than one may hold.
+    """
+    objective, seed = config.objective, config.loop.seed
+    if isinstance(objective, ClassificationConfig):
+        with _seeded(config):  # the head
+            return Classification(objective, model, names, several=several, seed=seed)
+    if isinstance(objective, PostPretrainingConfig):
+        return PostPretraining(objective, model, seed=seed)
+    if isinstance(objective, MultimodalConfig):
+        teacher = as_teacher(_teacher(config, objective)) if objective.needs_teacher else None
+        with _seeded(config):
+            made = Multimodal(objective, model, teacher, seed=seed)
+        if made.teaching is not None:
+            _take_heads(made.teaching.heads, source_of(config.start.model))
+        return made
+    if isinstance(objective, MaskedAlignmentConfig):
+        teacher = as_teacher(_teacher(config, objective))
+        with _seeded(config):  # the heads
+            return MaskedAlignment(objective, model, teacher, seed=seed)
+    return ImageTextPretraining(objective, model, seed=seed)
+
+
+def source_of(name: str) -> str:
+    """Where a model of this name lies: `mini-image` is shipped, and a run folder holds its model."""
+    if name == "mini-image":
+        return str(MINI_IMAGE)
+    inside = Path(name).expanduser() / "model"
+    return str(inside) if (inside / "config.json").is_file() else name
+
+
+def _vocabulary(config: RunConfig) -> Path | None:
+    return Path(config.start.vocabulary) if config.start.vocabulary else None
+
+
+# ---- UMT ---------------------------------------------------------------------------------------------------------
+
+
+def _teacher(config: RunConfig, objective: MaskedAlignmentConfig) -> VideoTextModel:
+    teacher, _, report = load_pretrained(
+        source_of(objective.teacher), image_size=objective.teacher_image_size, vocabulary=_vocabulary(config)
+    )
+    if teacher.config.video.num_frames != 1:
+        raise HarvestError(
+            f"objective.teacher {objective.teacher} is a video model of {teacher.config.video.num_frames} frames: "
+            "give an image model"
+        )
+    say(f"the teacher is {report}")
+    return teacher
+
+
+def _student(config: RunConfig, sizes: ModelConfig) -> VideoTextModel:
+    """A video tower from scratch, which has met no words."""
+    with _seeded(config):
+        model = VideoTextModel(dataclasses.replace(sizes, text=None, fusion=None))
+        init_xavier(model.video.blocks)
+    return model
+
+
+def _second_stage(config: RunConfig, captions: list[str]) -> tuple[VideoTextModel, Tokenizer]:
+    """A tower of stage 1 joined to a text tower, or a model of stage 2 that goes on."""
+    start = config.start
+    if start.scratch is not None:
+        raise HarvestError(
+            "umt's second stage starts from a tower of its first: give start.model, not start.scratch"
+        )
+    if start.model == "scratch":
+        raise HarvestError("give the run of stage 1 to start from: --start.model runs/umt-stage1-b16")
+    source = source_of(start.model)
+    model, tokenizer, report = load_any(
+        source,
+        vocabulary=_vocabulary(config),
+        num_frames=config.data.num_frames if Path(source).is_file() else None,
+    )
+    say(str(report))
+    if tokenizer is not None:
+        if start.words is not None and start.words != "scratch":
+            say(f"{source} has a text tower: start.words {start.words} is not needed")
+        return with_frames(model, config.data.num_frames), tokenizer
+    if start.words is None or start.fusion is None:
+        raise HarvestError(
+            f"{source} has met no words: give its text tower, --start.words FOLDER of a BERT, and start.fusion"
+        )
+    with _seeded(config):
+        words = _words(config, start.words, start.fusion, captions)
+        joined, new = join(model.video, words, fusion=start.fusion, num_frames=config.data.num_frames)
+    say(f"its words are {words.report}\n  new in the joined model ({len(new)}): {', '.join(new)}")
+    return joined, words.tokenizer
+
+
+def _words(config: RunConfig, name: str, fusion: FusionConfig, captions: list[str]) -> Words:
+    """The text tower that `start.words` names."""
+    start = config.start
+    if name == "scratch":
+        if start.scratch_words is None:
+            raise HarvestError("start.words scratch needs sizes: start.scratch_words")
+        sizes = start.scratch_words
+        tokenizer = train_tokenizer(
+            captions, vocab_size=sizes.vocab_size, context_length=sizes.context_length
+        )
+        text = dataclasses.replace(
+            sizes, vocab_size=tokenizer.core.get_vocab_size(), embed_dim=start.embed_dim
+        )
+        return Words(text, None, {}, tokenizer, ImportReport("new", used=0))
+    folder = find_folder(source_of(name))
+    if read_json(folder / "config.json").get("model_type") == "bert":
+        return load_bert(
+            folder,
+            fusion_depth=fusion.depth,
+            embed_dim=start.embed_dim,
+            context_length=start.max_words,
+            vocabulary=_vocabulary(config),
+        )
+    model, text_tokenizer, report = load_pretrained(source_of(name), vocabulary=_vocabulary(config))
+    tensors = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("text.")}
+    report = dataclasses.replace(report, used=len(tensors), notes=(*report.notes, "its text tower alone"))
+    return Words(model.config.words, None, tensors, text_tokenizer, report)
+
+
+def _take_heads(heads: AlignmentHeads, source: str) -> None:
+    """Go on with the alignment heads of stage 1 where they can be had: its run folder, or a released file."""
+    found: dict[str, Tensor] = {}
+    path = Path(source)
+    if path.is_file():
+        found = read_heads(path)
+    elif (path.parent / "checkpoints").is_dir():
+        prefix = "teaching.heads."
+        weights = newest_weights(path.parent)
+        found = {key.removeprefix(prefix): t for key, t in weights.items() if key.startswith(prefix)}
+    own = heads.state_dict()
+    if {k: t.shape for k, t in found.items()} == {k: t.shape for k, t in own.items()}:
+        heads.load_state_dict(found)
+        say("the alignment heads go on from stage 1")
+    else:
+        say(
+            "the alignment heads are new: those of stage 1 are not there, or are for other layers or another teacher"
+        )
+
+
+# ---- from scratch ------------------------------------------------------------------------------------------------
+
+
+def _from_scratch(config: RunConfig, captions: list[str]) -> tuple[VideoTextModel, Tokenizer]:
+    sizes = config.start.scratch
+    assert sizes is not None
+    tokenizer = train_tokenizer(
+        captions, vocab_size=sizes.words.vocab_size, context_length=sizes.words.context_length
+    )
+    with _seeded(config):
+        return VideoTextModel(sizes.with_vocabulary(tokenizer.core.get_vocab_size())), tokenizer
+
+
+@contextmanager
+def _seeded(config: RunConfig) -> Iterator[None]:
+    """PyTorch draws new parameters from its global generator: seed it for them, and leave it as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.loop.seed)
+        yield
