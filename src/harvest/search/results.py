@@ -151,3 +151,25 @@ class IndexReport:
     moments: int = 0
     """In the whole library now."""
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A stretch of a video in which a sentence is best met."""
+
+    start_s: float
+    end_s: float
+    score: float
+    """Cosine of the sentence and the stretch, encoded on its own."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How well a sentence is met along one video."""
+
+    text: str
+    times_s: tuple[float, ...]
+    """The middle of the window that each score is of."""
+    scores: tuple[float, ...]
+    intervals: tuple[Interval, ...]
+    """Best first; they do not overlap."""
