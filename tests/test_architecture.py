@@ -76,7 +76,8 @@ def test_the_training_machine_needs_few_libraries() -> None:
     """A GPU machine may have torch, numpy, safetensors, tokenizers and transformers alone."""
     absent = ("av", "tyro", "jinja2", "tensorboardX", "ftfy", "rich", "huggingface_hub")
     wanted = (
-        "bench",
+        "bench.step",
+        "bench.tokens",
         "model.pretrained",
         "model.folder",
         "objectives.post_pretraining",

@@ -18,7 +18,9 @@ from harvest.data.manifest import read_manifest, write_manifest
 from harvest.interfaces import Example
 from harvest.recipes import RECIPES
 
-COMMAND_HELP = [[name, "--help"] for name in COMMANDS if name != "recipes"] + [["bench", "step", "--help"]]
+COMMAND_HELP = [[name, "--help"] for name in COMMANDS if name != "recipes"] + [
+    ["bench", name, "--help"] for name in ("step", "tokens")
+]
 
 
 class Answer:

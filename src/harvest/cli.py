@@ -717,15 +717,22 @@ def demo_command(args: list[str]) -> None:
 
 
 def bench_command(args: list[str]) -> None:
-    from harvest.bench import step_command
+    from harvest.bench.step import step_command
+    from harvest.bench.tokens import tokens_command
     from harvest.interfaces import HarvestError
 
-    if not args or args[0] != "step":
-        print("usage: harvest bench step [options]        measures the training step; --help lists options")
+    commands: dict[str, Callable[..., None]] = {"step": step_command, "tokens": tokens_command}
+    if not args or args[0] not in commands:
+        print(
+            "usage: harvest bench step [options]        the training step, with and without dropping patches"
+        )
+        print(
+            "       harvest bench tokens [options]      ways of choosing tokens x budgets x batches, with a plot"
+        )
         if args and args[0] not in ("-h", "--help"):
-            raise HarvestError(f"nothing to bench called {args[0]!r}: step")
+            raise HarvestError(f"nothing to bench called {args[0]!r}: {', '.join(commands)}")
         return
-    _run(step_command, args[1:], prog="harvest bench step")
+    _run(commands[args[0]], args[1:], prog=f"harvest bench {args[0]}")
 
 
 def _run(function: Callable[..., None], args: list[str], *, prog: str | None = None) -> None:

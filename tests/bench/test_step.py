@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from harvest.bench import _objective, _random_batch, default_batch, measure_steps, model_config, step_gflop
+from harvest.bench.step import (
+    default_batch,
+    make_objective,
+    measure_steps,
+    model_config,
+    random_batch,
+    step_gflop,
+)
 from harvest.interfaces import HarvestError
 from harvest.tokens import Selection
 
@@ -40,10 +47,10 @@ def test_settings(settings: dict) -> None:
 
 def test_the_reference_computes_the_same_loss() -> None:
     config = model_config("mini", frames=4)
-    batch = _random_batch(config, 3, 10, torch.device("cpu"))
+    batch = random_batch(config, 3, 10, torch.device("cpu"))
     losses = []
     for plain in (False, True):
-        objective = _objective(config, cache_texts=False, plain=plain)
+        objective = make_objective(config, cache_texts=False, plain=plain)
         objective.selection = Selection(0.9)
         losses.append(objective(batch, 1).total)
     torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=1e-5)
@@ -91,7 +98,7 @@ def test_as_a_user_types_it(tmp_path: Path) -> None:
 def test_prints_without_rich() -> None:
     code = (
         "import sys; sys.modules['rich'] = None\n"
-        "from harvest.bench import step_command; step_command('mini', (0.5,), batch=2, frames=2, words=8, seconds=0.02)"
+        "from harvest.bench.step import step_command; step_command('mini', (0.5,), batch=2, frames=2, words=8, seconds=0.02)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "GFLOP/clip" in done.stdout, done.stderr

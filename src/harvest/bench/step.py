@@ -13,8 +13,8 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,8 @@ from harvest.tokens import Selection, num_kept
 from harvest.training.optim import OptimConfig, build_optimizer
 
 Size = Literal["b16", "l14", "mini"]
+Stepper = Callable[[Batch, Selection, int], float]
+"""One training step on a batch, seeing what a selection says, with its number: its seconds."""
 
 _B16 = VideoEncoderConfig()
 _SIZES: dict[Size, tuple[VideoEncoderConfig, TextEncoderConfig, FusionConfig]] = {
@@ -187,31 +189,23 @@ def measure_steps(
     variants = []
     for name in ("harvest", "reference") if reference else ("harvest",):
         plain = name == "reference"
-        objective = _objective(config, cache_texts=cache_texts and not plain, plain=plain).to(place)
+        objective = make_objective(config, cache_texts=cache_texts and not plain, plain=plain).to(place)
         objective.model.video.checkpointing = checkpointing and not plain
         if compile and not plain:
             objective.model.compile_blocks()
-        step = _stepper(objective, "fp32" if plain else precision, place)
+        step = make_stepper(objective, "fp32" if plain else precision, place)
         variants += [
-            _Variant(
+            Variant(
                 "reference" if plain else "harvest",
-                ratio,
-                size,
+                Selection(ratio),
                 step,
-                _random_batch(config, size, words, place),
+                random_batch(config, size, words, place),
             )
             for ratio in drop_ratios
             for size in [batch or default_batch(ratio, place)]
         ]
-    for variant in variants:
-        for _ in range(2):  # allocations, autotuning and compilation happen in the first
-            variant.run()
-        variant.times.clear()
-    # Turns, each one step long: the variant that has had least time goes next, until all have had their share.
-    while (behind := min(variants, key=lambda v: sum(v.times))) and (
-        sum(behind.times) < seconds or len(behind.times) < 2
-    ):
-        behind.run()
+    warm_up(variants)
+    take_turns(variants, seconds=seconds)
     return StepBench(
         settings={
             "model": model,
@@ -224,7 +218,7 @@ def measure_steps(
             "checkpointing": checkpointing,
             "seconds": seconds,
         },
-        machine=_machine(place),
+        machine=describe_machine(place),
         rows=_rows(variants, config, words=words, cache_texts=cache_texts),
     )
 
@@ -259,7 +253,7 @@ class _EmbedsAll(VideoEncoder):
         )
 
 
-def _objective(config: ModelConfig, *, cache_texts: bool, plain: bool) -> PostPretraining:
+def make_objective(config: ModelConfig, *, cache_texts: bool, plain: bool) -> PostPretraining:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = VideoTextModel(config)
@@ -270,7 +264,7 @@ def _objective(config: ModelConfig, *, cache_texts: bool, plain: bool) -> PostPr
     return PostPretraining(PostPretrainingConfig(cache_texts=cache_texts), model, seed=0)
 
 
-def _random_batch(config: ModelConfig, batch: int, words: int, device: torch.device) -> Batch:
+def random_batch(config: ModelConfig, batch: int, words: int, device: torch.device) -> Batch:
     """Clips of noise, captions of random words whose lengths end at `words`, padded as a tokenizer would."""
     generator = torch.Generator().manual_seed(0)
     video, text = config.video, config.words
@@ -293,52 +287,64 @@ def _random_batch(config: ModelConfig, batch: int, words: int, device: torch.dev
     )
 
 
-def _stepper(
-    objective: PostPretraining, precision: Precision, device: torch.device
-) -> Callable[[Batch, float, int], float]:
+def make_stepper(objective: PostPretraining, precision: Precision, device: torch.device) -> Stepper:
     """One training step as the loop does it; returns its seconds."""
     optimizer = build_optimizer(objective, OptimConfig(lr=1e-6))
     objective.train()
 
-    def step(batch: Batch, drop_ratio: float, number: int) -> float:
+    def step(batch: Batch, selection: Selection, number: int) -> float:
         if objective.config.cache_texts and (
             objective.text_cache is None or len(objective.text_cache) < len(batch.caption)
         ):
             objective.fill_text_cache(batch.text_ids.flatten(0, 1), batch.example)
-        objective.selection = Selection(drop_ratio)
-        _wait(device)
+        objective.selection = selection
+        wait_for(device)
         before = time.perf_counter()
         with autocast(device, precision):
             losses: Losses = objective(batch, number)
         losses.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        _wait(device)
+        wait_for(device)
         return time.perf_counter() - before
 
     return step
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-class _Variant:
-    def __init__(
-        self,
-        name: Literal["harvest", "reference"],
-        drop_ratio: float,
-        batch: int,
-        step: Callable[[Batch, float, int], float],
-        clips: Batch,
-    ) -> None:
-        self.name, self.drop_ratio, self.batch = name, drop_ratio, batch
-        self.step, self.clips = step, clips
-        self.times: list[float] = []
+@dataclass
+class Variant:
+    """What takes turns with others: a step of some objective on some clips, seeing some of their tubelets."""
+
+    name: Literal["harvest", "reference"]
+    selection: Selection
+    step: Stepper
+    clips: Batch
+    times: list[float] = field(default_factory=list)
 
     def run(self) -> None:
-        self.times.append(self.step(self.clips, self.drop_ratio, len(self.times)))
+        self.times.append(self.step(self.clips, self.selection, len(self.times)))
+
+
+def warm_up(variants: Sequence[Variant]) -> None:
+    """Run each twice: allocations, autotuning and compilation happen in the first."""
+    for variant in variants:
+        variant.run()
+        variant.run()
+        variant.times.clear()
+
+
+def take_turns(variants: Sequence[Variant], *, seconds: float) -> None:
+    """Run every variant for `seconds`, at least twice. Turns are one step long: who has had least time goes next."""
+    while True:
+        behind = min(variants, key=lambda v: (len(v.times) >= 2, sum(v.times)))
+        if len(behind.times) >= 2 and sum(behind.times) >= seconds:
+            return
+        behind.run()
 
 
 # ---- what it costs by formula ------------------------------------------------------------------------------------
@@ -379,20 +385,22 @@ def _block_mac(tokens: int, width: int, mlp_width: int) -> int:
 
 
 def _rows(
-    variants: list[_Variant], config: ModelConfig, *, words: int, cache_texts: bool
+    variants: list[Variant], config: ModelConfig, *, words: int, cache_texts: bool
 ) -> tuple[StepTime, ...]:
-    clips_per_s = {(v.name, v.drop_ratio): v.batch / statistics.median(v.times) for v in variants}
+    clips_per_s = {
+        (v.name, v.selection.drop_ratio): len(v.clips.video) / statistics.median(v.times) for v in variants
+    }
     num_tubelets = config.video.num_times * config.video.num_places
     rows = []
     for v in variants:
-        kept = num_kept(num_tubelets, v.drop_ratio)
+        ratio, kept = v.selection.drop_ratio, num_kept(num_tubelets, v.selection.drop_ratio)
         gflop = step_gflop(config, kept=kept, words=words, cache_texts=cache_texts and v.name == "harvest")
-        rate, whole = clips_per_s[v.name, v.drop_ratio], clips_per_s.get((v.name, 0.0))
+        rate, whole = clips_per_s[v.name, ratio], clips_per_s.get((v.name, 0.0))
         rows.append(
             StepTime(
                 variant=v.name,
-                drop_ratio=v.drop_ratio,
-                batch=v.batch,
+                drop_ratio=ratio,
+                batch=len(v.clips.video),
                 kept=kept,
                 steps=len(v.times),
                 step_s=statistics.median(v.times),
@@ -413,7 +421,7 @@ def to_json(result: StepBench) -> str:
     return json.dumps(dataclasses.asdict(result), indent=1)
 
 
-def _machine(device: torch.device) -> dict[str, object]:
+def describe_machine(device: torch.device) -> dict[str, object]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
@@ -435,7 +443,7 @@ _HEADINGS = ("variant", "drop", "batch", "kept", "step", "clips/s", "speed-up", 
 
 
 def print_result(result: StepBench) -> None:
-    """A table, by rich where it is installed."""
+    """Settings, machine and a table."""
     cells = [
         (
             row.variant,
@@ -453,14 +461,19 @@ def print_result(result: StepBench) -> None:
     title = ", ".join(str(value) for value in result.machine.values())
     settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
     print(f"{settings}\n{title}")
+    print_table(_HEADINGS, cells)
+
+
+def print_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """By rich where it is installed."""
     try:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        for line in (_HEADINGS, *cells):
+        for line in (headings, *cells):
             print("  ".join(f"{cell:>10}" for cell in line))
         return
-    table = Table(*_HEADINGS)
+    table = Table(*headings)
     for line in cells:
         table.add_row(*line)
     Console().print(table)

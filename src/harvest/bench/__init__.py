@@ -1,0 +1,1 @@
+"""How fast this machine trains: `harvest bench step` and `harvest bench tokens`."""
