@@ -58,6 +58,6 @@ def test_as_a_user_types_it(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "motion" in done.stdout and "choosing" in done.stdout
+    assert "motion" in done.stdout and "(50%)" in done.stdout
     assert len(json.loads((tmp_path / "deep" / "t.json").read_text())["rows"]) == 4
     assert (tmp_path / "t.svg").read_text().startswith("<svg")

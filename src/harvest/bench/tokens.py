@@ -242,7 +242,7 @@ def _peak_gb(variant: Variant, device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 1e9
 
 
-_HEADINGS = ("keep", "kept", "batch", "compiled", "step ms", "clips/s", "choosing ms", "%", "GB")
+_HEADINGS = ("keep", "kept", "batch", "compile", "step ms", "clips/s", "choose ms", "%", "GB")
 
 
 def _cells(row: TokenTime) -> tuple[str, ...]:
