@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from harvest import __version__
 
@@ -23,6 +23,7 @@ usage: harvest COMMAND [options]        harvest COMMAND --help for examples
   recipes     list the training recipes
   train       run a recipe, or go on with it: harvest train harvest-b16 --data.train clips.csv
   evaluate    zero-shot retrieval, multiple choice, recognition, question answering
+  probe       what a frozen model knows: a head on features that are computed once
   benchmark   what a benchmark's files lack, and a score on it by its protocol
   index       index folders of videos, or bring their library up to date
   search      find moments in a library by a sentence, a picture or a clip
@@ -364,6 +365,110 @@ def benchmark_command(args: list[str]) -> None:
             console.print(f"written: {out}", markup=False)
 
     _run(benchmark, args)
+
+
+def probe_command(args: list[str]) -> None:
+    import tyro
+
+    def probe(
+        model: Annotated[str, tyro.conf.Positional],
+        /,
+        train: Path | None = None,
+        test: Path | None = None,
+        classes: Path | None = None,
+        videos: Path | None = None,
+        benchmark: str | None = None,
+        annotations: Path | None = None,
+        train_split: str = "train",
+        test_split: str | None = None,
+        allow_missing: bool = False,
+        kind: Literal["linear", "attentive"] = "linear",
+        shots: int | None = None,
+        draws: int = 5,
+        seed: int = 0,
+        num_frames: int | None = None,
+        batch_size: int = 32,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        workers: int = 2,
+        cache: Path | None = None,
+        out: Path | None = None,
+    ) -> None:
+        """What a frozen tower knows: a head trained on features that are computed once.
+
+        $ harvest probe runs/demo/model --train train.jsonl --test test.jsonl --classes names.txt
+        $ harvest probe runs/webvid/model --benchmark ucf101 --annotations ucfTrainTestlist --videos UCF-101 \\
+            --train-split train1 --test-split test1 --kind attentive --shots 4
+
+        Args:
+            model: A Harvest model folder, or any source that `harvest convert` takes.
+            train: Manifest of labelled clips to learn from.
+            test: Manifest of labelled clips to score.
+            classes: Class names in the order of the labels, one a line or a JSON list.
+            videos: Folder that video paths are relative to, or that holds the benchmark's videos.
+            benchmark: A recognition benchmark (docs/benchmarks.md) instead of manifests.
+            annotations: Folder of its official annotation files.
+            train_split: Its split to learn from.
+            test_split: Its split to score; without it its first one.
+            allow_missing: Score what is there, and give the share of the rows beside it.
+            kind: linear: logistic regression on a clip's feature. attentive: a learned query over all tokens.
+            shots: Learn from so many clips a class; the figures are means over draws.
+            draws: Times that these clips are drawn.
+            num_frames: Frames a clip; without it the model's own number.
+            cache: Folder in which features are kept for the next probe.
+            out: Write the result as JSON to this file.
+        """
+        from rich.console import Console
+
+        from harvest.data.benchmarks import read
+        from harvest.data.labels import read_class_names
+        from harvest.data.manifest import read_manifest
+        from harvest.evaluation import table
+        from harvest.evaluation.benchmark import probe_benchmark
+        from harvest.evaluation.embed import progress_bar
+        from harvest.evaluation.probe import probe as run
+        from harvest.interfaces import HarvestError
+        from harvest.model.pretrained import load_pretrained
+
+        how: dict[str, Any] = dict(
+            kind=kind,
+            shots=shots,
+            draws=draws,
+            seed=seed,
+            num_frames=num_frames,
+            batch_size=batch_size,
+            precision=precision,
+            workers=workers,
+            cache=cache,
+        )
+        if benchmark is not None and annotations is not None and videos is not None:
+            splits = [
+                read(benchmark, annotations, split=split, videos=videos)
+                for split in (train_split, test_split)
+            ]
+            loaded = load_pretrained(model)[0]
+            with progress_bar("encoding") as progress:
+                result = probe_benchmark(
+                    loaded, *splits, allow_missing=allow_missing, progress=progress, **how
+                )
+        elif benchmark is None and train is not None and test is not None and classes is not None:
+            sets = [read_manifest(path, videos=videos) for path in (train, test)]
+            names = read_class_names(classes)
+            loaded = load_pretrained(model)[0]
+            with progress_bar("encoding") as progress:
+                result = run(loaded, *sets, class_names=names, progress=progress, **how)
+        else:
+            raise HarvestError(
+                "probe needs --train, --test and --classes, or --benchmark with --annotations and --videos"
+            )
+        console = Console()
+        console.print(table([result]))
+        console.print(result.protocol, markup=False)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(result.to_json())
+            console.print(f"written: {out}", markup=False)
+
+    _run(probe, args)
 
 
 # ---- searching one's own videos ----------------------------------------------------------------------------------
@@ -747,6 +852,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
     "evaluate": evaluate_command,
     "benchmark": benchmark_command,
+    "probe": probe_command,
     "index": index_command,
     "search": search_command,
     "moments": moments_command,

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from harvest.data.loader import DataConfig
 from harvest.data.miniworld import MiniWorldConfig
 from harvest.interfaces import HarvestError
+from harvest.model.adaptation import AdaptConfig
 from harvest.model.encoders import TextEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig
@@ -109,6 +110,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     vary: VaryConfig = field(default_factory=VaryConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     blend: float = 1.0
     """Share of the trained weights in the final model; the rest is the image model's (weight interpolation)."""
@@ -129,6 +131,10 @@ class RunConfig:
         if self.loop.average_decay is not None and not 0 < self.loop.average_decay < 1:
             raise HarvestError(
                 f"loop.average_decay: expected more than 0 and less than 1, got {self.loop.average_decay}"
+            )
+        if self.blend < 1 and self.adapt.how == "adapter":
+            raise HarvestError(
+                "blend mixes weights of one shape, and adapters widen the tower: adapt.how lora or full"
             )
         if not 0 <= self.blend <= 1:
             raise HarvestError(

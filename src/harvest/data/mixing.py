@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from harvest.data.loader import ClipDataset, Progress, Refused, TrainLoader
 from harvest.interfaces import Batch, HarvestError
 
-
 NONE: Mapping[str, Refused] = {}
 
 

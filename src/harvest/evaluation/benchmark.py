@@ -6,6 +6,8 @@ import dataclasses
 from typing import Any, cast
 
 from harvest.data.benchmarks import BenchmarkData, Missing, missing
+from harvest.data.labels import check_same_names
+from harvest.evaluation.probe import probe
 from harvest.evaluation.result import Result
 from harvest.evaluation.tasks import Task, evaluate
 from harvest.interfaces import HarvestError
@@ -54,6 +56,36 @@ def score_benchmark(
     elif task == "qa":
         of_task = {"answers": data.answers}
     result = evaluate(model, tokenizer, data.examples, task=task, **of_task, **settings)
+    return _of_the_whole(data, result, absent, allow_missing=allow_missing)
+
+
+def probe_benchmark(
+    model: VideoTextModel,
+    train: BenchmarkData,
+    test: BenchmarkData,
+    *,
+    allow_missing: bool = False,
+    **settings: Any,
+) -> Result:
+    """A probe of the frozen tower trained on one split of a benchmark and scored on another; see `probe`.
+
+    What is missing of the test split is refused or told as in `score_benchmark`; of the training split it is counted.
+    """
+    if train.task != "recognition" or train.name != test.name or train.class_names is None:
+        raise HarvestError(
+            f"a probe needs two splits of a recognition benchmark, got {train.name} and {test.name}"
+        )
+    check_same_names(train.class_names, test.class_names or ())
+    gone = check_complete(train, allow_missing=allow_missing)
+    absent = check_complete(test, allow_missing=allow_missing)
+    result = probe(model, train.examples, test.examples, class_names=train.class_names, **settings)
+    lacking = f" Of the training split {train.split} {gone.rows:,} rows are missing." if gone else ""
+    result = dataclasses.replace(result, protocol=result.protocol + lacking)
+    return _of_the_whole(test, result, absent, allow_missing=allow_missing)
+
+
+def _of_the_whole(data: BenchmarkData, result: Result, absent: Missing, *, allow_missing: bool) -> Result:
+    """The result with the benchmark's protocol and its share of the rows, or HarvestError for less than all."""
     whole = max(absent.num_rows, absent.published_rows or 0)
     scored = absent.num_rows - len(result.missing)
     if scored < whole and not allow_missing:

@@ -30,6 +30,7 @@ from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import MiniWorld, write_miniworld
 from harvest.data.mixing import MixedLoader
 from harvest.interfaces import Batch, Example, HarvestError, RunStopped
+from harvest.model.adaptation import merge
 from harvest.model.folder import save_model
 from harvest.model.inflation import blend
 from harvest.model.tokenizer import Tokenizer
@@ -73,7 +74,8 @@ def train(config: RunConfig, run: Path) -> Path:
         if config.blend < 1 and image_model is None:
             raise HarvestError("blend needs an image model to blend with: this run does not start from one")
         _check_budgets(config, model)
-        objective = build_objective(config, model, names, several=dataset.labels.ndim > 1).to(here.device)
+        objective = build_objective(config, model, names, several=dataset.labels.ndim > 1)
+        objective = objective.to(here.device)
         optimizer = build_optimizer(objective, config.optim)
         decay = config.loop.average_decay
         average = None if decay is None else WeightAverage(objective, decay=decay)
@@ -375,6 +377,7 @@ def _finish(
 ) -> None:
     """Write the model folder, blended with the image model if asked for, and the report of broken videos."""
     model = cast(VideoTextModel, objective.model)
+    merge(model)
     if config.blend < 1:
         assert image_model is not None  # seen to before the first step
         blend(image_model.to(next(model.parameters()).device), model, video_share=config.blend)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harvest.config import RunConfig
 from harvest.interfaces import HarvestError
+from harvest.model.adaptation import adapt
 from harvest.model.alignment import AlignmentHeads, init_xavier
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher, as_video_model
@@ -84,10 +85,19 @@ def start_model(
 def build_objective(
     config: RunConfig, model: VideoTextModel, names: Sequence[str] = (), *, several: bool = False
 ) -> Objective:
-    """The module that trains `model`, with its teacher where it has one.
+    """The module that trains `model`, or of its towers what `config.adapt` says, with its teacher where it has one.
 
     `names` are what its head tells apart, where it has one; `several` says that more than one may hold.
     """
+    made = _objective(config, model, names, several=several)
+    with _seeded(config):
+        adapt(model, config.adapt)
+    return made
+
+
+def _objective(
+    config: RunConfig, model: VideoTextModel, names: Sequence[str], *, several: bool
+) -> Objective:
     objective, seed = config.objective, config.loop.seed
     if isinstance(objective, ClassificationConfig):
         with _seeded(config):  # the head
