@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 import torch
 
 from harvest.config import RunConfig
+from harvest.data.manifest import read_manifest
+from harvest.evaluation.embed import embed_texts
 from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.model.pretrained import load_pretrained
 from harvest.objectives.post_pretraining import PostPretraining
 from harvest.recipes import mini_harvest
 from harvest.training.loop import train
@@ -90,3 +94,16 @@ def test_a_budget_that_a_clip_has_not_is_refused_before_the_first_step(runs: Pat
         HarvestError, match="a budget of 129 tubelets is more than a clip has: 2 times 64 places"
     ):
         train(tiny_run(vary={"budgets": (5, 129), "num_frames": (4, 8)}), runs / "too-many")
+
+
+def test_a_run_with_nested_sizes_turns_the_shared_space(runs: Path, tiny_run: TinyRun) -> None:
+    config = tiny_run(objective={"dims": (16, 64)}, loop={"steps": 2}, tuning={"steps": 0}, blend=0.5)
+    folder = train(config, runs / "nested")
+    plain, tokenizer, _ = load_pretrained(config.start.model)
+    nested, _, _ = load_pretrained(folder)
+    captions = [e.texts[0] for e in read_manifest(runs / "mini-world-96-7" / "train.jsonl")]
+    before, after = (embed_texts(m, tokenizer, captions) for m in (plain, nested))
+    torch.testing.assert_close(after @ after.T, before @ before.T, atol=1e-5, rtol=0)  # the same cosines
+    assert after[:, :16].var(dim=0).sum() > 1.5 * before[:, :16].var(dim=0).sum()  # in fewer entries
+    metrics = json.loads((runs / "nested" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"vtc", "vtc_16", "vtc_64"} <= metrics.keys()

@@ -7,11 +7,14 @@ rotation of the shared space, which changes no cosine and costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harvest.interfaces import HarvestError
+from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 
 
@@ -27,6 +30,20 @@ def shorten(pooled: Tensor, dim: int | None) -> Tensor:
             f"dim: expected 1 to {pooled.shape[-1]}, the size of the model's embeddings, got {dim}"
         )
     return F.normalize(pooled[..., :dim], dim=-1)
+
+
+MOST_CAPTIONS = 4096  # that say where the axes lie, evenly spaced among all
+
+
+@torch.no_grad()
+def turn_by_captions(model: VideoTextModel, tokenizer: Tokenizer, captions: Sequence[str]) -> None:
+    """Turn the shared space of an image-text model to the axes in which a data set's captions differ most."""
+    distinct = sorted(set(captions))
+    chosen = distinct[:: -(-len(distinct) // MOST_CAPTIONS)] if distinct else []
+    if len(chosen) < 2:
+        raise HarvestError("nested embedding sizes (objective.dims) need captions that differ")
+    parts = [model.encode_text(tokenizer(chosen[i : i + 256])).pooled for i in range(0, len(chosen), 256)]
+    turn_to_main_axes(model, torch.cat(parts))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from harvest.model.alignment import AlignmentHeads, init_xavier
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher, as_video_model
 from harvest.model.joining import join, with_frames
+from harvest.model.nesting import turn_by_captions
 from harvest.model.pretrained import find_folder, load_any, load_pretrained
 from harvest.model.pretrained_bert import Words, load_bert
 from harvest.model.pretrained_umt import read_heads
@@ -68,6 +69,9 @@ def start_model(
         return model, tokenizer, None
     if isinstance(config.objective, ImageTextConfig):
         return model, tokenizer, None
+    if isinstance(config.objective, PostPretrainingConfig) and config.objective.dims:
+        assert tokenizer is not None  # it needs words
+        turn_by_captions(model, tokenizer, captions)
     fills_words = (
         isinstance(config.objective, PostPretrainingConfig) and config.objective.masked_words_weight > 0
     )
