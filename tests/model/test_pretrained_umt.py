@@ -17,11 +17,13 @@ from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.inflation import as_teacher
 from harvest.model.layers import sinusoid
 from harvest.model.pretrained import load_pretrained
-from harvest.model.pretrained_umt import load_classifier, load_stage1, load_teacher
+from harvest.model.pretrained_bert import bert_tokenizer
+from harvest.model.pretrained_umt import load_classifier, load_stage1, load_stage2, load_teacher
 from harvest.model.weights import read_tensors
 from harvest.training.optim import OptimConfig, build_optimizer
 
 KEYS = SHARED / "method" / "keys"
+VOCABULARY = SHARED / "tokenizers" / "bert-base-uncased_vocab.txt"
 needs_keys = pytest.mark.skipif(not KEYS.is_dir(), reason="no lists of released keys")
 
 RELEASED = {
@@ -29,6 +31,8 @@ RELEASED = {
     "stage1_l16": (load_stage1, {}),
     "finetune_b16_k400_f8": (load_classifier, {}),
     "finetune_b16_k400_f16": (load_classifier, {}),
+    "stage2_b16": (load_stage2, {}),
+    "stage2_l16": (load_stage2, {}),
     "clip_b16_visual": (load_teacher, {}),
     "clip_l14_196_visual": (load_teacher, {}),
 }
@@ -42,6 +46,11 @@ def released(name):
 
 def load(name, tensors):
     loader, settings = RELEASED[name]
+    if loader is load_stage2:
+        settings = settings | {"vocabulary": bert_tokenizer(VOCABULARY, 32)}
+        with torch.device("meta"):
+            model, _, report = loader(tensors, **settings)
+        return model, report
     with torch.device("meta"):
         return loader(tensors, **settings)
 
@@ -51,6 +60,9 @@ def load(name, tensors):
 def test_a_released_layout(name):
     tensors = released(name)
     *models, report = load(name, tensors)
+    if name.startswith("stage2"):
+        check_stage2(tensors, models[0], report)
+        return
     assert report.used == len(tensors) and report.ignored == ()
     assert report.new == (("video.time_positions.table",) if "clip" in name else ())
     own = sum(p.numel() for model in models for p in model.parameters())
@@ -66,12 +78,42 @@ def test_a_released_layout(name):
     assert (video.config.num_frames, video.config.image_size) == (frames, size)
 
 
+def check_stage2(tensors, model, report):
+    apart = {k for k in tensors if k.startswith(("clip_teacher.", "vision_encoder.clip_decoder."))}
+    buffers = {k for k in tensors if k.endswith("position_ids")}
+    assert set(report.ignored) == apart | buffers and report.new == ()
+    assert report.used == len(tensors) - len(report.ignored)
+    # Tied: the words' matrix and the bias of the head that reads them. The vectors of token types are in the positions.
+    twice = {
+        k for k in tensors if k.endswith(("decoder.weight", "decoder.bias", "token_type_embeddings.weight"))
+    }
+    assert len(twice) == 3
+    once = sum(t.numel() for k, t in tensors.items() if k not in apart | buffers | twice)
+    assert sum(p.numel() for p in model.parameters()) == once
+    assert (
+        model.config.video.num_frames == 4 and model.config.fusion.matches and model.config.fusion.tied_words
+    )
+    assert model.config.fusion.depth == {12: 3, 24: 5}[model.config.video.depth]
+
+
+@needs_keys
+@pytest.mark.parametrize(
+    "key", ["clip_teacher.ln_post.bias", "vision_encoder.clip_decoder.2.norm.weight", "temp"]
+)
+def test_parts_of_stage_2_that_are_left_out_are_checked_too(key):
+    tensors = released("stage2_b16")
+    tensors[key + "_"] = tensors.pop(key)
+    with pytest.raises(HarvestError, match=key.replace(".", r"\.") + "_"):
+        load("stage2_b16", tensors)
+
+
 @needs_keys
 @pytest.mark.parametrize("name", RELEASED)
 @pytest.mark.parametrize("change", ["renamed", "missing", "extra", "misshapen"])
 def test_one_wrong_key_is_named(name, change):
     tensors = released(name)
-    key = next(key for key in tensors if "blocks.3." in key and "mlp" in key and key.endswith("weight"))
+    parts = [key for key in tensors if "clip_teacher" not in key]
+    key = next(key for key in parts if "blocks.3." in key and "mlp" in key and key.endswith("weight"))
     if change == "extra":
         key = "something.else"
         tensors[key] = torch.empty(3, device="meta")
@@ -90,6 +132,8 @@ def test_one_wrong_key_is_named(name, change):
 @pytest.mark.parametrize("name", RELEASED)
 def test_another_layout_is_refused(name):
     others = [other for other in RELEASED if RELEASED[other][0] is not RELEASED[name][0]]
+    if "clip" in name:  # a checkpoint of stage 2 holds its teacher
+        others = [other for other in others if not other.startswith("stage2")]
     for other in others:
         with pytest.raises(HarvestError, match="it lacks"):
             load(name, released(other))

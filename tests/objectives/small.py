@@ -17,6 +17,7 @@ from harvest.model.inflation import as_teacher
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
+from harvest.objectives.multimodal import Multimodal, MultimodalConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.parallel import World, wrap
 
@@ -44,6 +45,41 @@ def small_model(*, fusion: bool = True, num_frames: int = 4, seed: int = 0) -> V
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(1 + 0.1 * noise if is_norm else 0.2 * noise)
     return model
+
+
+def stage2_model(layout: str = "bert") -> VideoTextModel:
+    """A model of UMT's second stage with a BERT, or with CLIP's text tower and a decoder behind it."""
+    sizes = {"width": 16, "num_heads": 2, "mlp_width": 32, "embed_dim": 12}
+    is_bert = layout == "bert"
+    video = VideoEncoderConfig(
+        image_size=16,
+        patch_size=4,
+        num_frames=4,
+        depth=3,
+        activation="gelu",
+        prefix="none",
+        pooling="mean",
+        pre_norm=False,
+        patch_bias=True,
+        projection_bias=True,
+        pooled_norm=True,
+        pool_times=True,
+        key_bias=False,
+        positions="sinusoid",
+        **sizes | {"width": 24},
+    )
+    text = TextEncoderConfig(
+        vocab_size=WORDS, context_length=LENGTH, depth=2, start_id=START, end_id=END, pad_id=PAD, **sizes
+    )
+    if is_bert:
+        text = dataclasses.replace(
+            text, causal=False, norms="after", pooling="first", dropout=0.1, projection_bias=True
+        )
+    fusion = FusionConfig(
+        depth=1, num_heads=2, layout="bert" if is_bert else "decoder", tied_words=is_bert, matches=True
+    )
+    torch.manual_seed(0)
+    return VideoTextModel(ModelConfig(video=video, text=text, fusion=fusion))
 
 
 def small_batch(clips: int, *, captions: int = 1, seed: int = 0) -> Batch:
@@ -75,6 +111,13 @@ def objective_of(kind: str) -> nn.Module:
         torch.manual_seed(0)
         teacher = as_teacher(small_model(fusion=False, num_frames=1, seed=1))
         return MaskedAlignment(config, student, teacher, seed=0)
+    if kind == "multimodal":
+        config = MultimodalConfig(
+            num_layers=2, drop_ratio=0.0, drop_path=0.0, matching_weight=0.0, masked_words_weight=0.0
+        )
+        teacher = as_teacher(small_model(fusion=False, num_frames=1, seed=1))
+        made = Multimodal(config, stage2_model(), teacher, seed=0)
+        return made.eval()  # without dropout
     base = PostPretrainingConfig(drop_ratio=0.0, text_mask_ratio=1.0)
     changes = {
         "contrastive": {"masked_words_weight": 0.0},

@@ -14,7 +14,15 @@ CLIPS = 8
 
 @pytest.mark.parametrize(
     ("kind", "size"),
-    [("contrastive", 2), ("both_trained", 4), ("masked_words", 2), ("image_text", 2), ("alignment", 2)],
+    [
+        ("contrastive", 2),
+        ("both_trained", 4),
+        ("masked_words", 2),
+        ("image_text", 2),
+        ("alignment", 2),
+        ("multimodal", 2),
+        ("multimodal", 4),
+    ],
 )
 def test_gradients_do_not_depend_on_the_number_of_processes(kind: str, size: int, tmp_path: Path) -> None:
     objective = objective_of(kind)

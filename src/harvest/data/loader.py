@@ -51,8 +51,9 @@ class DataConfig:
     more: tuple[str, ...] = ()
     """Further manifests, added to the first; their paths are relative to their own folders."""
     images: str = ""
-    """Manifest of pictures with captions, mixed into the run: each step shows clips or pictures, in proportion to their
-    numbers."""
+    """Manifest of pictures with captions, mixed into the run: each step shows clips or pictures."""
+    image_share: float | None = None
+    """Share of the steps that show pictures; None: in proportion to the numbers of clips and pictures."""
     videos: str | None = None
     """Folder that the manifest's paths are relative to; without it the manifest's own."""
     num_frames: int = 8

@@ -42,6 +42,7 @@ from harvest.model.weights import (
     ImportReport,
     Row,
     Table,
+    check_names,
     flat_patches,
     layer_rows,
     read_tensors,
@@ -420,6 +421,16 @@ def load_stage2(
         answer_depth=answer_depth,
     )
     ours, more = rename(rest, table, source=name)
+    # What is left out must be what it seems to be, too.
+    if num_heads := stack_depth(tensors, "vision_encoder.clip_decoder"):
+        check_names(
+            {key: t for key, t in tensors.items() if key.startswith("vision_encoder.clip_decoder.")},
+            _head_rows(num_heads, ours="heads", theirs="vision_encoder.clip_decoder"),
+            source=name,
+        )
+    if teacher := {key: t for key, t in tensors.items() if key.startswith("clip_teacher.")}:
+        blocks = stack_depth(teacher, "clip_teacher.transformer.resblocks")
+        check_names(teacher, teacher_table(blocks, prefix="clip_teacher."), source=name)
     tower = _tower(
         rest,
         video,

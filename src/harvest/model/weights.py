@@ -84,10 +84,8 @@ def flat_patches(weight: Tensor) -> Tensor:
     return (weight.transpose(1, 2) if weight.ndim == 5 else weight).flatten(1)
 
 
-def rename(
-    tensors: Mapping[str, Tensor], table: Table, *, source: str
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Our tensors in fp32 and the names that were ignored, or HarvestError with what is missing and left over."""
+def check_names(tensors: Mapping[str, Tensor], table: Table, *, source: str) -> tuple[str, ...]:
+    """The names that are ignored, or HarvestError with what is missing and left over."""
     wanted = {name for row in table.values() for name in row.sources}
     missing = sorted(wanted - tensors.keys())
     left = sorted(tensors.keys() - wanted)
@@ -100,6 +98,14 @@ def rename(
             if names
         ]
         raise HarvestError(f"{source}: the weights do not match their layout.\n  " + "\n  ".join(lists))
+    return ignored
+
+
+def rename(
+    tensors: Mapping[str, Tensor], table: Table, *, source: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Our tensors in fp32 and the names that were ignored, or HarvestError with what is missing and left over."""
+    ignored = check_names(tensors, table, source=source)
     renamed = {}
     for target, row in table.items():
         values = [tensors[name].float() for name in row.sources]

@@ -211,7 +211,9 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
 
 
 def _loader(videos: ClipDataset, pictures: ClipDataset | None) -> Callable[..., Loader]:
-    return partial(TrainLoader, videos) if pictures is None else partial(MixedLoader, videos, pictures)
+    if pictures is None:
+        return partial(TrainLoader, videos)
+    return partial(MixedLoader, videos, pictures, share=videos.config.image_share)
 
 
 def _rows(config: RunConfig, run: Path, here: World, name: str) -> tuple[list[Example], Path | None]:
