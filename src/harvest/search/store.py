@@ -38,7 +38,7 @@ EXACT_MOST = 100_000  # moments that are searched exactly, in memory
 _CANDIDATES = 64  # of the approximate index at least
 _TAIL_SHARE = 0.2  # of rows newer than the approximate index, at which it is made again
 _WAIT_S = 60.0  # for another process's transaction
-_BLOCK = 50_000  # rows read at a time
+_BLOCK = 20_000  # rows read at a time
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -363,10 +363,10 @@ class LocalStore:
     def best_scores(self, queries: Floats) -> Floats:
         tail, base = self._refresh()
         best = np.full(len(queries), -1.0, np.float32)
-        if len(tail.row):
-            for start in range(0, len(tail.row), _BLOCK):
-                scores = queries @ tail.vectors[start : start + _BLOCK].T
-                best = np.maximum(best, scores.max(axis=1))
+        for start in range(0, len(tail.row), _BLOCK):
+            # in fp64, or sums would differ in the last bit with the order of rows
+            scores = queries.astype(np.float64) @ tail.vectors[start : start + _BLOCK].T.astype(np.float64)
+            best = np.maximum(best, scores.max(axis=1).astype(np.float32))
         if base is not None:
             for place, query in enumerate(queries):
                 near = self._look_up(query, self._candidates(query, 1, None, base), None)

@@ -1,0 +1,528 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import harvest
+from harvest.data.video import read_clip
+from harvest.evaluation.embed import encode_clips
+from harvest.interfaces import HarvestError
+from harvest.search.background import chance_of, default_bank, read_bank
+from harvest.search.index import MAX_QUERY_CHARACTERS, UnknownId
+from harvest.search.library import Library, writing
+from harvest.search.results import Where
+from search.conftest import BANK, CUTTING, WORLD, write_long
+
+Content = dict[tuple[str, str], tuple[str, list[tuple[float, float]], bytes, str | None]]
+
+
+def content(folder: Path) -> Content:
+    """All that a library says of its files, for comparing two of them."""
+    library = Library.open(folder)
+    found: Content = {}
+    for entry in library.store.entries().values():
+        spans = library.store.spans(entry.id)
+        times = list(zip(spans.start_s.tolist(), spans.end_s.tolist(), strict=True))
+        found[entry.root, entry.path] = (entry.digest, times, spans.vectors.tobytes(), entry.reason)
+    tops = library.database.get("tops")
+    found["", "tops"] = ("", [], tops or b"", None)
+    library.close()
+    return found
+
+
+def build(clips: Path, out: Path, model: Path | None = None, **settings: object) -> harvest.Index:
+    settings = {"cutting": CUTTING, "background": BANK} | settings if model is not None else settings
+    return harvest.Index.build(clips, out=out, model=model, **settings)  # type: ignore[arg-type]
+
+
+# ---- searching
+
+
+def test_a_moment_is_found_by_its_own_words_and_its_second(library: harvest.Index, clips: Path) -> None:
+    """An image model knows colours and shapes: the best moments show what was asked for."""
+    from harvest.data.miniworld import make_clip
+
+    found = 0
+    for index in range(24):
+        _, row = make_clip(WORLD, "retrieval", index)
+        answer = library.search(f"a {row['colour']} {row['shape']} {row['motion']}", k=3)
+        hit = answer.hits[0]
+        number = int(Path(hit.path).stem) * 3 + round(hit.start_s / 2)
+        _, shown = make_clip(WORLD, "retrieval", number)
+        assert hit.start_s in (0.0, 2.0, 4.0) and hit.end_s == hit.start_s + 2.0
+        found += (shown["colour"], shown["shape"]) == (row["colour"], row["shape"])
+    assert found >= 20
+
+
+def test_scores_are_cosines_of_the_moments_shown(library: harvest.Index, image_model: Path) -> None:
+    answer = library.search("a red circle", k=20)
+    model = harvest.load(image_model)
+    query = model.embed_texts(["a red circle"])[0]
+    for hit in answer.hits[:5]:
+        clip = read_clip(
+            library.file(hit.moment.video), num_frames=8, image_size=64, start_s=hit.start_s, end_s=hit.end_s
+        )
+        own = encode_clips(model.model, clip.frames[None], mode="image").pooled[0]
+        assert float(own @ query) == pytest.approx(hit.score, abs=2e-3)
+    scores = [hit.score for hit in answer.hits]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_answers_turn_into_json(library: harvest.Index) -> None:
+    answer = library.search("a red circle", k=2)
+    assert (
+        json.loads(json.dumps(dataclasses.asdict(answer)))["hits"][0]["moment"]["path"] == answer.hits[0].path
+    )
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        answer.hits[0].score = 1.0  # type: ignore[misc]
+
+
+def test_more_like_this_by_moment_picture_and_clip(library: harvest.Index, tmp_path: Path) -> None:
+    first = library.videos()[0]
+    timeline = library.timeline("anything", first.id)
+    moment = timeline.moments[1]
+    near = library.search(moment=moment.id, k=5)
+    assert all(hit.moment.id != moment.id for hit in near.hits) and len(near.hits) == 5
+    assert near.hits[0].chance is None and near.notes
+    again = library.search(
+        clip=library.file(first.id), clip_start_s=moment.start_s, clip_end_s=moment.end_s, k=1
+    )
+    assert again.hits[0].moment == moment and again.hits[0].score == pytest.approx(1.0, abs=2e-3)
+    picture = tmp_path / "picture.jpg"
+    picture.write_bytes(library.thumbnail(first.id, 1.0, height=64))
+    by_picture = library.search(image=picture, k=1)
+    assert by_picture.hits[0].moment.video == first.id and by_picture.hits[0].start_s == 0.0
+
+
+def test_what_is_unwanted_is_left_out(library: harvest.Index) -> None:
+    wanted, unwanted = "a circle", "a red circle"
+    plain = library.search(wanted, k=24)
+    without = library.search(wanted, without=unwanted, k=24)
+    against = {hit.moment.id: hit.score for hit in library.search(unwanted, k=24).hits}
+    assert 0 < len(without.hits) < len(plain.hits)
+    assert all(against.get(hit.moment.id, -1.0) < hit.score for hit in without.hits)
+    asked = {hit.moment.id: hit.score for hit in plain.hits}
+    assert all(
+        hit.score == pytest.approx(asked[hit.moment.id]) for hit in without.hits if hit.moment.id in asked
+    )
+
+
+def test_filters(library: harvest.Index) -> None:
+    hits = library.search("a red circle", k=24, where=Where(path="trip/*")).hits
+    assert {hit.path for hit in hits} == {"trip/5.mp4", "trip/6.mp4", "trip/7.mp4"} and len(hits) == 9
+    nothing = library.search("a red circle", where=Where(after="2999-01-01"))
+    assert nothing.hits == () and not nothing.is_there and "filter" in nothing.notes[0]
+    long = library.search("a red circle", where=Where(min_duration_s=100))
+    assert long.hits == ()
+
+
+def test_the_chance_of_a_score() -> None:
+    tops = np.linspace(0, 1, 99, dtype=np.float32)
+    assert chance_of(2.0, tops) == pytest.approx(0.01)
+    assert chance_of(-1.0, tops) == 1.0
+    assert chance_of(0.5, tops) == pytest.approx(0.51, abs=0.02)
+    assert len(default_bank()) == 512 == len(set(default_bank()))
+    with pytest.raises(HarvestError, match="at least 20"):
+        read_bank(["one", "two"])
+
+
+def test_background_queries_are_refused_as_often_as_was_asked(library: harvest.Index) -> None:
+    for false_accept in (0.1, 0.5):
+        let_through = sum(library.search(text, false_accept=false_accept).is_there for text in BANK)
+        assert let_through <= false_accept * (len(BANK) + 1)
+        assert let_through >= false_accept * (len(BANK) + 1) - 2
+
+
+@pytest.mark.parametrize(
+    "query", ["un cercle rouge va à gauche", "红色的圆圈向左移动", "🦊", "x" * MAX_QUERY_CHARACTERS]
+)
+def test_any_language_has_an_answer(library: harvest.Index, query: str) -> None:
+    answer = library.search(query, k=1)
+    assert len(answer.hits) == 1 and -1 <= answer.hits[0].score <= 1 and 0 < answer.hits[0].chance <= 1  # type: ignore[operator]
+
+
+def test_a_query_longer_than_the_model_reads_is_said(library: harvest.Index) -> None:
+    assert any("word pieces" in note for note in library.search("a red circle moves left " * 40).notes)
+    assert not library.search("a red circle moves left").notes
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"text": " "}, "empty"),
+        ({"text": "a" * 10_000}, "10,000 characters"),
+        ({}, "exactly one"),
+        ({"text": "a", "moment": "b"}, "exactly one"),
+        ({"text": "a", "k": 0}, "k: expected"),
+        ({"text": "a", "k": 10**9}, "k: expected"),
+        ({"text": "a", "false_accept": 0}, "false_accept"),
+        ({"text": "a", "rerank": 5}, "no matching head"),
+        ({"text": "a", "where": Where(before="soon")}, "date"),
+        ({"image": "nowhere.png"}, "no such file"),
+    ],
+)
+def test_mistakes_are_said(library: harvest.Index, asked: dict, said: str) -> None:
+    with pytest.raises(HarvestError, match=said):
+        library.search(**asked)
+
+
+@pytest.mark.parametrize("id", ["", "nobody", "../../etc/passwd", "0123456789abcdef.0", "a" * 5000])
+def test_unknown_ids(library: harvest.Index, id: str) -> None:
+    for ask in (library.video, library.moment, library.file, lambda i: library.timeline("a", i)):
+        with pytest.raises(UnknownId):
+            ask(id)
+    with pytest.raises(UnknownId):
+        library.search(moment=id)
+    known = library.videos()[0].id
+    for number in ("99", "-1", "x", "", "1" * 400, "٣"):
+        with pytest.raises(UnknownId):
+            library.moment(f"{known}.{number}")
+
+
+def test_what_a_library_says_of_itself(library: harvest.Index) -> None:
+    stats = library.stats()
+    assert (stats.videos, stats.moments, stats.broken, stats.duration_s) == (8, 24, 0, 48.0)
+    assert stats.search == "exact" and stats.store == "local" and stats.size_bytes > 0
+    assert [video.path for video in library.videos()] == [f"{n}.mp4" for n in range(5)] + [
+        f"trip/{n}.mp4" for n in (5, 6, 7)
+    ]
+    timeline = library.timeline("a red circle", library.videos()[3].id)
+    assert [moment.start_s for moment in timeline.moments] == [0.0, 2.0, 4.0] and len(timeline.scores) == 3
+
+
+def test_thumbnails_are_the_frame_at_a_time(library: harvest.Index) -> None:
+    video = library.videos()[0]
+    data = library.thumbnail(video.id, 4.5, height=64)
+    import io
+
+    with av.open(io.BytesIO(data)) as container:
+        seen = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    from harvest.data.video import read_frames
+
+    times = torch.tensor([0.5, 4.5], dtype=torch.float64)
+    other, wanted = (
+        read_frames(library.file(video.id), times, image_size=64).frames.permute(0, 2, 3, 1).numpy()
+    )
+    assert seen.shape == (64, 64, 3)
+    assert abs(seen.astype(int) - wanted).mean() < 8 < abs(seen.astype(int) - other).mean()
+    for wrong in ({"height": 5}, {"height": 10**6}):
+        with pytest.raises(HarvestError):
+            library.thumbnail(video.id, 1.0, **wrong)
+    for time_s in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(HarvestError):
+            library.thumbnail(video.id, time_s)
+
+
+def test_many_threads_ask_at_once(library: harvest.Index) -> None:
+    wanted = library.search("a green star", k=3)
+    found: list[object] = []
+
+    def ask() -> None:
+        for _ in range(5):
+            found.append(library.search("a green star", k=3))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [wanted] * 40
+
+
+# ---- keeping up to date
+
+
+def test_new_changed_moved_and_vanished_files(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "library"
+    with build(some_clips, out, image_model) as index:
+        assert index.report is not None and index.report.new == 8
+        ids = {video.path: video.id for video in index.videos()}
+    (some_clips / "0.mp4").rename(some_clips / "trip" / "moved.mp4")
+    (some_clips / "1.mp4").unlink()
+    write_long(some_clips / "2.mp4", range(30, 34))
+    write_long(some_clips / "new.mp4", range(34, 36))
+    os.utime(some_clips / "3.mp4")
+    with build(some_clips, out) as index:
+        report = index.report
+        assert report is not None
+        assert (report.new, report.changed, report.moved, report.vanished, report.unchanged) == (
+            1,
+            1,
+            1,
+            2,
+            5,
+        )
+        paths = [video.path for video in index.videos()]
+        assert paths == ["2.mp4", "3.mp4", "4.mp4", "new.mp4", *(f"trip/{n}.mp4" for n in (5, 6, 7, "moved"))]
+        assert index.video(ids["2.mp4"]).num_moments == 4
+        assert report.moments == 4 + 3 + 3 + 2 + 12
+    kept = content(out)
+    fresh = tmp_path / "fresh"
+    build(some_clips, fresh, image_model).close()
+    assert content(fresh) == kept
+    with build(some_clips, out, verify=True) as index:
+        assert index.report is not None and index.report.unchanged == 8 and index.report.new == 0
+    assert content(out) == kept
+
+
+def test_content_that_changes_behind_the_same_size_and_time(
+    some_clips: Path, image_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "library"
+    build(some_clips, out, image_model).close()
+    path = some_clips / "0.mp4"
+    about = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    with build(some_clips, out) as index:
+        assert index.report is not None and index.report.changed == 0
+    with build(some_clips, out, verify=True) as index:
+        assert index.report is not None and index.report.changed == 1
+
+
+def test_the_second_run_opens_no_model(
+    some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    build(some_clips, tmp_path / "library", image_model).close()
+    monkeypatch.setattr("harvest.search.library.load_pretrained", None)
+    monkeypatch.setattr("harvest.search.building.embed_moments", None)
+    with harvest.Index.build(some_clips, out=tmp_path / "library", model=image_model) as index:
+        assert index.report is not None and index.report.unchanged == 8
+
+
+def test_broken_files_are_in_quarantine_and_links_lead_nowhere(
+    some_clips: Path, image_model: Path, tmp_path: Path
+) -> None:
+    (some_clips / "text.mp4").write_text("not a video")
+    (some_clips / "empty.mkv").touch()
+    (some_clips / "notes.txt").write_text("left alone")
+    (some_clips / ".hidden.mp4").write_text("left alone")
+    secret = tmp_path / "secret.mp4"
+    write_long(secret, range(2))
+    (some_clips / "link.mp4").symlink_to(secret)
+    (some_clips / "nowhere.mp4").symlink_to(tmp_path / "missing.mp4")
+    whole = (some_clips / "0.mp4").read_bytes()
+    (some_clips / "short.mp4").write_bytes(whole[: len(whole) * 3 // 4])
+    out = tmp_path / "library"
+    with build(some_clips, out, image_model) as index:
+        assert index.report is not None
+        reasons = {broken.path: broken.reason for broken in index.report.broken}
+        assert reasons.keys() == {"text.mp4", "empty.mkv", "link.mp4", "nowhere.mp4"}
+        assert "0 bytes" in reasons["empty.mkv"] and "outside" in reasons["link.mp4"]
+        assert index.broken() == index.report.broken
+        [damaged] = [video for video in index.videos() if video.damage]
+        assert damaged.path == "short.mp4" and "read only to" in (damaged.damage or "")
+    rows = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert {row["path"] for row in rows} == reasons.keys() | {"short.mp4"}
+    with build(some_clips, out) as index:
+        assert index.report is not None and index.report.unchanged == 13 and len(index.report.broken) == 4
+
+
+def test_a_file_that_becomes_a_link_is_not_served(
+    some_clips: Path, image_model: Path, tmp_path: Path
+) -> None:
+    with build(some_clips, tmp_path / "library", image_model) as index:
+        [video] = [video for video in index.videos() if video.path == "0.mp4"]
+        assert index.file(video.id) == (some_clips / "0.mp4").resolve()
+        secret = tmp_path / "secret.mp4"
+        (some_clips / "0.mp4").rename(secret)
+        with pytest.raises(HarvestError, match="not there any more"):
+            index.file(video.id)
+        (some_clips / "0.mp4").symlink_to(secret)
+        with pytest.raises(HarvestError, match="outside"):
+            index.file(video.id)
+
+
+def test_a_folder_without_videos_changes_nothing(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "library"
+    build(some_clips, out, image_model).close()
+    before = content(out)
+    for file in list(some_clips.rglob("*.mp4")):
+        file.unlink()
+    with pytest.raises(HarvestError, match="holds no videos"):
+        build(some_clips, out)
+    with pytest.raises(HarvestError, match="no such folder"):
+        build(tmp_path / "nowhere", out)
+    assert content(out) == before
+
+
+def test_another_model_is_named(
+    some_clips: Path, image_model: Path, video_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "library"
+    build(some_clips, out, image_model).close()
+    before = content(out)
+    with pytest.raises(HarvestError, match=r"mini-image.*--reindex"):
+        build(some_clips, out, video_model)
+    with (
+        harvest.Index.open(out, model=video_model) as index,
+        pytest.raises(HarvestError, match=r"mini-image.*another"),
+    ):
+        index.search("a red circle")
+    with pytest.raises(HarvestError, match="--reindex"):
+        build(some_clips, out, cutting=dataclasses.replace(CUTTING, window_s=3.0))
+    assert content(out) == before
+    with build(some_clips, out, video_model, reindex=True) as index:
+        assert index.report is not None and index.report.new == 8
+        assert index.search("a red circle").hits
+    assert content(out) != before
+
+
+def test_a_model_that_was_moved(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    moved = tmp_path / "moved"
+    shutil.copytree(image_model, moved)
+    out = tmp_path / "library"
+    build(some_clips, out, moved).close()
+    moved.rename(tmp_path / "there")
+    with harvest.Index.open(out) as index, pytest.raises(HarvestError):
+        index.search("a red circle")
+    with harvest.Index.open(out, model=tmp_path / "there") as index:
+        assert index.search("a red circle").hits
+    with build(some_clips, out, tmp_path / "there", cutting=None, background=None) as index:
+        assert index.report is not None and index.report.unchanged == 8
+        assert index.search("a red circle").hits  # the library knows the new place
+
+
+def test_libraries_that_cannot_be_opened(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(HarvestError, match="not a library"):
+        harvest.Index.open(tmp_path / "nowhere")
+    with pytest.raises(HarvestError, match="name the model"):
+        harvest.Index.build(some_clips, out=tmp_path / "new")
+    out = tmp_path / "library"
+    build(some_clips, out, image_model).close()
+    library = Library.open(out)
+    facts = dataclasses.replace(library.facts, format=99)
+    library.database.set(facts=facts.to_json())
+    library.close()
+    for use in (lambda: harvest.Index.open(out), lambda: build(some_clips, out)):
+        with pytest.raises(HarvestError, match="newer Harvest"):
+            use()
+
+
+def test_two_indexers_at_once(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "library"
+    build(some_clips, out, image_model).close()
+    with writing(out), pytest.raises(HarvestError, match=f"being indexed by process {os.getpid()}"):
+        build(some_clips, out)
+    build(some_clips, out).close()
+
+
+def test_searching_while_another_indexes(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "library"
+    build(some_clips, out, image_model).close()
+    with harvest.Index.open(out) as index:
+        assert index.stats().videos == 8
+        write_long(some_clips / "new.mp4", range(36, 39))
+        build(some_clips, out).close()
+        new = next(video for video in index.videos() if video.path == "new.mp4")
+        found = index.search(moment=f"{new.id}.0", k=30)
+        assert {hit.path for hit in found.hits} >= {"0.mp4"} and index.stats().videos == 9
+        clip = index.search(clip=some_clips / "new.mp4", clip_end_s=2.0, k=1)
+        assert clip.hits[0].path == "new.mp4"
+
+
+def test_a_video_model_and_a_budget(some_clips: Path, video_model: Path, tmp_path: Path) -> None:
+    with build(some_clips, tmp_path / "all", video_model, workers=3) as index:
+        assert index.search("a red circle").hits
+    cutting = dataclasses.replace(CUTTING, budget=40, keep="random")
+    with build(some_clips, tmp_path / "few", video_model, cutting=cutting) as index:
+        assert index.search("a red circle").hits
+    every, few = content(tmp_path / "all"), content(tmp_path / "few")
+    assert [row[1] for row in every.values()] == [row[1] for row in few.values()]
+    assert every != few
+    build(some_clips, tmp_path / "again", video_model, workers=1).close()
+    assert content(tmp_path / "again") == every  # however many threads decode
+
+
+KILLS = """
+import json, os, random, signal, sys, time
+import torch
+import harvest
+from harvest.search import building
+from harvest.search.cutting import Cutting
+
+clips, folder, model, bank, rounds = *sys.argv[1:5], int(sys.argv[5])
+torch.set_num_threads(1)
+building.GROUP = 2
+draw = random.Random(0)
+
+def index(out):
+    harvest.Index.build(clips, out=out, model=model, cutting=Cutting(window_s=2.0), background=bank).close()
+
+def run(out, after_s):
+    child = os.fork()  # nothing has computed here yet
+    if child == 0:
+        index(out)
+        os._exit(0)
+    if after_s is not None:
+        time.sleep(after_s)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+started = time.monotonic()
+assert run(f"{folder}/whole", None) == 0
+whole_s = time.monotonic() - started
+ends = []
+for number in range(rounds):
+    for part in range(2):  # a second kill while it makes up for the first
+        ends.append(run(f"{folder}/{number}", draw.uniform(0.0, whole_s)))
+    assert run(f"{folder}/{number}", None) == 0
+print(json.dumps(ends))
+"""
+
+
+def test_an_indexer_killed_at_any_moment_ends_with_the_same_library(
+    some_clips: Path, video_model: Path, tmp_path: Path
+) -> None:
+    """HARVEST_KILLS=10 is twenty kills."""
+    bank = tmp_path / "bank.txt"
+    bank.write_text("\n".join(BANK))
+    rounds = int(os.environ.get("HARVEST_KILLS", "1"))
+    command = [sys.executable, "-c", KILLS, some_clips, tmp_path, video_model, bank, rounds]
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, timeout=60 + 60 * rounds, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout).count(-signal.SIGKILL) >= rounds
+    whole = content(tmp_path / "whole")
+    for number in range(rounds):
+        assert content(tmp_path / str(number)) == whole
+
+
+def test_real_files(image_model: Path, tmp_path: Path) -> None:
+    """Files that decoders stumble over: nothing crashes, and what cannot be read is named. HARVEST_CLIPS=all takes all."""
+    import shutil
+
+    shared = Path(__file__).parents[3] / "shared" / "clips"
+    if not shared.is_dir():
+        pytest.skip("no real clips here")
+    cases = shared
+    if os.environ.get("HARVEST_CLIPS") != "all":
+        cases = tmp_path / "cases"
+        cases.mkdir()
+        for file in sorted((shared / "decoder_cases").iterdir())[::5]:
+            shutil.copy(file, cases)
+    with build(cases, tmp_path / "library", image_model, cutting=None) as index:
+        first = index.report
+        assert first is not None and first.broken and first.new > 4 * len(first.broken)
+        assert all(video.num_moments for video in index.videos())
+    with harvest.Index.build(cases, out=tmp_path / "library") as index:
+        second = index.report
+    assert second is not None and (second.new, second.changed) == (0, 0)
+    assert second.broken == first.broken and second.moments == first.moments
+    assert second.seconds < first.seconds / 50

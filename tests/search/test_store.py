@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harvest.interfaces import HarvestError
+from harvest.search import store as stores
+from harvest.search.results import Where
+from harvest.search.store import Database, Entry, LocalStore, Spans, Store, matches
+
+WIDTH = 32
+
+
+def unit(seed: int, n: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((n, WIDTH)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float16).astype(np.float32)  # as they are stored
+
+
+def video(name: str, n: int, *, seed: int) -> tuple[Entry, Spans]:
+    entry = Entry(name, "/videos", f"{name}.mp4", 10, 20, f"digest-{seed}", 2.0 * n, n)
+    return entry, Spans(2.0 * np.arange(n), 2.0 * np.arange(n) + 2, unit(seed, n))
+
+
+@pytest.fixture(params=["local", "qdrant"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
+    qdrant_client = pytest.importorskip("qdrant_client")
+    from harvest.search.qdrant import QdrantStore
+
+    # the client's own in-memory server; a server on another machine is asked in the same words
+    client = qdrant_client.QdrantClient(":memory:")
+    return QdrantStore("http://localhost:6333/tests", width=WIDTH, client=client)
+
+
+def test_nearest_is_exact(store: Store) -> None:
+    put = [video("a", 5, seed=1), video("b", 40, seed=2), video("c", 1, seed=3)]
+    store.put(put)
+    every = np.concatenate([spans.vectors for _, spans in put])
+    names = [(entry.id, number) for entry, spans in put for number in range(len(spans.vectors))]
+    for query in unit(9, 5):
+        best = np.argsort(-(every @ query))[:7]
+        near = store.nearest(query, 7)
+        assert [(n.video, n.number) for n in near] == [names[place] for place in best]
+        np.testing.assert_allclose([n.score for n in near], (every @ query)[best], atol=1e-5)
+        assert near[0].start_s == 2.0 * near[0].number
+    np.testing.assert_allclose(store.best_scores(unit(9, 5)), (unit(9, 5) @ every.T).max(1), atol=1e-5)
+    assert store.num_moments() == 46
+
+
+def test_a_filter_leaves_only_its_videos(store: Store) -> None:
+    store.put([video("a", 5, seed=1), video("b", 40, seed=2)])
+    query = unit(9, 1)[0]
+    assert {near.video for near in store.nearest(query, 50, frozenset({"a"}))} == {"a"}
+    assert store.nearest(query, 5, frozenset({"nobody"})) == []
+
+
+def test_videos_are_replaced_and_removed(store: Store) -> None:
+    store.put([video("a", 5, seed=1), video("b", 4, seed=2)])
+    store.nearest(unit(9, 1)[0], 3)  # it is in memory now
+    store.put([video("b", 2, seed=3)], gone=["a"])
+    assert store.entries().keys() == {"b"}
+    near = store.nearest(unit(9, 1)[0], 50)
+    assert {(n.video, n.number) for n in near} == {("b", 0), ("b", 1)}
+    np.testing.assert_array_equal(store.spans("b").vectors, video("b", 2, seed=3)[1].vectors)
+    assert store.entry("a") is None and store.entry("b") == video("b", 2, seed=3)[0]
+    assert len(store.spans("a").vectors) == 0
+    store.clear()
+    assert store.entries() == {} and store.nearest(unit(9, 1)[0], 5) == []
+
+
+def test_new_times_of_the_same_content(store: Store) -> None:
+    entry, spans = video("a", 5, seed=1)
+    store.put([(entry, spans)])
+    store.update([dataclasses.replace(entry, modified_ns=77, num_moments=0)])
+    assert store.entries()["a"] == dataclasses.replace(entry, modified_ns=77)
+
+
+def test_an_open_store_sees_what_another_writes(tmp_path: Path) -> None:
+    writer = LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
+    writer.put([video("a", 3, seed=1)])
+    reader = LocalStore(Database(tmp_path / "library.db", create=False), width=WIDTH)
+    query = unit(9, 1)[0]
+    assert len(reader.nearest(query, 10)) == 3
+    writer.put([video("b", 3, seed=2)])
+    assert len(reader.nearest(query, 10)) == 6
+    writer.put([], gone=["a"])
+    assert {near.video for near in reader.nearest(query, 10)} == {"b"}
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_the_approximate_index_of_a_large_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, narrow: bool
+) -> None:
+    pytest.importorskip("usearch")
+    monkeypatch.setattr(stores, "EXACT_MOST", 4000 if narrow else 300)
+    store = LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
+    put = [video(f"v{number}", 100, seed=number) for number in range(50)]
+    store.put(put)
+    store.optimise()
+    assert not store.is_exact() and list(tmp_path.glob("vectors-*.usearch"))
+    gone, late = put.pop(7), video("late", 20, seed=99)
+    store.put([late], gone=[gone[0].id])
+    put.append(late)
+    every = np.concatenate([spans.vectors for _, spans in put])
+    names = [(entry.id, number) for entry, spans in put for number in range(len(spans.vectors))]
+    found = 0
+    for query in unit(1000, 20):
+        best = {names[place] for place in np.argsort(-(every @ query))[:10]}
+        near = store.nearest(query, 10)
+        assert all(n.video != gone[0].id for n in near)
+        assert [n.score for n in near] == sorted((n.score for n in near), reverse=True)
+        found += len(best & {(n.video, n.number) for n in near})
+        some = frozenset(f"v{number}" for number in range(20, 40))
+        inside = [place for place, (name, _) in enumerate(names) if name in some]
+        best_inside = max(float(every[place] @ query) for place in inside)
+        assert store.nearest(query, 1, some)[0].score == pytest.approx(
+            best_inside, abs=0.05 if not narrow else 1e-5
+        )
+    assert found >= 0.95 * 200
+    reader = LocalStore(Database(tmp_path / "library.db", create=False), width=WIDTH)
+    query = late[1].vectors[3]
+    assert (reader.nearest(query, 1)[0].video, reader.nearest(query, 1)[0].number) == ("late", 3)
+    for file in tmp_path.glob("vectors-*.usearch"):
+        file.unlink()  # it is made from the database: nothing is lost
+    again = LocalStore(Database(tmp_path / "library.db", create=False), width=WIDTH)
+    assert again.is_exact() and again.nearest(query, 1)[0].video == "late"
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
+    database = Database(tmp_path / "library.db", create=True)
+    store = LocalStore(database, width=WIDTH)
+    store.put([video("a", 3, seed=1)])
+    [(pages,)] = database.rows("PRAGMA page_count")
+    database.rows(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(HarvestError, match=r"full.*Make room"):
+        store.put([video("b", 2000, seed=2)], gone=["a"])
+    assert store.entries().keys() == {"a"} and len(store.spans("a").vectors) == 3
+    database.rows("PRAGMA max_page_count = 100000")
+    store.put([video("b", 2000, seed=2)])
+    assert store.num_moments() == 2003
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    store = LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
+    entry, spans = video("a", 3, seed=1)
+    with pytest.raises(ValueError):  # more times than vectors: found in the middle of writing
+        store.put([video("b", 2, seed=2), (entry, spans._replace(vectors=spans.vectors[:1]))])
+    assert store.entries() == {} and store.num_moments() == 0
+    store.put([(entry, spans)])
+    assert store.num_moments() == 3
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "library.db").write_text("a text of some length, which is not a database at all" * 20)
+    with pytest.raises(HarvestError, match="cannot be used"):
+        Database(tmp_path / "library.db", create=True)
+    with pytest.raises(HarvestError, match="is not a library"):
+        Database(tmp_path / "nothing" / "library.db", create=False)
+
+
+def test_filters() -> None:
+    entry = Entry("x", "/videos", "Trip/Beach.mp4", 1, 1_750_000_000_000_000_000, "d", 12.0, 3)  # 2025-06-15
+    for where in (
+        Where(),
+        Where(path="beach"),
+        Where(path="trip/*.MP4"),
+        Where(after="2025-06-15", before="2025-06-16"),
+        Where(after="2025-06-15T15:00:00+00:00"),
+        Where(min_duration_s=12, max_duration_s=12),
+        Where(videos=("x", "y")),
+    ):
+        assert matches(entry, where), where
+    for where in (
+        Where(path="mountain"),
+        Where(path="*.mkv"),
+        Where(after="2025-06-16"),
+        Where(before="2025-06-15"),
+        Where(min_duration_s=13),
+        Where(max_duration_s=11),
+        Where(videos=("y",)),
+    ):
+        assert not matches(entry, where), where
+    with pytest.raises(HarvestError, match="date"):
+        matches(entry, Where(after="yesterday"))
+
+
+def test_a_locked_database_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "_WAIT_S", 0.1)
+    store = LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
+    other = sqlite3.connect(tmp_path / "library.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(HarvestError, match="locked"):
+        store.put([video("a", 1, seed=1)])
+    other.execute("ROLLBACK")
+    other.close()
+    store.put([video("a", 1, seed=1)])
