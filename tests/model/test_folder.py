@@ -1,5 +1,6 @@
 """A model folder gives back the model to the bit, or says why not."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,6 +10,8 @@ from toys import toy_model
 
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_model, save_model
+from harvest.model.pretrained import load_any, load_pretrained
+from harvest.model.video_text import VideoTextModel
 
 
 @pytest.fixture
@@ -16,6 +19,26 @@ def saved(tmp_path):
     model, tokenizer = toy_model(fusion=True)
     save_model(tmp_path / "model", model, tokenizer, notes={"recipe": "toy"})
     return tmp_path / "model", model, tokenizer
+
+
+def test_a_model_without_a_text_tower(tmp_path):
+    """A student of UMT's first stage has met no words: it keeps no tower and no tokenizer, and says so when asked."""
+    model, tokenizer = toy_model()
+    tower = VideoTextModel(dataclasses.replace(model.config, text=None))
+    assert not any(name.startswith("text.") for name in tower.state_dict())
+    save_model(tmp_path / "tower", tower, None)
+    assert not (tmp_path / "tower" / "tokenizer.json").exists()
+    again, words = load_model(tmp_path / "tower")
+    assert words is None and again.config.text is None
+    for asked in (
+        lambda: load_pretrained(tmp_path / "tower"),
+        lambda: again.encode_text(torch.zeros(1, 2).long()),
+    ):
+        with pytest.raises(HarvestError, match="no text tower"):
+            asked()
+    assert load_any(tmp_path / "tower")[1] is None
+    with pytest.raises(ValueError, match="goes with a text tower"):
+        save_model(tmp_path / "wrong", tower, tokenizer)
 
 
 def change_config(folder, **changes):

@@ -120,7 +120,7 @@ def test_towers(stage2, objective):
         assert_same(watched["text1"][1], stage2["text.layer1"])
         assert_same(model.text.projection(text.tokens[:, 0]), stage2["text_proj"])
         # At test time all tubelets are seen, and each time is embedded apart.
-        whole = model.video.features(stage2["image"])
+        whole = model.video.features(stage2["image"], times_apart=True)
         assert_same(whole.tokens, stage2["test.vision_embeds"])
         assert_same(whole.pooled, stage2["test.pooled"])
         assert_same(text.tokens, stage2["test.text_embeds"])

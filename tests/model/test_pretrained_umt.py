@@ -10,15 +10,17 @@ import types
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toys import SHARED, siglip_folder
 
 from harvest.interfaces import HarvestError
 from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
+from harvest.model.folder import load_head, load_model, save_model
 from harvest.model.inflation import as_teacher
 from harvest.model.layers import sinusoid
-from harvest.model.pretrained import load_pretrained
+from harvest.model.pretrained import load_any, load_pretrained
 from harvest.model.pretrained_bert import bert_tokenizer
-from harvest.model.pretrained_umt import load_classifier, load_stage1, load_stage2, load_teacher
+from harvest.model.pretrained_umt import load_classifier, load_stage1, load_stage2, load_teacher, read_heads
 from harvest.model.weights import read_tensors
 from harvest.training.optim import OptimConfig, build_optimizer
 
@@ -396,3 +398,71 @@ def test_shares_scale_the_branches():
 def test_settings_that_do_not_go_together(wrong):
     with pytest.raises(ValueError):
         tower(**wrong)
+
+
+# ---- model folders from UMT's files ------------------------------------------------------------------------------
+
+
+def test_convert_stage_1(tmp_path):
+    torch.save({"model": toy()}, tmp_path / "b16.pth")
+    model, tokenizer, report = load_any(tmp_path / "b16.pth", num_frames=4, image_size=16, head_width=8)
+    assert tokenizer is None and model.config.text is None
+    assert set(report.ignored) == {key for key in toy() if key.startswith("clip_decoder.")}
+    save_model(tmp_path / "out", model, tokenizer)
+    again, _ = load_model(tmp_path / "out")
+    video = torch.randint(256, (2, 4, 3, 16, 16), dtype=torch.uint8)
+    encoder = load_stage1(toy(), num_frames=4, image_size=16, head_width=8)[0]
+    with torch.no_grad():
+        assert torch.equal(again.encode_video(video).tokens, encoder(video).tokens)
+    heads = read_heads(tmp_path / "b16.pth")
+    assert torch.equal(heads["heads.1.linear.weight"], toy()["clip_decoder.1.head.weight"])
+
+
+@pytest.mark.skipif(
+    not (SHARED / "fixtures" / "umt_stage2.safetensors").is_file(), reason="no shared fixtures"
+)
+@pytest.mark.parametrize("frames", [4, 12])
+def test_convert_stage_2(tmp_path, frames, capsys):
+    """More frames: positions go on, so that the first four see what they saw (the prefix property)."""
+    from harvest.cli import main
+
+    tensors = load_file(SHARED / "fixtures" / "umt_stage2.safetensors")
+    source = {k.removeprefix("sd."): t for k, t in tensors.items() if k.startswith("sd.")}
+    save_file(source, tmp_path / "b16_5m.safetensors")
+    words = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
+    (tmp_path / "vocab.txt").write_text("\n".join(words.get(i, f"w{i}") for i in range(120)))
+    out = tmp_path / "out"
+    asked = (
+        f"convert {tmp_path}/b16_5m.safetensors {out} --image-size 32 --head-width 16 --num-frames {frames}"
+    )
+    assert main(asked.split()) == 0
+    said = capsys.readouterr().out
+    assert "clip_teacher.proj" in said and f"read for {frames} frames of 32 pixels" in said
+    model, tokenizer = load_model(out)
+    assert model.config.video.num_frames == frames and tokenizer(["w4 w7"])[0, :4].tolist() == [101, 4, 7, 0]
+    video = torch.rand(1, frames, 3, 32, 32)
+    keep = torch.arange(64)[None]
+    with torch.no_grad():
+        found = model.encode_video(video, keep).tokens
+        short = load_any(tmp_path / "b16_5m.safetensors", num_frames=4, image_size=32, head_width=16)[0]
+        torch.testing.assert_close(found, short.encode_video(video[:, :4]).tokens)
+
+
+def test_convert_a_classifier(tmp_path, capsys):
+    from harvest.cli import main
+
+    source = toy_classifier()
+    torch.save(source, tmp_path / "k400.pth")
+    (tmp_path / "names.txt").write_text("\n".join("abcde"))
+    asked = f"convert {tmp_path}/k400.pth {tmp_path}/out --head-width 8 --classes {tmp_path}/names.txt"
+    assert main(asked.split()) == 0
+    model, _ = load_model(tmp_path / "out")
+    head = load_head(tmp_path / "out")
+    video = torch.rand(1, 8, 3, 56, 56)
+    with torch.no_grad():
+        wanted = load_classifier(source, head_width=8)[0](video)
+        torch.testing.assert_close(head(model.video.features(video)), wanted)
+    assert head.config.names == tuple("abcde")
+    (tmp_path / "names.txt").write_text("a\nb")
+    assert main(asked.split()) == 2
+    assert "tells 5 classes apart, the list of names has 2" in capsys.readouterr().err

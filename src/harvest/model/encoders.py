@@ -187,7 +187,10 @@ class VideoEncoder(nn.Module):
         block's attention from the prefix (where there is none, the pooling query) to the tubelets, mean over heads.
         `shares` `[depth, 2, B]` multiplies what each block's two branches add (stochastic depth); None is 1.
         """
-        features = self.features(video, keep, layers=layers, attention=attention, shares=shares)
+        apart = self.config.pool_times and keep is None
+        features = self.features(
+            video, keep, layers=layers, attention=attention, shares=shares, times_apart=apart
+        )
         pooled = F.normalize(self.projection(features.pooled).float(), dim=-1)
         return features._replace(pooled=pooled.mean(dim=1) if pooled.ndim == 3 else pooled)
 
@@ -199,10 +202,11 @@ class VideoEncoder(nn.Module):
         layers: tuple[int, ...] = (),
         attention: bool = False,
         shares: Tensor | None = None,
+        times_apart: bool = False,
     ) -> VideoFeatures:
         """As `forward`, but `pooled` is `[B, D]`, neither projected nor of unit length: what a classifier reads.
 
-        With `pool_times` and no `keep` it is `[B, S, D]`.
+        With `times_apart` it is `[B, S, D]`, each time's own mean token.
         """
         config = self.config
         wanted = tuple(range(config.depth)[layer] for layer in layers)
@@ -251,7 +255,7 @@ class VideoEncoder(nn.Module):
         if self.pool is not None:
             pooled_BD = self.pool(tokens_BKD)
             weights = self.pool.weights(tokens_BKD) if attention else None
-        elif config.pool_times and keep is None:
+        elif times_apart:
             pooled_BD = tokens_BKD.view(B, S, -1, D).mean(dim=2)  # [B, S, D]
         else:
             pooled_BD = (x_BKD[:, :num_prefix] if num_prefix else tokens_BKD).mean(dim=1)

@@ -24,6 +24,7 @@ from harvest.model.classifier import VideoClassifier
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.folder import load_strictly
 from harvest.model.fusion import FusionConfig
+from harvest.model.heads import Head, HeadConfig, build_head
 from harvest.model.joining import UMT_SCALE_RANGE
 from harvest.model.layers import sinusoid
 from harvest.model.layouts import openai_table
@@ -245,6 +246,37 @@ def load_classifier(
     return model.eval(), report
 
 
+def convert_classifier(
+    source: str | Path,
+    *,
+    names: Sequence[str],
+    num_frames: int | None = None,
+    image_size: int | None = None,
+    head_width: int = 64,
+) -> tuple[VideoTextModel, Head, ImportReport]:
+    """A fine-tuned classifier as a model without a text tower and the head that stands beside it in a folder."""
+    classifier, report = load_classifier(
+        source, num_frames=num_frames, image_size=image_size, head_width=head_width
+    )
+    if len(names) != classifier.head.out_features:
+        raise HarvestError(
+            f"{source} tells {classifier.head.out_features} classes apart, the list of names has {len(names)}"
+        )
+    head = build_head(HeadConfig("linear", tuple(names), classifier.video.config.width))
+    load_strictly(
+        head, {f"linear.{k}": t for k, t in classifier.head.state_dict().items()}, source=str(source)
+    )
+    return _without_words(classifier.video), head.eval(), report
+
+
+def _without_words(encoder: VideoEncoder) -> VideoTextModel:
+    with torch.device("meta"):
+        model = VideoTextModel(ModelConfig(video=encoder.config, text=None))
+    model.video = encoder
+    model.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+    return model.eval()
+
+
 def load_teacher(
     source: str | Path | Mapping[str, Tensor], *, image_size: int | None = None, head_width: int = 64
 ) -> tuple[VideoEncoder, ImportReport]:
@@ -326,11 +358,7 @@ def load_umt(
         encoder, _, report = load_stage1(
             tensors, num_frames=num_frames or 8, image_size=size, head_width=head_width
         )
-        with torch.device("meta"):
-            model = VideoTextModel(ModelConfig(video=encoder.config, text=None))
-        model.video = encoder
-        model.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        tokenizer = None
+        model, tokenizer = _without_words(encoder), None
         of_heads = tuple(key for key in tensors if key.startswith("clip_decoder."))
         report = dataclasses.replace(
             report, used=report.used - len(of_heads), ignored=(*report.ignored, *of_heads)
