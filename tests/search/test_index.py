@@ -22,7 +22,8 @@ from harvest.search.background import chance_of, default_bank, read_bank
 from harvest.search.index import MAX_QUERY_CHARACTERS, UnknownId
 from harvest.search.library import Library, writing
 from harvest.search.results import Where
-from search.conftest import BANK, CUTTING, WORLD, write_long
+
+from .conftest import BANK, CUTTING, WORLD, write_long
 
 Content = dict[tuple[str, str], tuple[str, list[tuple[float, float]], bytes, str | None]]
 

@@ -1,0 +1,178 @@
+"""harvest index, search and moments, as typed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from harvest.cli import main
+from harvest.search.pictures import half_blocks, jpeg
+
+from .conftest import BANK
+
+
+@pytest.fixture(scope="module")
+def made(clips: Path, image_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    videos = folder / "videos"
+    shutil.copytree(clips / "trip", videos)
+    (videos / "broken.mp4").write_text("no video")
+    (folder / "bank.txt").write_text("\n".join(BANK))
+    command = ["index", str(videos), "--model", str(image_model), "--out", str(folder / "library")]
+    assert main([*command, "--window-s", "2", "--background", str(folder / "bank.txt")]) == 0
+    return folder
+
+
+def test_index_again(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", str(made / "videos"), "--out", str(made / "library")]) == 0
+    out = capsys.readouterr().out
+    assert "0 new, 0 changed, 0 moved, 0 vanished, 4 unchanged, 1 in quarantine: 9 moments" in out
+    assert "quarantine: broken.mp4: the decoder says" in out
+
+
+def test_search_prints_moments_or_says_that_there_are_none(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = str(made / "library")
+    assert main(["search", library, "a red circle", "--k", "2", "--false-accept", "0.999"]) == 0
+    out = capsys.readouterr().out
+    assert "  1. " in out and " s to " in out and "chance" in out and "  3. " not in out
+    assert main(["search", library, BANK[0], "--false-accept", "0.001"]) == 0
+    assert capsys.readouterr().out.startswith(f"nothing like this here: {BANK[0]}")
+
+
+def test_search_gives_json(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [
+        "search",
+        str(made / "library"),
+        "a red circle",
+        "--json",
+        "--not",
+        "a star",
+        "a ring",
+        "--path",
+        "5*",
+    ]
+    assert main(asked) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert {hit["moment"]["path"] for hit in answer["hits"]} <= {"5.mp4"}
+    clip = [
+        "search",
+        str(made / "library"),
+        "--clip",
+        str(made / "videos" / "6.mp4"),
+        "--end-s",
+        "2",
+        "--json",
+    ]
+    assert main(clip) == 0
+    assert json.loads(capsys.readouterr().out)["hits"][0]["moment"]["path"] == "6.mp4"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["search", "nowhere", "a"], "not a library"),
+        (["search", "LIBRARY"], "exactly one"),
+        (["search", "LIBRARY", "a" * 5000], "5,000 characters"),
+        (["index", "nowhere", "--out", "LIBRARY"], "no such folder"),
+        (["index", "VIDEOS", "--out", "LIBRARY", "--window-s", "7"], "--reindex"),
+        (["index", "VIDEOS", "--out", "NEW"], "name the model"),
+        (
+            ["index", "VIDEOS", "--out", "NEW", "--model", "MODEL", "--store", "ftp://x/y"],
+            "http://HOST:PORT/NAME",
+        ),
+        (["moments", "nowhere.mp4", "a", "--model", "MODEL"], "no such file"),
+    ],
+)
+def test_mistakes(
+    made: Path, image_model: Path, command: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {
+        "LIBRARY": made / "library",
+        "VIDEOS": made / "videos",
+        "NEW": made / "new",
+        "MODEL": image_model,
+    }
+    assert main([str(names.get(word, word)) for word in command]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+
+
+def test_moments_prints_a_curve_and_draws_it(
+    made: Path, image_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, picture = made / "videos" / "5.mp4", tmp_path / "curve.svg"
+    asked = [
+        "moments",
+        str(video),
+        "a red circle",
+        "a blue star",
+        "--model",
+        str(image_model),
+        "--window-s",
+        "2",
+    ]
+    assert main([*asked, "--picture", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "a blue star" in out and "█" in out and "score" in out
+    assert (tmp_path / "curve-1.svg").read_text().startswith("<svg") and (tmp_path / "curve-2.svg").is_file()
+    assert main([*asked[:3], *asked[4:], "--json"]) == 0
+    curve = json.loads(capsys.readouterr().out)
+    assert len(curve["scores"]) == len(curve["times_s"]) == 6 and curve["intervals"]
+
+
+def test_ranks_share_the_work(clips: Path, video_model: Path, tmp_path: Path) -> None:
+    """torchrun on two processes gives the library that one gives."""
+    from .test_index import build, content
+
+    build(clips, tmp_path / "one", video_model).close()
+    bank = tmp_path / "bank.txt"
+    bank.write_text("\n".join(BANK))
+    code = "import sys; from harvest.search import building; building.GROUP = 2; from harvest.cli import main; sys.exit(main(sys.argv[1:]))"
+    (tmp_path / "run.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    asked = [
+        "index",
+        clips,
+        "--model",
+        video_model,
+        "--out",
+        tmp_path / "two",
+        "--window-s",
+        "2",
+        "--background",
+        bank,
+    ]
+    done = subprocess.run(
+        [str(word) for word in (*command, tmp_path / "run.py", *asked)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 vanished" not in done.stdout and "24 moments" in done.stdout
+    one, two = content(tmp_path / "one"), content(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name in one:
+        assert one[name][:2] == two[name][:2]  # the same files and times; vectors come from other batches
+        a, b = (torch.frombuffer(bytearray(lib[name][2]), dtype=torch.float32) for lib in (one, two))
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=0)
+
+
+def test_thumbnails_in_a_terminal() -> None:
+    pictures = torch.zeros(2, 3, 8, 16, dtype=torch.uint8)
+    pictures[1, 0] = 255
+    console = Console(force_terminal=True, color_system="truecolor", width=100)
+    with console.capture() as caught:
+        console.print(half_blocks(pictures, rows=3))
+    lines = caught.get().splitlines()
+    assert lines[0].count("▀") == 24 and "38;2;255;0;0;48;2;255;0;0" in lines[0] and "38;2;0;0;0" in lines[0]
+    assert jpeg(pictures[1]).startswith(b"\xff\xd8\xff")
