@@ -303,3 +303,27 @@ def test_evaluate_offers_every_way_of_choosing_tokens(capsys: pytest.CaptureFixt
         main(["evaluate", "--help"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in get_args(Keep))
+
+
+def test_clips_are_packed_and_trained_on(
+    harvest, clips: list[Example], tmp_path: Path, image_model: Path
+) -> None:
+    write_manifest(tmp_path / "clips.jsonl", clips)
+    with (tmp_path / "clips.jsonl").open("a") as manifest:
+        manifest.write('{"id": "gone", "video": "gone.mp4", "texts": ["gone"]}\n')
+    packed = tmp_path / "packed"
+    answer = harvest(f"prepare {tmp_path / 'clips.jsonl'} {packed} --clips-per-shard 8 --workers 1")
+    assert answer.code == 0 and f"{len(clips)} of {len(clips) + 1} clips in 3 shards" in answer.out
+    assert "1 could not be read; first: gone: no such file" in answer.out
+    assert harvest(f"prepare {tmp_path / 'clips.jsonl'} {packed} --verify").code == 0
+    options = f"--start.model {image_model} --data.cache none --loop.global-batch 8"
+    shards = str(packed / "shard-{000000..000002}.tar")
+    answer = harvest(f"train mini-harvest --tiny {options} --data.train {shards} --out {tmp_path / 'run'}")
+    assert answer.code == 0 and "left out" in answer.err
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["broken"] == 0 and lines[-1]["loss"] > 0
+    (packed / "shard-000001.tar").write_bytes(b"cut")
+    answer = harvest(f"prepare {tmp_path / 'clips.jsonl'} {packed} --verify")
+    assert answer.code == 2 and "1 shards of" in answer.err and "3 bytes" in answer.err
+    answer = harvest(f"train mini-harvest --tiny {options} --data.train {packed} --out {tmp_path / 'new'}")
+    assert answer.code == 2 and "copy it again" in answer.err

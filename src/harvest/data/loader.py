@@ -15,22 +15,22 @@ from __future__ import annotations
 import math
 import os
 import signal
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from harvest.data import transforms
 from harvest.data.guard import Guard, Lost
 from harvest.data.rand_augment import rand_augment
-from harvest.data.video import Crop, VideoError, read_clip
+from harvest.data.shards import ShardSet
+from harvest.data.video import Crop, PackedVideo, VideoError, read_clip
 from harvest.interfaces import Batch, Example, HarvestError
 from harvest.parallel import generator_for
 
@@ -47,7 +47,8 @@ class DataConfig:
     """What a run trains on and how it is read."""
 
     train: str = ""
-    """Manifest of the training set: .jsonl, .csv, .tsv, .parquet or WebVid's csv."""
+    """Manifest of the training set (.jsonl, .csv, .tsv, .parquet or WebVid's csv), or tar shards: a folder,
+    `shards-{000..999}.tar`, or an address like `s3://bucket/shards-{000..999}.tar`."""
     more: tuple[str, ...] = ()
     """Further manifests, added to the first; their paths are relative to their own folders."""
     images: str = ""
@@ -158,20 +159,30 @@ class ClipDataset(Dataset):
     ) -> None:
         if not examples:
             raise HarvestError("the training set is empty: its manifest has no rows")
-        silent = [e.id for e in examples if not e.texts]
-        has_labels = all(e.label is not None or e.labels for e in examples)
-        if silent and not has_labels and encode_text is not None:
+        if isinstance(examples, ShardSet):  # nothing of ten million samples is read before it is needed
+            self.examples: list[Example] | ShardSet = examples
+            self.num_texts, self.labels = examples.num_texts, examples.labels
+            self.clip_of = torch.arange(len(examples))
+        else:
+            self.examples = list(examples)
+            self.num_texts = torch.tensor([len(e.texts) for e in examples], dtype=torch.int64)
+            self.labels = _labels(self.examples)
+            self.clip_of = clip_numbers(examples)
+        # where some have captions and some only labels, a caption would be missing in the batch
+        silent, unlabelled = (
+            self.num_texts == 0,
+            (self.labels < 0 if self.labels.ndim == 1 else self.labels.sum(1) == 0),
+        )
+        if silent.any() and unlabelled.any() and encode_text is not None:
+            first = self.examples[int(silent.nonzero()[0])].id
             raise HarvestError(
-                f"{len(silent)} of {len(examples)} training examples have neither caption nor label (first:"
-                f" {silent[0]!r}): remove these rows or give them captions"
+                f"{int(silent.sum())} of {len(examples)} training examples have neither caption nor label (first:"
+                f" {first!r}): remove these rows or give them captions"
             )
-        self.examples = list(examples)
         self.config, self.image_size, self.seed = config, image_size, seed
         self.encode_text = encode_text if encode_text is not None else _no_words
-        self.clip_of = clip_numbers(examples)
         self.num_clips = int(self.clip_of.max()) + 1
-        self._first_caption = [0, *accumulate(len(e.texts) for e in examples)]
-        self.labels = _labels(self.examples)
+        self._first_caption = F.pad(self.num_texts.cumsum(0), (1, 0))
         self._cache: _Cache | None = None
         self._refused: dict[int, Refused] = {}  # by sample, so that no broken video is tried twice
         self._guard: Guard | None = None  # in worker processes
@@ -185,7 +196,19 @@ class ClipDataset(Dataset):
 
     def caption_clips(self) -> Tensor:
         """The clip of each of `captions()`, in the numbers of `Batch.example`: int64 `[captions]`."""
-        return self.clip_of.repeat_interleave(torch.tensor([len(e.texts) for e in self.examples]))
+        return self.clip_of.repeat_interleave(self.num_texts)
+
+    def id_of(self, sample: int) -> str:
+        """A name for reports."""
+        examples = self.examples
+        return examples.id_of(sample) if isinstance(examples, ShardSet) else examples[sample].id
+
+    def samples_of(self, ids: Iterable[str]) -> dict[str, int]:
+        """The samples behind names of `id_of`, as far as they are known."""
+        if isinstance(self.examples, ShardSet):
+            return self.examples.samples_of(ids)
+        wanted = set(ids)
+        return {e.id: row for row, e in enumerate(self.examples) if e.id in wanted}
 
     @property
     def is_cached(self) -> bool:
@@ -199,6 +222,8 @@ class ClipDataset(Dataset):
         then cut out of the cached middle square.
         """
         config = self.config
+        if isinstance(self.examples, ShardSet):
+            raise HarvestError("data.cache memory is for manifests: use data.cache none with shards")
         size = self.num_clips * config.num_frames * 3 * self.image_size**2
         try:
             frames = torch.empty(
@@ -245,6 +270,8 @@ class ClipDataset(Dataset):
         tried: list[int] = []
         broken: list[tuple[int, Refused]] = []
         rows: list[_Row] = []
+        if isinstance(self.examples, ShardSet):
+            self.examples.read_ahead(int(self._places(epoch)[place]) for epoch, place in keys)
         for epoch, place in keys:
             row = self._row(epoch, place, tried, broken)
             if row is None:
@@ -262,18 +289,24 @@ class ClipDataset(Dataset):
         )
         return Packed(batch, tried, broken, getattr(self.encode_text, "truncated", 0) - truncated)
 
+    def _places(self, epoch: int) -> Tensor:
+        return _recent_order(self.seed, epoch, len(self))
+
     def _row(
         self, epoch: int, place: int, tried: list[int], broken: list[tuple[int, Refused]]
     ) -> _Row | None:
         """The sample of this place or, where it cannot be read, the next one of the order that can."""
-        places, position = _recent_order(self.seed, epoch, len(self)), epoch * len(self) + place
+        places, position = self._places(epoch), epoch * len(self) + place
         for step in range(min(len(self), _MAX_TRIES)):
             sample = int(places[(place + step) % len(self)])
             tried.append(sample)
             if sample not in self._refused or position < self._refused[sample].position:
-                draw = self._draw(epoch, sample)
                 try:
-                    return _Row(sample, draw, None if self.is_cached else self._video_of(epoch, sample, draw))
+                    source = None if self.is_cached else self._source(sample)
+                    draw = self._draw(epoch, sample)
+                    if source is None:
+                        return _Row(sample, draw, None)
+                    return _Row(sample, draw, self._video_of(epoch, sample, draw, source))
                 except VideoError as error:
                     self._refused[sample] = Refused(error.reason, position)
                 except Lost as error:
@@ -281,14 +314,21 @@ class ClipDataset(Dataset):
             broken.append((sample, self._refused[sample]))
         return None
 
-    def _video_of(self, epoch: int, sample: int, draw: _Draw) -> Tensor:
-        if self._guard is None:
-            return self._read(sample, draw)
-        return torch.from_numpy(self._guard(epoch, sample))
+    def _source(self, sample: int) -> _Source:
+        """What is to be decoded. The bytes of a packed sample are read here: a slow bucket is no broken video."""
+        if isinstance(self.examples, ShardSet):
+            return _Source(self.examples.fetch(sample)[1], 0.0, None)
+        example = self.examples[sample]
+        return _Source(example.video, example.start_s, example.end_s)
 
-    def _pixels(self, epoch: int, sample: int) -> np.ndarray:
+    def _video_of(self, epoch: int, sample: int, draw: _Draw, source: _Source) -> Tensor:
+        if self._guard is None:
+            return self._read(draw, source)
+        return torch.from_numpy(self._guard(epoch, sample, source))
+
+    def _pixels(self, epoch: int, sample: int, source: _Source) -> np.ndarray:
         """What the guarded process answers: it makes the same draws again."""
-        return self._read(sample, self._draw(epoch, sample)).numpy()
+        return self._read(self._draw(epoch, sample), source).numpy()
 
     def _draw(self, epoch: int, sample: int, *view: int) -> _Draw:
         """What is random about a sample, always drawn in this order: captions, flip, times, crop, other changes.
@@ -296,12 +336,12 @@ class ClipDataset(Dataset):
         The further views of a clip are drawn apart, except for its times, which are those of the first.
         """
         generator = generator_for(self.seed, epoch, sample, *view)
-        count, wanted = len(self.examples[sample].texts), self.config.captions_per_clip
+        count, wanted = int(self.num_texts[sample]), self.config.captions_per_clip
         if count == 0:
             captions = [-1] * wanted
         else:
             chosen = torch.randperm(count, generator=generator).tolist() if count > 1 else [0]
-            first = self._first_caption[sample]
+            first = int(self._first_caption[sample])
             captions = [first + chosen[i % count] for i in range(wanted)]
         is_flipped = self.config.flip and bool(torch.rand((), generator=generator) < 0.5)
         others = range(1, 1 if view else self.config.views_per_clip)
@@ -311,16 +351,16 @@ class ClipDataset(Dataset):
     def _crops(self) -> bool:
         return self.config.crop_scale != (1.0, 1.0)
 
-    def _read(self, sample: int, draw: _Draw) -> Tensor:
-        example, config = self.examples[sample], self.config
+    def _read(self, draw: _Draw, source: _Source) -> Tensor:
+        config = self.config
         # A crop of the smallest share still has as many pixels as the model wants, up to twice its side.
         size = min(2 * self.image_size, math.ceil(self.image_size / math.sqrt(config.crop_scale[0])))
         clip = read_clip(
-            example.video,
+            source.video,
             num_frames=config.num_frames,
             image_size=size if self._crops else self.image_size,
-            start_s=example.start_s,
-            end_s=example.end_s,
+            start_s=source.start_s,
+            end_s=source.end_s,
             generator=draw.generator if config.times == "random" else None,
             crop="none" if self._crops else "center",
         )
@@ -365,8 +405,14 @@ class ClipDataset(Dataset):
     def _text(self, caption: int) -> str:
         if caption < 0:
             return ""
-        sample = bisect_right(self._first_caption, caption) - 1
-        return self.examples[sample].texts[caption - self._first_caption[sample]]
+        sample = int(torch.searchsorted(self._first_caption, caption, right=True)) - 1
+        return self.examples[sample].texts[caption - int(self._first_caption[sample])]
+
+
+class _Source(NamedTuple):
+    video: str | PackedVideo
+    start_s: float
+    end_s: float | None
 
 
 def _no_words(texts: list[str]) -> Tensor:
@@ -461,8 +507,8 @@ class TrainLoader:
         self._tried: set[int] = set()  # samples
         self._refused: set[int] = set()
         if self.refused:
-            rows = {example.id: row for row, example in enumerate(self.dataset.examples)}
-            self.dataset.refuse({rows[id]: why for id, why in self.refused.items() if id in rows})
+            samples = self.dataset.samples_of(self.refused)
+            self.dataset.refuse({sample: self.refused[id] for id, sample in samples.items()})
 
     @property
     def broken_share(self) -> float:
@@ -522,7 +568,7 @@ class TrainLoader:
         self._tried.update(tried)
         for sample, refused in broken:
             self._refused.add(sample)
-            self.broken.setdefault(self.dataset.examples[sample].id, refused)
+            self.broken.setdefault(self.dataset.id_of(sample), refused)
         is_telling = len(self._tried) >= min(_MIN_TRIED, len(self.dataset))
         if is_telling and self.broken_share > self.dataset.config.max_broken_share:
             raise self._too_many_broken()
@@ -570,12 +616,16 @@ def _from_workers(loader: DataLoader) -> Iterator[Any]:
             item = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (
+            RuntimeError,
+            EOFError,
+            ConnectionError,
+        ) as error:  # the latter while it was handing over a batch
+            says = str(error).splitlines()[0] if str(error) else "it left no word"
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in says:
                 raise
             raise HarvestError(
-                f"a process that reads videos was ended by the system ({str(error).splitlines()[0]}), mostly for want"
-                " of memory: take fewer --data.workers. The same command goes on from the last checkpoint."
+                f"a process that reads videos was ended by the system ({says}), mostly for want of memory: take fewer --data.workers. The same command goes on from the last checkpoint."
             ) from error
         yield item
 

@@ -11,6 +11,7 @@ file's timestamps do not allow this it declines, and the file is read in order.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -40,6 +41,9 @@ _MAX_ASPECT = 32  # a picture longer than this cannot be cropped to anything mea
 # Codecs in which a frame nobody refers to changes nothing but itself. VP8, VP9 and AV1 adapt their entropy
 # coding even on such frames, so none is skipped there.
 _SKIPPABLE = {"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "h263", "vc1", "wmv3"}
+_TICK = Fraction(1, 90_000)  # of what is written
+_SEEK_S = 5.0  # a stretch that starts later is sought
+_SEEKABLE = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 _ROUNDING_S = 1e-6  # a time computed from a frame's timestamp still finds that frame
 
 # What the decoder raises on bad files; everything else is a mistake of ours and must be seen.
@@ -51,13 +55,29 @@ _scalers = threading.local()
 class VideoError(HarvestError):
     """A video that cannot be read. `path` and `reason` are for reports."""
 
-    def __init__(self, path: str | Path, reason: str) -> None:
+    def __init__(self, path: str | Path | PackedVideo, reason: str) -> None:
         super().__init__(f"video {path}: {reason}")
         self.path = str(path)
         self.reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:  # crosses from a worker process
         return VideoError, (self.path, self.reason)
+
+
+@dataclass(frozen=True)
+class PackedVideo:
+    """A video whose bytes are at hand, as a sample of a tar shard: one file or, with times, its pictures."""
+
+    name: str  # for reports
+    files: tuple[bytes, ...]
+    times_s: tuple[float, ...] | None = None  # when each picture is shown; None where the file is a video
+    duration_s: float = 0.0  # of the pictures
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = Path | PackedVideo
 
 
 class _Unreadable(Exception):
@@ -77,7 +97,7 @@ class VideoInfo:
 
 
 def read_clip(
-    path: str | Path,
+    path: str | Path | PackedVideo,
     *,
     num_frames: int,
     image_size: int,
@@ -108,11 +128,11 @@ def read_clip(
         end = max(duration_s, start_s) if end_s is None else end_s
         return segment_times(start_s, end, num_frames=num_frames, generator=generator, num_clips=num_clips)
 
-    return _read(Path(path), pick, image_size=image_size, crop=crop, folder_fps=folder_fps)
+    return _read(_source(path), pick, image_size=image_size, crop=crop, folder_fps=folder_fps)
 
 
 def read_frames(
-    path: str | Path,
+    path: str | Path | PackedVideo,
     times_s: Tensor,
     *,
     image_size: int,
@@ -124,7 +144,7 @@ def read_frames(
         raise HarvestError("read_frames: times_s must be a list of times that do not decrease")
     wanted = times_s.to(torch.float64)
     return _read(
-        Path(path), lambda duration_s: wanted, image_size=image_size, crop=crop, folder_fps=folder_fps
+        _source(path), lambda duration_s: wanted, image_size=image_size, crop=crop, folder_fps=folder_fps
     )
 
 
@@ -168,10 +188,18 @@ def stream_frames(
         )
 
 
-def probe(path: str | Path) -> VideoInfo:
+def _source(path: str | Path | PackedVideo) -> Source:
+    return path if isinstance(path, PackedVideo) else Path(path)
+
+
+def probe(path: str | Path | PackedVideo) -> VideoInfo:
     """What the file says of itself; its first frame is decoded, so that a video without frames is found."""
-    path = Path(path)
-    if path.is_dir():
+    path = _source(path)
+    if isinstance(path, PackedVideo) and path.times_s is not None:
+        first, count = probe(PackedVideo(path.name, path.files[:1])), len(path.files)
+        fps = count / path.duration_s if path.duration_s > 0 else None
+        return VideoInfo(path.duration_s, count, fps, first.width, first.height, first.codec)
+    if isinstance(path, Path) and path.is_dir():
         pictures = _pictures(path)
         first = probe(pictures[0])
         return VideoInfo(
@@ -238,23 +266,146 @@ def write_video(
         part.unlink(missing_ok=True)
 
 
+def transcode(
+    path: str | Path | PackedVideo,
+    *,
+    short_side: int,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    key_every: int = 12,
+    crf: int = 23,
+    preset: str = "veryfast",
+    max_fps: float | None = None,
+) -> tuple[bytes, VideoInfo]:
+    """A stretch of a video as the bytes of an H.264 mp4 without sound, and what it is.
+
+    The short side is scaled down to `short_side` if it is longer, sides are made even. Frames keep their times,
+    counted from `start_s`, so that a variable frame rate stays what it is; with `max_fps` those that come too
+    soon after another are left out. `key_every` frames at most lie between key frames. The frame shown at
+    `start_s` is the first.
+
+    Raises VideoError for what cannot be read, and for a stretch that holds no frame.
+    """
+    path = _source(path)
+    buffer = io.BytesIO()
+    with _opened(path) as (container, stream):
+        duration = _duration(path, container, stream)
+    with _opened(path) as (container, stream):
+        clock = _Clock(stream.time_base, stream.start_time or 0)
+        first = clock.ticks(torch.tensor([start_s]))[0]
+        last = None if end_s is None else clock.ticks(torch.tensor([end_s]))[0]
+        if start_s > _SEEK_S and container.format.name in _SEEKABLE:
+            container.seek(first, stream=stream, backward=True)
+        fps = float(stream.average_rate or 25)
+        writer = _Writer(buffer, fps if max_fps is None else min(fps, max_fps), key_every, crf, preset)
+        least = 0 if max_fps is None else math.floor(0.9 / max_fps / stream.time_base)
+        before: tuple[int, Any] | None = None
+        written: int | None = None
+        ended_at = 0
+        for pts, frame in _frames_in_order(container, stream):
+            if frame.is_corrupt:
+                continue
+            if last is not None and pts >= last:
+                break
+            ended_at = pts + (frame.duration or 0)
+            if pts <= first:
+                before = (pts, frame)
+                continue
+            if before is not None:
+                writer.add(before[1], stream, short_side, 0.0)
+                before, written = None, first
+            if written is None or pts - written >= least:
+                writer.add(frame, stream, short_side, float((pts - first) * stream.time_base))
+                written = pts
+        if before is not None and (ended_at > first or duration.seconds <= start_s):
+            writer.add(before[1], stream, short_side, 0.0)
+        ended_s = clock.seconds(ended_at)
+    if writer.num_frames == 0:
+        raise VideoError(path, f"no frame from {start_s:g} s on")
+    wanted_s = duration.seconds if end_s is None else min(end_s, duration.seconds)
+    if duration.is_of_stream and wanted_s - ended_s > max(0.5, 0.05 * duration.seconds):
+        raise VideoError(
+            path, f"cut short: it claims {duration.seconds:.2f} s, its frames end at {ended_s:.2f} s"
+        )
+    width, height = writer.close()
+    length_s = max(0.0, min(ended_s, math.inf if end_s is None else end_s) - start_s)
+    fps = writer.num_frames / length_s if length_s > 0 else fps
+    return buffer.getvalue(), VideoInfo(length_s, writer.num_frames, fps, width, height, "h264")
+
+
+def write_pictures(frames: Tensor, *, quality: int = 3) -> list[bytes]:
+    """Each frame of uint8 `[T, 3, H, W]` as the bytes of a JPEG; `quality` is FFmpeg's, 2 (best) to 31."""
+    files = []
+    for picture in frames.permute(0, 2, 3, 1).contiguous().numpy():
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="image2pipe") as container:
+            options = {"flags": "+qscale", "global_quality": str(quality * 118)}  # of FFmpeg's lambda
+            stream = container.add_stream("mjpeg", rate=1, options=options)
+            stream.width, stream.height, stream.pix_fmt = picture.shape[1], picture.shape[0], "yuvj420p"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+        files.append(buffer.getvalue())
+    return files
+
+
+class _Writer:
+    """An mp4 that takes its size from its first frame."""
+
+    def __init__(self, buffer: io.BytesIO, fps: float, key_every: int, crf: int, preset: str) -> None:
+        self.container = av.open(buffer, "w", format="mp4")
+        rate = Fraction(fps).limit_denominator(1001)
+        self.stream = self.container.add_stream(
+            "libx264", rate=rate, options={"crf": str(crf), "preset": preset, "g": str(key_every)}
+        )
+        self.stream.thread_count = 1
+        self.stream.time_base = self.stream.codec_context.time_base = _TICK
+        self.num_frames = 0
+        self._last = -1
+
+    def add(self, frame: Any, stream: Any, short_side: int, time_s: float) -> None:
+        size = min(short_side, *_shown_size(frame, stream))
+        picture = _picture(frame, stream, size, "none")
+        height, width = (max(2, side // 2 * 2) for side in picture.shape[:2])
+        if min(picture.shape[:2]) < 2:
+            picture = np.resize(picture, (height, width, 3))
+        if self.num_frames == 0:
+            self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
+        elif (width, height) != (self.stream.width, self.stream.height):
+            raise _Unreadable("the size of the pictures changes within the stretch")
+        made = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+        made = _scaler().reformat(made, format="yuv420p", interpolation=Interpolation.BICUBIC, threads=1)
+        self._last = max(self._last + 1, round(time_s / _TICK))
+        made.pts, made.time_base = self._last, _TICK
+        self.container.mux(self.stream.encode(made))
+        self.num_frames += 1
+
+    def close(self) -> tuple[int, int]:
+        """Width and height."""
+        self.container.mux(self.stream.encode(None))
+        self.container.close()
+        return self.stream.width, self.stream.height
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Opening
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+def _opened(path: Source) -> Iterator[tuple[Any, Any]]:
     """A container and its video stream with one decoding thread. Whatever the decoder raises is a VideoError."""
     container = None
     try:
-        if not path.exists():
-            raise VideoError(path, "no such file")
-        if path.stat().st_size == 0:
-            raise VideoError(path, "the file is empty (0 bytes)")
         # "file:" and the white list keep a file that calls itself a playlist from opening anything else
-        container = av.open(
-            f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file,crypto,data"}
-        )
+        file: str | io.BytesIO
+        if isinstance(path, PackedVideo):
+            size, protocols, file = len(path.files[0]), "data", io.BytesIO(path.files[0])
+        else:
+            if not path.exists():
+                raise VideoError(path, "no such file")
+            size, protocols, file = path.stat().st_size, "file,crypto,data", f"file:{path}"
+        if size == 0:
+            raise VideoError(path, "the file is empty (0 bytes)")
+        container = av.open(file, metadata_errors="ignore", options={"protocol_whitelist": protocols})
         streams = [
             s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
         ]
@@ -294,7 +445,7 @@ class _Duration:
     needs_reopening: bool = False  # every packet was read to find it
 
 
-def _duration(path: Path, container: Any, stream: Any) -> _Duration:
+def _duration(path: Source, container: Any, stream: Any) -> _Duration:
     if stream.duration is not None and stream.duration > 0:
         return _Duration(float(stream.duration * stream.time_base), True)
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
@@ -316,7 +467,7 @@ def _duration(path: Path, container: Any, stream: Any) -> _Duration:
     return _Duration(float((last - first) * stream.time_base), False, needs_reopening=True)
 
 
-def _first_frame(path: Path, container: Any, stream: Any) -> Any:
+def _first_frame(path: Source, container: Any, stream: Any) -> Any:
     for _, frame in _frames_in_order(container, stream):
         return frame
     raise VideoError(path, "the video has no frames")
@@ -327,9 +478,12 @@ def _first_frame(path: Path, container: Any, stream: Any) -> Any:
 
 
 def _read(
-    path: Path, pick: Callable[[float], Tensor], *, image_size: int, crop: Crop, folder_fps: float
+    path: Source, pick: Callable[[float], Tensor], *, image_size: int, crop: Crop, folder_fps: float
 ) -> Clip:
-    if path.is_dir():
+    if isinstance(path, PackedVideo):
+        if path.times_s is not None:
+            return _read_pictures(path, pick, image_size=image_size, crop=crop)
+    elif path.is_dir():
         return _read_folder(path, pick, image_size=image_size, crop=crop, fps=folder_fps)
     # Nothing of a stream is touched once its container is closed: its memory is gone.
     with _opened(path) as (container, stream):
@@ -377,6 +531,26 @@ def _read_folder(
     return Clip(_stacked(path, [read[place] for place in places]), times_s)
 
 
+def _read_pictures(
+    packed: PackedVideo, pick: Callable[[float], Tensor], *, image_size: int, crop: Crop
+) -> Clip:
+    """Pictures taken at given times: at each time wanted the last one taken by then."""
+    times = packed.times_s or ()
+    if len(times) != len(packed.files) or list(times) != sorted(times) or not times:
+        raise VideoError(
+            packed, f"{len(packed.files)} pictures with {len(times)} times that must not decrease"
+        )
+    taken = torch.tensor(times, dtype=torch.float64)
+    wanted = pick(max(packed.duration_s, times[-1]))
+    places = (torch.searchsorted(taken, wanted + _ROUNDING_S, right=True) - 1).clamp(min=0).tolist()
+    read: dict[int, np.ndarray] = {}
+    for place in dict.fromkeys(places):
+        one = PackedVideo(f"{packed.name} picture {place}", (packed.files[place],))
+        with _opened(one) as (container, stream):
+            read[place] = _picture(_first_frame(one, container, stream), stream, image_size, crop)
+    return Clip(_stacked(packed, [read[place] for place in places]), taken[places])
+
+
 def _pictures(folder: Path) -> list[Path]:
     """The pictures of a folder in order of the numbers in their names (2 before 10)."""
     names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
@@ -390,7 +564,7 @@ def _by_numbers(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], name
 
 
-def _stacked(path: Path, pictures: list[np.ndarray]) -> Tensor:
+def _stacked(path: Source, pictures: list[np.ndarray]) -> Tensor:
     if len({picture.shape for picture in pictures}) > 1:
         raise VideoError(path, "the size of the pictures changes within the stretch")
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()

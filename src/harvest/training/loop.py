@@ -12,7 +12,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from harvest.data.loader import ClipDataset, DataConfig, Refused, TrainLoader
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import MiniWorld, write_miniworld
 from harvest.data.mixing import MixedLoader
+from harvest.data.shards import ShardSet, are_shards, read_shards
 from harvest.interfaces import Batch, Example, HarvestError, RunStopped
 from harvest.model.adaptation import merge
 from harvest.model.folder import save_model
@@ -184,14 +185,18 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
             "nothing to train on: give a manifest with --data.train FILE (.jsonl, .csv or .parquet)"
         )
     examples, listed = _rows(config, run, here, config.data.train)
-    for further in config.data.more:
-        examples += read_manifest(further)
+    names: list[str] = []
+    if isinstance(examples, list):
+        for further in config.data.more:
+            examples += read_manifest(further)
+        examples, names = _numbered(config.objective, examples, listed)
     pictures = _rows(config, run, here, config.data.images)[0] if config.data.images else []
-    examples, names = _numbered(config.objective, examples, listed)
-    captions = [text for example in (*examples, *pictures) for text in example.texts]
+    captions: list[str] = []
+    if config.start.scratch is not None:  # a vocabulary is learned from them
+        captions = [text for rows in (examples, pictures) for example in rows for text in example.texts]
     model, tokenizer, image_model = start_model(config, captions)
 
-    def dataset(rows: list[Example], data: DataConfig) -> ClipDataset:
+    def dataset(rows: Sequence[Example], data: DataConfig) -> ClipDataset:
         return ClipDataset(
             rows,
             data,
@@ -216,8 +221,12 @@ def _loader(videos: ClipDataset, pictures: ClipDataset | None) -> Callable[..., 
     return partial(MixedLoader, videos, pictures, share=videos.config.image_share)
 
 
-def _rows(config: RunConfig, run: Path, here: World, name: str) -> tuple[list[Example], Path | None]:
-    """The rows of a manifest, or of a part of the mini-world (`mini-world`, `mini-world/stills`, …) and its classes."""
+def _rows(
+    config: RunConfig, run: Path, here: World, name: str
+) -> tuple[list[Example] | ShardSet, Path | None]:
+    """The rows of a manifest, of shards, or of a part of the mini-world (`mini-world/stills`, …) and its classes."""
+    if are_shards(name):
+        return _open_shards(config, here, name), None
     if name.split("/")[0] != "mini-world":
         videos = Path(config.data.videos) if config.data.videos else None
         return read_manifest(Path(name), videos=videos), None
@@ -232,6 +241,19 @@ def _rows(config: RunConfig, run: Path, here: World, name: str) -> tuple[list[Ex
         barrier()
         made = write_miniworld(folder, config.world)  # the other ranks find it finished
     return read_manifest(getattr(made, part)), made.labels
+
+
+def _open_shards(config: RunConfig, here: World, name: str) -> ShardSet:
+    if config.data.more or config.data.videos:
+        raise HarvestError("data.more and data.videos belong to manifests: name all shards in data.train")
+    if isinstance(config.objective, ClassificationConfig):
+        raise HarvestError(f"{name}: classification trains from a manifest, whose classes it numbers")
+    with bar("opening shards", quiet=not here.is_main) as progress:
+        shards = read_shards(name, progress=progress)
+    if shards.left_out and here.is_main:
+        first, reason = next(iter(shards.left_out.items()))
+        say(f"{len(shards.left_out)} samples of the shards are left out; first: {first}: {reason}")
+    return shards
 
 
 def _numbered(

@@ -1,0 +1,477 @@
+"""Tar shards, on disk or in a bucket, as a training set in which every sample is at hand by its number.
+
+The layout is that of webdataset, video2dataset and img2dataset: members of one sample follow one another and share
+a name up to the first dot.
+
+    000000012.mp4 | .webm | .jpg | …   the video or picture, or 000000012.000.jpg, .001.jpg, …: frames of a clip
+    000000012.txt                      a caption
+    000000012.json                     optional: id, texts or caption, label, and times_s, duration_s of frames
+    000000012.cls                      optional: a label
+
+A small index a shard says where each sample lies. `harvest prepare` writes it beside the shard; for shards of others
+it is made at first use and kept in the user's cache folder. A sample is then one read of its bytes, so the order
+of samples is any permutation, exactly as for a manifest: no shuffle buffers, and no state beside the step.
+
+Why not the webdataset library: it reads shards from front to back, so its order depends on workers and ranks and
+cannot be resumed within an epoch (its authors advise sampling with replacement instead). What is left to do, a
+permutation and a read, is little; fsspec reads the bucket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import fsspec
+import numpy as np
+import torch
+
+from harvest.data.manifest import TEXTS
+from harvest.data.video import IMAGE_SUFFIXES, PackedVideo, VideoError
+from harvest.interfaces import Example, HarvestError
+
+VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "mpeg", "ts", "flv", "3gp", "gif", "wmv")
+_PICTURES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
+_FORMAT = 1
+_TRIES = 5
+_FIRST_PAUSE_S = 0.5  # then twice as long each time
+_OPEN_FILES = 64
+_KEPT = 4096  # samples whose captions are remembered for a moment
+
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the samples of one shard lie, and what they hold."""
+
+    num_bytes: int  # of the shard
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    num_texts: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)  # -1 where there is none
+    left_out: dict[str, str] = field(default_factory=dict)  # name -> reason
+    sha256: str | None = None  # of the shard, where `harvest prepare` wrote it
+    format: int = _FORMAT
+
+
+def are_shards(path: str) -> bool:
+    """Does this name tar shards rather than a manifest?"""
+    return path.endswith((".tar", ".tar}")) or (
+        "://" not in path and Path(path).is_dir() and any(Path(path).glob("*.tar"))
+    )
+
+
+def index_path(shard: str) -> str:
+    """Where `harvest prepare` writes the index of a shard."""
+    return shard.removesuffix(".tar") + ".index.json"
+
+
+class ShardSet(Sequence[Example]):
+    """The samples of tar shards, numbered through. `shard_set[i]` reads one, without keeping its video.
+
+    Raises HarvestError where a shard is missing, or out of reach after several tries.
+    """
+
+    def __init__(self, shards: Sequence[str], indexes: Sequence[ShardIndex]) -> None:
+        self.shards = list(shards)
+        self._first = np.cumsum([0, *(len(index.offsets) for index in indexes)])
+        self._offsets = np.array([x for index in indexes for x in index.offsets], dtype=np.int64)
+        self._sizes = np.array([x for index in indexes for x in index.sizes], dtype=np.int64)
+        self.num_texts = torch.tensor([x for index in indexes for x in index.num_texts], dtype=torch.int64)
+        self.labels = torch.tensor([x for index in indexes for x in index.labels], dtype=torch.int64)
+        self.left_out = {
+            f"{shard}/{name}": reason
+            for shard, index in zip(shards, indexes, strict=True)
+            for name, reason in index.left_out.items()
+        }
+        self._remembered: OrderedDict[int, Example] = OrderedDict()
+        self._ahead: dict[int, bytes] = {}
+        self._reader = _Reader()
+        if len(self) == 0:
+            raise HarvestError(
+                f"the {len(self.shards)} shards hold no sample with a video or picture"
+                + (f" (first left out: {next(iter(self.left_out.items()))})" if self.left_out else "")
+            )
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @overload
+    def __getitem__(self, sample: int) -> Example: ...
+    @overload
+    def __getitem__(self, sample: slice) -> list[Example]: ...
+    def __getitem__(self, sample: int | slice) -> Example | list[Example]:
+        if isinstance(sample, slice):
+            return [self[i] for i in range(*sample.indices(len(self)))]
+        sample = range(len(self))[sample]
+        if sample not in self._remembered:
+            self.fetch(sample)
+        return self._remembered[sample]
+
+    def id_of(self, sample: int) -> str:
+        """The shard and the sample's place in it, without reading."""
+        shard = int(np.searchsorted(self._first, sample, side="right")) - 1
+        return f"{self.shards[shard]}#{sample - int(self._first[shard])}"
+
+    def samples_of(self, ids: Iterable[str]) -> dict[str, int]:
+        """The numbers behind ids of `id_of`; those of other shards are left out."""
+        known = {shard: number for number, shard in enumerate(self.shards)}
+        found = {}
+        for id in ids:
+            shard, _, place = id.rpartition("#")
+            if shard in known and place.isdigit():
+                found[id] = int(self._first[known[shard]]) + int(place)
+        return found
+
+    def fetch(self, sample: int) -> tuple[Example, PackedVideo]:
+        """A sample and the bytes of its video. Raises VideoError where the shard is shorter than its index says."""
+        shard = int(np.searchsorted(self._first, sample, side="right")) - 1
+        name, offset, size = self.shards[shard], int(self._offsets[sample]), int(self._sizes[sample])
+        data = self._ahead.get(sample)
+        if data is None:
+            data = self._reader.read(name, offset, size)
+        id = self.id_of(sample)
+        if len(data) < size:
+            raise VideoError(id, f"the shard is cut short: {size - len(data)} of {size} bytes are missing")
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+                members = [(m.name, _content(tar, m)) for m in tar if m.isfile()]
+        except tarfile.TarError as error:
+            raise VideoError(id, f"the shard is not what its index says ({error})") from error
+        packed, example = _sample(members, id)
+        self._remembered[sample] = example
+        if len(self._remembered) > _KEPT:
+            self._remembered.popitem(last=False)
+        return example, packed
+
+    def read_ahead(self, samples: Iterable[int]) -> None:
+        """Fetch samples that will be asked for next in one go: for buckets, where each read waits a while."""
+        self._ahead = {}
+        wanted = [s for s in samples if _is_remote(self.shards[self._shard_of(s)])]
+        if wanted:
+            places = [
+                (self.shards[self._shard_of(s)], int(self._offsets[s]), int(self._sizes[s])) for s in wanted
+            ]
+            self._ahead = dict(zip(wanted, self._reader.read_many(places), strict=True))
+
+    def _shard_of(self, sample: int) -> int:
+        return int(np.searchsorted(self._first, sample, side="right")) - 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": _Reader(), "_ahead": {}, "_remembered": OrderedDict()}
+
+
+def read_shards(
+    paths: str | Sequence[str], *, progress: Progress = lambda done, of: None, threads: int = 16
+) -> ShardSet:
+    """Open tar shards: a folder, `shards-{000..999}.tar`, `clips-*.tar`, `s3://bucket/{a,b}/{00..99}.tar`, or several.
+
+    An index that is missing is made by walking the shard's headers, and kept in the cache folder. A shard that is
+    cut short gives its whole samples; a sample without a video or without its caption is left out:
+    `ShardSet.left_out` names both.
+    """
+    names = [name for path in ([paths] if isinstance(paths, str) else paths) for name in expand(path)]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise HarvestError(f"the shard {twice[0]} is given twice")
+    indexes: list[ShardIndex] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for index in pool.map(_index_of, names):
+            indexes.append(index)
+            progress(len(indexes), len(names))
+    return ShardSet(names, indexes)
+
+
+def expand(pattern: str) -> list[str]:
+    """The shards behind a pattern with `{000..999}`, `{a,b}`, `*`, or a folder; sorted where the file system lists them."""
+    if "://" not in pattern and Path(pattern).is_dir():
+        pattern = str(Path(pattern) / "*.tar")
+    names: list[str] = []
+    for name in _braces(pattern):
+        if "*" not in name and "?" not in name:
+            names.append(name)
+            continue
+        fs, path = filesystem(name)
+        found = sorted(_tried(lambda fs=fs, path=path: fs.glob(path), name))  # type: ignore[misc]
+        if not found:
+            raise HarvestError(f"no shards match {name}")
+        names += [fs.unstrip_protocol(f) if _is_remote(name) else f for f in found]
+    return names
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if span is None and "," not in match[1]:
+        raise HarvestError(f"shards {pattern}: expected {{000..999}} or {{a,b}}, got {{{match[1]}}}")
+    if span is None:
+        choices = match[1].split(",")
+    else:
+        first, last = int(span[1]), int(span[2])
+        if last < first:
+            raise HarvestError(f"shards {pattern}: {{{match[1]}}} ends before it starts")
+        choices = [str(number).zfill(len(span[1])) for number in range(first, last + 1)]
+    for choice in choices:
+        yield from _braces(pattern[: match.start()] + choice + pattern[match.end() :])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Files near and far
+
+
+def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """fsspec's file system for a path or address, and the path within it."""
+    try:
+        return fsspec.core.url_to_fs(path)  # type: ignore[no-any-return]
+    except (ImportError, ValueError) as error:
+        raise HarvestError(
+            f"{path}: {error}. Addresses need their library: pip install 'harvest-video[remote]' for s3:// and gs://"
+        ) from error
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path and not path.startswith("file://")
+
+
+def _tried(function: Callable[[], T], what: str) -> T:
+    """Call, and call again after a pause where a network or a disk fails; what is simply not there is told at once."""
+    for number in range(_TRIES):
+        try:
+            return function()
+        except FileNotFoundError as error:
+            raise HarvestError(f"{what} does not exist") from error
+        except PermissionError as error:
+            raise HarvestError(f"{what} may not be read: {error}") from error
+        except (OSError, TimeoutError, ConnectionError) as error:
+            if number + 1 == _TRIES:
+                raise HarvestError(f"{what} cannot be read after {_TRIES} tries: {error}") from error
+            time.sleep(_FIRST_PAUSE_S * 2**number)
+    raise AssertionError
+
+
+class _Reader:
+    """Reads stretches of shards. Local files stay open, a few at a time."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, int] = OrderedDict()
+
+    def __del__(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        if _is_remote(path):
+            return self.read_many([(path, offset, size)])[0]
+        return _tried(lambda: self._read_here(path, offset, size), path)
+
+    def _read_here(self, path: str, offset: int, size: int) -> bytes:
+        if path not in self._files:
+            self._files[path] = os.open(path.removeprefix("file://"), os.O_RDONLY)
+            if len(self._files) > _OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+        self._files.move_to_end(path)
+        return os.pread(self._files[path], size, offset)
+
+    def read_many(self, places: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Stretches (path, offset, size) of a bucket, asked for at the same time."""
+        fs, _ = filesystem(places[0][0])
+        paths = [filesystem(path)[1] for path, _, _ in places]
+        starts = [offset for _, offset, _ in places]
+        ends = [offset + size for _, offset, size in places]
+        return _tried(lambda: list(fs.cat_ranges(paths, starts, ends, on_error="raise")), places[0][0])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The index
+
+
+def _index_of(shard: str) -> ShardIndex:
+    """From beside the shard, from the cache folder, or by walking the shard."""
+    fs, path = filesystem(shard)
+    info = _tried(lambda: fs.info(path), f"shard {shard}")
+    num_bytes = int(info["size"])
+    beside = index_path(path)
+    if _tried(lambda: fs.exists(beside), index_path(shard)):
+        index = _from_json(_tried(lambda: fs.cat_file(beside), index_path(shard)), index_path(shard))
+        if index.num_bytes != num_bytes:
+            raise HarvestError(
+                f"shard {shard} has {num_bytes} bytes, its index is of one of {index.num_bytes}: copy it again, or"
+                f" remove {index_path(shard)} to use what is whole of it"
+            )
+        return index
+    stamp = next(
+        (str(info[k]) for k in ("mtime", "ETag", "etag", "LastModified", "updated") if k in info), ""
+    )
+    name = hashlib.blake2b(f"{shard} {num_bytes} {stamp} {_FORMAT}".encode(), digest_size=16).hexdigest()
+    cached = cache_folder() / "shards" / f"{name}.json"
+    if cached.exists():
+        return _from_json(cached.read_bytes(), str(cached))
+    with fs.open(path, "rb", **({"block_size": 2**20} if _is_remote(shard) else {})) as file:
+        index = _tried(lambda: walk(file, num_bytes), f"shard {shard}")
+    with suppress(OSError):  # without a place to keep it, it is made again next time
+        write_index(cached, index)
+    return index
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harvest"
+
+
+def write_index(path: Path, index: ShardIndex) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(asdict(index)))
+    os.replace(part, path)
+
+
+def read_index(path: Path) -> ShardIndex:
+    return _from_json(path.read_bytes(), str(path))
+
+
+def _from_json(data: bytes, where: str) -> ShardIndex:
+    try:
+        return ShardIndex(**json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise HarvestError(f"{where} is not an index of a shard: remove it, it is made anew") from error
+
+
+def walk(file: Any, num_bytes: int) -> ShardIndex:
+    """The index of an open shard. What lies behind a cut, or has no video or caption, is left out and named."""
+    index = ShardIndex(num_bytes=num_bytes)
+    file.seek(0)
+    members: list[tuple[tarfile.TarInfo, bytes]] = []
+
+    def end_of_sample() -> None:
+        if not members:
+            return
+        first, last = members[0][0], members[-1][0]
+        name, _ = _split(first.name)
+        end = last.offset_data + (last.size + 511) // 512 * 512
+        if last.offset_data + last.size > num_bytes:
+            index.left_out[name] = "the shard is cut short"
+            return
+        try:
+            _, example = _sample([(member.name, content) for member, content in members], name)
+        except VideoError as error:
+            index.left_out[name] = error.reason
+            return
+        if not example.texts and example.label is None:
+            index.left_out[name] = "no caption and no label"
+            return
+        index.offsets.append(first.offset)
+        index.sizes.append(min(end, num_bytes) - first.offset)
+        index.num_texts.append(len(example.texts))
+        index.labels.append(-1 if example.label is None else example.label)
+
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if not member.isfile() or Path(member.name).name.startswith("."):
+                    continue
+                if members and _split(member.name)[0] != _split(members[0][0].name)[0]:
+                    end_of_sample()
+                    members = []
+                suffix = _split(member.name)[1]
+                is_small = suffix in ("txt", "json", "cls") and member.size < 2**24
+                members.append((member, _content(tar, member) if is_small else b""))
+                tar.members = []  # type: ignore[attr-defined]  # or it keeps all headers
+    except (tarfile.TarError, EOFError) as error:
+        index.left_out["(end)"] = f"the shard is cut short or damaged: {error}"
+    end_of_sample()
+    last = members[-1][0] if members else None
+    if last is not None and num_bytes < last.offset_data + (last.size + 511) // 512 * 512 + 512:
+        index.left_out.setdefault("(end)", "the shard is cut short: the mark at the end of a tar is missing")
+    return index
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read()
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A member's name as sample and rest: up to the first dot of its last part, as webdataset does."""
+    folder, _, base = name.rpartition("/")
+    sample, _, rest = base.partition(".")
+    return (f"{folder}/{sample}" if folder else sample), rest.lower()
+
+
+def _sample(members: Sequence[tuple[str, bytes]], id: str) -> tuple[PackedVideo, Example]:
+    """A sample from its members: name and content each."""
+    by_suffix = {_split(name)[1]: content for name, content in members}
+    said = _object(by_suffix.get("json"), id)
+    video = next((s for s in VIDEO_SUFFIXES if s in by_suffix), None)
+    frames = sorted(s for s in by_suffix if re.fullmatch(rf"\d+\.({'|'.join(_PICTURES)})", s))
+    picture = next((s for s in _PICTURES if s in by_suffix), None)
+    if video is not None:
+        packed = PackedVideo(id, (by_suffix[video],))
+    elif frames:
+        fps = _number(said.get("fps")) or 1.0
+        times = said.get("times_s")
+        if not isinstance(times, list) or len(times) != len(frames):
+            times = [number / fps for number in range(len(frames))]
+        duration = _number(said.get("duration_s")) or float(times[-1]) + 1 / fps
+        packed = PackedVideo(id, tuple(by_suffix[s] for s in frames), tuple(map(float, times)), duration)
+    elif picture is not None:
+        packed = PackedVideo(id, (by_suffix[picture],))
+    else:
+        raise VideoError(id, f"no video or picture (members: {', '.join(sorted(by_suffix)) or 'none'})")
+    return packed, Example(id, id, _texts(said, by_suffix.get("txt")), _label(said, by_suffix.get("cls")))
+
+
+def _object(data: bytes | None, id: str) -> Mapping[str, Any]:
+    if data is None:
+        return {}
+    try:
+        said = json.loads(decoded(data))
+    except ValueError:
+        raise VideoError(id, "its json cannot be read") from None
+    return said if isinstance(said, dict) else {}
+
+
+def decoded(data: bytes) -> str:
+    """Text of tars from everywhere: UTF-8 or else, as such text nearly always is, Windows-1252."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def _texts(said: Mapping[str, Any], txt: bytes | None) -> tuple[str, ...]:
+    texts = said.get("texts")
+    if isinstance(texts, list):
+        found = [str(text).strip() for text in texts]
+    elif txt is not None:
+        found = [decoded(txt).strip()]
+    else:
+        found = [str(said[name]).strip() for name in TEXTS if isinstance(said.get(name), str)][:1]
+    return tuple(text for text in found if text)
+
+
+def _label(said: Mapping[str, Any], cls: bytes | None) -> int | None:
+    value = said.get("label") if cls is None else decoded(cls).strip()
+    try:
+        return int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and value > 0 else None
