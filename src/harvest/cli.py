@@ -182,6 +182,7 @@ def evaluate_command(args: list[str]) -> None:
         num_clips: int = 1,
         num_crops: int = 1,
         dual_softmax: bool = False,
+        zero_shot: bool = False,
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
@@ -198,7 +199,7 @@ def evaluate_command(args: list[str]) -> None:
             data: Manifest (.jsonl, .csv, .parquet): video, caption(s), optional start_s, end_s, label, question, answer.
             task: retrieval: text to video and back. choice: texts are options, label the right one. recognition: label
                 is the class. qa: question and answer. masked_words: words filled with the right and another clip.
-                classification: by the head of a fine-tuned model.
+                classification: by the head of a fine-tuned model; qa uses it too, where there is one.
             image: The image baseline: each frame encoded alone, embeddings averaged.
             videos: Folder that video paths are relative to; without it the manifest's own.
             classes: Class names for recognition, one a line or a JSON list.
@@ -209,6 +210,7 @@ def evaluate_command(args: list[str]) -> None:
             dim: Compare the first so many entries of the embeddings; for models trained with objective.dims.
             num_clips: Of classification: views in time, whose probabilities are averaged.
             num_crops: Of classification: views along the picture's longer side.
+            zero_shot: Leave the head of a fine-tuned model aside.
             dual_softmax: Of retrieval: beside the plain figures those after dual softmax, which needs all queries at once.
             out: Write the result as JSON to this file.
         """
@@ -224,6 +226,7 @@ def evaluate_command(args: list[str]) -> None:
 
         examples = read_manifest(data, videos=videos)
         loaded, tokenizer, _ = load_pretrained(model)
+        has_head = (Path(model) / "head.json").is_file() and not zero_shot
         with progress_bar("encoding") as progress:
             result = run(
                 loaded,
@@ -240,7 +243,9 @@ def evaluate_command(args: list[str]) -> None:
                 progress=progress,
                 class_names=read_class_names(classes) if classes else None,
                 templates=templates,
-                head=load_head(Path(model)) if task == "classification" else None,
+                head=load_head(Path(model))
+                if task == "classification" or (task == "qa" and has_head)
+                else None,
                 num_clips=num_clips,
                 num_crops=num_crops,
                 with_dual_softmax=dual_softmax,
@@ -275,6 +280,7 @@ def benchmark_command(args: list[str]) -> None:
         split: str | None = None,
         allow_missing: bool = False,
         missing_list: Path | None = None,
+        manifest: Path | None = None,
         image: bool = False,
         zero_shot: bool = False,
         num_frames: int | None = None,
@@ -291,6 +297,7 @@ def benchmark_command(args: list[str]) -> None:
         harvest benchmark                         lists the benchmarks and their splits
         harvest benchmark msrvtt --annotations anns/msrvtt --videos /data/msrvtt
         harvest benchmark msrvtt --annotations anns/msrvtt --videos /data/msrvtt --model runs/webvid/model
+        harvest benchmark msrvtt-qa --split train --annotations anns/qa --videos /data/msrvtt --manifest qa-train.jsonl
         harvest benchmark ucf101 --split test2 --annotations ucfTrainTestlist --videos UCF-101 --model runs/webvid/model
 
         Args:
@@ -301,6 +308,8 @@ def benchmark_command(args: list[str]) -> None:
             split: One of the benchmark's splits; without it its first one.
             allow_missing: Score what is there, and give the share of the rows beside it.
             missing_list: File for the list of missing videos; without it missing-NAME-SPLIT.txt here.
+            manifest: Write the rows as a manifest to train on (.jsonl), and its classes or answers beside it
+                (.names.json).
             image: The image baseline: each frame encoded alone, embeddings averaged.
             zero_shot: Leave the head of a fine-tuned model aside.
             num_frames: Frames a clip; without it the model's own number.
@@ -311,7 +320,7 @@ def benchmark_command(args: list[str]) -> None:
         """
         from rich.console import Console
 
-        from harvest.data.benchmarks import missing, read
+        from harvest.data.benchmarks import missing, read, write_training
         from harvest.interfaces import HarvestError
 
         data = read(name, annotations, split=split, videos=videos)
@@ -329,6 +338,9 @@ def benchmark_command(args: list[str]) -> None:
             listed = missing_list or Path(f"missing-{data.name}-{data.split}.txt")
             absent.write(listed)
             print(f"missing videos: {listed}")
+        if manifest is not None:
+            write_training(data, manifest, allow_missing=allow_missing)
+            print(f"manifest: {manifest}")
         if model is None:
             return
         from harvest.evaluation import table

@@ -27,14 +27,22 @@ from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.multimodal import MultimodalConfig
+from harvest.objectives.multiple_choice import MultipleChoiceConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
+from harvest.objectives.question_answering import QuestionAnsweringConfig
 from harvest.parallel import Precision
 from harvest.tokens import Keep, Selection
 from harvest.training.optim import OptimConfig
 from harvest.training.vary import VaryConfig, value_at
 
 ObjectiveConfig = (
-    PostPretrainingConfig | ImageTextConfig | MaskedAlignmentConfig | MultimodalConfig | ClassificationConfig
+    PostPretrainingConfig
+    | ImageTextConfig
+    | MaskedAlignmentConfig
+    | MultimodalConfig
+    | ClassificationConfig
+    | QuestionAnsweringConfig
+    | MultipleChoiceConfig
 )
 
 

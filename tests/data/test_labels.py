@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from harvest.data.labels import check_same_names, labelled, read_class_names
+from harvest.data.labels import (
+    answered,
+    check_equally_many,
+    check_same_names,
+    frequent_answers,
+    labelled,
+    read_answers,
+    read_class_names,
+)
 from harvest.data.manifest import read_manifest, write_manifest
 from harvest.interfaces import Example, HarvestError
 
@@ -55,3 +63,51 @@ def test_lists_of_labels_in_manifests(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("video,labels\na.mp4,3\n")
     with pytest.raises(HarvestError, match=r"c\.csv, line 2: labels must be a list of whole numbers"):
         read_manifest(tmp_path / "c.csv")
+
+
+def asked(id: str, answer: str) -> Example:
+    return row(id, question=f"what is {id}?", answer=answer)
+
+
+def test_questions_become_texts_and_numbers() -> None:
+    rows = [asked("a", "Dog"), asked("b", "cat "), asked("c", "bird"), asked("d", "dog")]
+    assert frequent_answers(rows) == ["dog", "bird", "cat"] and frequent_answers(rows, 2) == ["dog", "bird"]
+    learned = answered(rows, ["dog", "cat"])
+    assert [(e.id, e.texts, e.label) for e in learned] == [
+        ("a", ("what is a?",), 0),
+        ("b", ("what is b?",), 1),
+        ("d", ("what is d?",), 0),
+    ]
+    with pytest.raises(HarvestError, match="none of the answers"):
+        answered(rows, ["horse", "cow"])
+    with pytest.raises(HarvestError, match="'x' has no question"):
+        answered([row("x", answer="dog")], ["dog"])
+
+
+def test_official_vocabularies(tmp_path: Path) -> None:
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps({"a Dog": 1, "cat": 0}))
+    assert read_answers(path) == ["cat", "a dog"]
+    path.write_text(json.dumps(["Cat", "dog"]))
+    assert read_answers(path) == ["cat", "dog"]
+    path.write_text("cat\ndog\n")
+    assert read_answers(path) == ["cat", "dog"]
+    for wrong, said in (
+        ('{"a": 0, "b": 2}', "0 to 1, each once"),
+        ('["a", "A"]', "'a' is there more than once"),
+        ("[1]", "expected a list"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(HarvestError, match=said):
+            read_answers(path)
+
+
+def test_questions_have_equally_many_options() -> None:
+    check_equally_many([row("a", texts=("x", "y"), label=1), row("b", texts=("x", "z"), label=0)])
+    for wrong in (
+        row("b", texts=("x",), label=0),
+        row("b", texts=("x", "y", "z"), label=0),
+        row("b", texts=("x", "y")),
+    ):
+        with pytest.raises(HarvestError, match=r"'b' has .* equally many options, here 2"):
+            check_equally_many([row("a", texts=("x", "y"), label=1), wrong])

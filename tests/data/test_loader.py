@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 import time
@@ -437,3 +438,14 @@ def test_views_share_a_decoding_and_a_rank(examples: list[Example]) -> None:
     assert equal([b._replace(video=b.label) for b in cached], [b._replace(video=b.label) for b in whole])
     with pytest.raises(HarvestError, match="2 views of a clip together: take a multiple of 4"):
         loader(examples, batch=6, world=2, views_per_clip=2)
+
+
+def test_options_come_whole_and_in_their_order(tmp_path: Path, examples: list[Example]) -> None:
+    asked = [
+        dataclasses.replace(e, texts=(f"{e.id} a", f"{e.id} b", f"{e.id} c"), label=n % 3)
+        for n, e in enumerate(examples)
+    ]
+    (batch,) = take(loader(asked, batch=12, captions_per_clip=0), 1)
+    samples = order(1, 0, 12)
+    assert batch.caption.tolist() == [[3 * s, 3 * s + 1, 3 * s + 2] for s in samples.tolist()]
+    assert batch.label.tolist() == [s % 3 for s in samples.tolist()] and batch.text_ids.shape == (12, 3, 4)

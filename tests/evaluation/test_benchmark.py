@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from harvest.cli import main
-from harvest.data.benchmarks import BenchmarkData, Published, read
+from harvest.data.benchmarks import BenchmarkData, Published, read, write_training
+from harvest.data.manifest import read_manifest
 from harvest.evaluation import evaluate
 from harvest.evaluation.benchmark import check_complete, score_benchmark
 from harvest.interfaces import Example, HarvestError
@@ -172,3 +173,18 @@ def test_the_command_lists_says_what_is_missing_and_refuses(
     assert "share_of_rows" in out and "Only 3 of 1,000 rows were scored" in " ".join(out.split())
     assert json.loads((tmp_path / "out/card.json").read_text())["metrics"]["share_of_rows"] == 0.003
     assert (tmp_path / "list.txt").exists()
+
+
+def test_a_split_is_written_to_train_on(world: World, videos: list[Path], tmp_path: Path, capsys) -> None:
+    data = retrieval_data(tmp_path, videos[:3])
+    with pytest.raises(HarvestError, match="--allow-missing"):
+        write_training(data, tmp_path / "train.jsonl")
+    rows = write_training(data, tmp_path / "train.jsonl", allow_missing=True)
+    assert read_manifest(tmp_path / "train.jsonl") == [
+        dataclasses.replace(e, video=str(Path(e.video))) for e in rows
+    ]
+    assert [e.id for e in rows] == ["video0", "video1", "video2"]
+    assert not (tmp_path / "train.names.json").exists()
+    answers = dataclasses.replace(data, answers=("red", "blue"))
+    write_training(answers, tmp_path / "qa.jsonl", allow_missing=True)
+    assert json.loads((tmp_path / "qa.names.json").read_text()) == ["red", "blue"]

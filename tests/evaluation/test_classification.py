@@ -138,5 +138,5 @@ def test_a_benchmark_with_a_head(world: World) -> None:
 
 
 def test_classification_without_a_head_is_refused(world: World) -> None:
-    with pytest.raises(HarvestError, match="needs the head of a fine-tuned model"):
+    with pytest.raises(HarvestError, match="needs the head of a model that was fine-tuned"):
         evaluate(world.model, world.tokenizer, rows(world, [0, 0, 0, 0]), task="classification")

@@ -12,6 +12,8 @@ from harvest.data.video import read_clip
 from harvest.evaluation import evaluate, fill
 from harvest.evaluation.question_answering import masked_ids
 from harvest.interfaces import Example, HarvestError
+from harvest.model.folder import load_head, save_model
+from harvest.model.heads import AnswerHead, HeadConfig, answer_features, answer_width
 from harvest.model.tokenizer import Tokenizer
 from harvest.parallel import generator_for
 from harvest.tokens import mask_text
@@ -250,3 +252,45 @@ def test_bad_questions(world: World, questions: list[Example]) -> None:
         evaluate(world.model, world.tokenizer, questions[:1], task="qa")
     with pytest.raises(HarvestError, match="'clip0' has no answer"):
         evaluate(world.model, world.tokenizer, [dataclasses.replace(questions[0], answer=None)], task="qa")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# With the head of a fine-tuned model
+
+
+def answer_head(world: World, names: tuple[str, ...]) -> AnswerHead:
+    torch.manual_seed(0)
+    return AnswerHead(HeadConfig("answers", names, answer_width(world.model))).eval()
+
+
+def test_a_head_answers(world: World) -> None:
+    names = ("red", "dark blue", "green")
+    head = answer_head(world, names)
+    rows = [dataclasses.replace(e, texts=(), question="which colour?", answer="red") for e in world.examples]
+    found = []
+    for e in world.examples:
+        clip = read_clip(e.video, num_frames=4, image_size=32).frames[None]
+        ids = masked_ids(world.model, world.tokenizer, "Question: which colour? Answer: [mask]")[None]
+        with torch.no_grad():
+            features = answer_features(world.model, world.model.video_features(clip), ids)
+            found.append(int(head(features).argmax()))
+    rows = [dataclasses.replace(r, answer=names[n].upper()) for r, n in zip(rows, found, strict=True)]
+    rows[3] = dataclasses.replace(rows[3], answer="violet")  # not in the vocabulary: wrong, and counted
+    result = evaluate(world.model, world.tokenizer, rows, task="qa", head=head, answers=names[::-1])
+    assert result.metrics["accuracy"] == 0.75 and result.metrics["chance"] == pytest.approx(1 / 3)
+    assert result.counts["questions_with_unlisted_answer"] == 1 and result.counts["videos"] == 4
+    assert result.protocol.startswith("Fine-tuned head, one of 3 answers; 4 frames a video")
+    with pytest.raises(HarvestError, match="trained with 3 answers, this set has 2, of which it knows 1"):
+        evaluate(world.model, world.tokenizer, rows, task="qa", head=head, answers=("red", "pink"))
+    with pytest.raises(HarvestError, match="no image baseline"):
+        evaluate(world.model, world.tokenizer, rows, task="qa", head=head, mode="image")
+    with pytest.raises(HarvestError, match="fine-tuned for it"):
+        evaluate(world.model, world.tokenizer, rows, task="classification", head=head)
+
+
+def test_a_head_of_answers_lives_in_the_folder(world: World, tmp_path: Path) -> None:
+    head = answer_head(world, ("red", "blue"))
+    save_model(tmp_path / "m", world.model, world.tokenizer, head=head)
+    again = load_head(tmp_path / "m")
+    features = torch.randn(2, head.config.width)
+    assert again.config == head.config and again(features).equal(head(features))

@@ -57,6 +57,70 @@ def class_names_of(examples: Sequence[Example]) -> list[str]:
     return [names[label] for label in range(len(names))]
 
 
+def read_answers(path: str | Path) -> list[str]:
+    """An official vocabulary of answers in the order of its numbers, in the form that answers are compared in."""
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarvestError(f"cannot read answers from {path}: {error}") from error
+    except json.JSONDecodeError:
+        value = read_class_names(path)
+    if isinstance(value, dict):
+        if sorted(value.values(), key=str) != sorted(range(len(value)), key=str):
+            raise HarvestError(f"{path}: the answers' numbers are not 0 to {len(value) - 1}, each once")
+        value = sorted(value, key=value.__getitem__)
+    if not isinstance(value, list) or not value or not all(isinstance(answer, str) for answer in value):
+        raise HarvestError(f"{path}: expected a list of answers, or an object from answers to numbers")
+    answers = [plain_answer(answer) for answer in value]
+    if len(set(answers)) < len(answers):
+        twice = next(answer for answer, count in Counter(answers).items() if count > 1)
+        raise HarvestError(f"{path}: the answer {twice!r} is there more than once")
+    return answers
+
+
+def plain_answer(answer: str) -> str:
+    """What answers are compared by: lower case, single spaces, as the official files have them."""
+    return " ".join(answer.lower().split())
+
+
+def frequent_answers(examples: Sequence[Example], most: int | None = None) -> list[str]:
+    """The answers of a training set, the most frequent first, of equally frequent ones in alphabetical order."""
+    times = Counter(plain_answer(example.answer) for example in examples if example.answer)
+    return sorted(times, key=lambda answer: (-times[answer], answer))[:most]
+
+
+def answered(examples: Sequence[Example], answers: Sequence[str]) -> list[Example]:
+    """The rows whose answer is listed, as a text to encode (the question) and a label (the answer's number)."""
+    numbers = {answer: number for number, answer in enumerate(answers)}
+    rows = []
+    for example in examples:
+        if not example.question or not example.answer:
+            raise HarvestError(
+                f"example {example.id!r} has no {'answer' if example.question else 'question'}: both are needed"
+            )
+        number = numbers.get(plain_answer(example.answer))
+        if number is not None:
+            rows.append(dataclasses.replace(example, texts=(example.question,), label=number))
+    if not rows:
+        raise HarvestError(
+            "none of the answers of the training set is in the vocabulary: is it another benchmark's?"
+        )
+    return rows
+
+
+def check_equally_many(examples: Sequence[Example]) -> None:
+    """Raise HarvestError unless every row is a question with equally many options, of which `label` is right."""
+    wanted = len(examples[0].texts) if examples else 0
+    for example in examples:
+        count = len(example.texts)
+        if count < 2 or count != wanted or example.label is None or not 0 <= example.label < count:
+            raise HarvestError(
+                f"example {example.id!r} has {count} texts and label {example.label}; multiple choice learns from rows "
+                f"with equally many options, here {max(wanted, 2)}, and the number of the right one as label"
+            )
+
+
 def labelled(examples: Sequence[Example], num_classes: int) -> list[Example]:
     """The rows with a label or labels, which must be of the classes; captions are left out."""
     rows = [dataclasses.replace(e, texts=()) for e in examples if e.label is not None or e.labels]

@@ -62,7 +62,8 @@ class DataConfig:
     times: Literal["random", "middle"] = "random"
     """Where in each of its segments of a clip a frame is taken."""
     captions_per_clip: int = 1
-    """Captions of a clip in one step, drawn anew each epoch; a clip with fewer repeats them."""
+    """Captions of a clip in one step, drawn anew each epoch; a clip with fewer repeats them. 0 takes all in their
+    order, of which every row must have equally many: the options of questions."""
     crop_scale: tuple[float, float] = (1.0, 1.0)
     """Smallest and largest share of the picture's area in a random crop; 1 1 takes the middle square."""
     flip: bool = False
@@ -83,10 +84,10 @@ class DataConfig:
     """A video that takes longer to read counts as broken. Only where workers read."""
 
     def __post_init__(self) -> None:
-        if self.num_frames < 1 or self.captions_per_clip < 1 or self.workers < 0:
+        if self.num_frames < 1 or self.captions_per_clip < 0 or self.workers < 0:
             raise HarvestError(
-                f"data: num_frames {self.num_frames} and captions_per_clip {self.captions_per_clip} must be at"
-                f" least 1, workers {self.workers} at least 0"
+                f"data: num_frames {self.num_frames} must be at least 1, captions_per_clip"
+                f" {self.captions_per_clip} and workers {self.workers} at least 0"
             )
         if self.views_per_clip < 1 or self.rand_augment < 0 or not 0 <= self.rand_augment_magnitude <= 10:
             raise HarvestError(
@@ -337,7 +338,9 @@ class ClipDataset(Dataset):
         """
         generator = generator_for(self.seed, epoch, sample, *view)
         count, wanted = int(self.num_texts[sample]), self.config.captions_per_clip
-        if count == 0:
+        if wanted == 0:
+            captions = list(range(int(self._first_caption[sample]), int(self._first_caption[sample + 1])))
+        elif count == 0:
             captions = [-1] * wanted
         else:
             chosen = torch.randperm(count, generator=generator).tolist() if count > 1 else [0]

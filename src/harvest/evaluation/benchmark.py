@@ -54,7 +54,7 @@ def score_benchmark(
     elif task == "recognition":
         of_task = {"class_names": data.class_names, "templates": data.templates}
     elif task == "qa":
-        of_task = {"answers": data.answers}
+        of_task = {"answers": data.answers, "head": head}
     result = evaluate(model, tokenizer, data.examples, task=task, **of_task, **settings)
     return _of_the_whole(data, result, absent, allow_missing=allow_missing)
 

@@ -19,7 +19,7 @@ from harvest.evaluation.metrics import (
 )
 from harvest.evaluation.result import Result
 from harvest.interfaces import Example, HarvestError
-from harvest.model.heads import Head
+from harvest.model.heads import ClipHead
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
 from harvest.tokens import Selection
@@ -27,7 +27,7 @@ from harvest.tokens import Selection
 
 def classification(
     model: VideoTextModel,
-    head: Head,
+    head: ClipHead,
     examples: Sequence[Example],
     *,
     class_names: Sequence[str] | None = None,

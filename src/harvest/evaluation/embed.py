@@ -72,9 +72,17 @@ def read_clips(
     precision: Precision = "fp32",
     workers: int = 0,
     selection: Selection | None = None,
+    for_head: bool = False,
     progress: OnProgress | None = None,
 ) -> Clips:
-    """Decode and encode the videos of a manifest; see `embed_videos` for the settings."""
+    """Decode and encode the videos of a manifest; see `embed_videos` for the settings.
+
+    `for_head` gives what heads read, `VideoTextModel.video_features`, instead of embeddings.
+    """
+    if for_head and mode == "image":
+        raise HarvestError(
+            "heads of fine-tuned models look at clips as videos: there is no image baseline of them"
+        )
     if not examples:
         raise HarvestError("there is nothing to evaluate: the list of examples is empty")
     frames = default_frames(model, mode) if num_frames is None else num_frames
@@ -99,7 +107,13 @@ def read_clips(
             on_broken=note,
         ):
             is_any = True
-            features = encode_clips(model, video, mode=mode, precision=precision, selection=selection)
+            if for_head:
+                with evaluating(model, precision):
+                    video = video.to(model.log_scale.device)
+                    keep = None if selection is None else kept(model, video, selection)
+                    features = model.video_features(video, keep)
+            else:
+                features = encode_clips(model, video, mode=mode, precision=precision, selection=selection)
             yield [users[number] for number in numbers.tolist()], features
             if progress is not None:
                 progress(int(numbers[-1]) + 1, len(users))

@@ -5,7 +5,6 @@ Shapes: B clips, L words, m hidden words, V vocabulary, A answers.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,20 +12,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from harvest.data.labels import plain_answer
 from harvest.evaluation.embed import Clips, Mode, encode_clips, evaluating
 from harvest.evaluation.metrics import bootstrap_interval, choice_credit
 from harvest.evaluation.result import Result
 from harvest.interfaces import Example, HarvestError, TextFeatures, VideoFeatures
+from harvest.model import prompt
+from harvest.model.heads import AnswerHead, answer_features
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision, generator_for
 from harvest.tokens import mask_text
 
-PROMPT = "Question: {} Answer: [mask]"  # CoTrain's zero-shot prompt
-
 _PAIRS = 64  # clips and captions fused at a time
-
-_MASK = re.compile(r"\[mask\]", re.IGNORECASE)
 
 
 class _Masked(NamedTuple):
@@ -53,8 +51,8 @@ def question_answering(
     """
     need_fusion(model)
     check_answered(examples)
-    wanted = [_plain(example.answer or "") for example in examples]
-    listed = list(dict.fromkeys(_plain(answer) for answer in (wanted if answers is None else answers)))
+    wanted = [plain_answer(example.answer or "") for example in examples]
+    listed = list(dict.fromkeys(plain_answer(answer) for answer in (wanted if answers is None else answers)))
     if len(listed) < 2:
         raise HarvestError(
             f"question answering needs two or more distinct answers to choose from, got {listed}"
@@ -79,7 +77,7 @@ def question_answering(
         # As many questions at a time as there are clips in the batch, however many a clip has.
         for start in range(0, len(pairs), len(users)):
             some = pairs[start : start + len(users)]
-            questions = [_prompt(examples[place].question or "") for _, place in some]
+            questions = [prompt.prompt(examples[place].question or "") for _, place in some]
             scores = torch.empty(len(some), len(listed))
             for length, (candidates, candidate_ids) in by_length.items():
                 log_probs = _hidden_log_probs(
@@ -93,35 +91,108 @@ def question_answering(
             stretch += [num_clips + clip for clip, _ in some]
         num_clips += len(users)
 
-    scores = torch.cat(parts)
+    return _report(
+        torch.cat(parts),
+        listed,
+        [wanted[place] for place in asked],
+        torch.tensor(stretch),
+        clips,
+        num_examples=len(examples),
+        how=f"The masked answer filled by the fusion decoder, one of {len(listed)} answers by the mean "
+        "log-probability of its tokens",
+    )
+
+
+def answer_with_head(
+    model: VideoTextModel,
+    tokenizer: Tokenizer,
+    head: AnswerHead,
+    examples: Sequence[Example],
+    clips: Clips,
+    *,
+    answers: Sequence[str] | None = None,
+    precision: Precision = "fp32",
+) -> Result:
+    """Answer `Example.question` with one of the answers a head was trained with; `clips` are not projected.
+
+    `answers`, where given, must be the same list in whatever order: with fewer the task would be another. A right
+    answer that is not on it is never given, and counted.
+    """
+    check_answered(examples)
+    listed = [plain_answer(name) for name in head.config.names]
+    if answers is not None and {plain_answer(answer) for answer in answers} != set(listed):
+        other = {plain_answer(answer) for answer in answers}
+        raise HarvestError(
+            f"the model was trained with {len(listed)} answers, this set has {len(other)}, of which it knows "
+            f"{len(other & set(listed))}: another vocabulary is another task"
+        )
+    wanted = [plain_answer(example.answer or "") for example in examples]
+    encode = prompt.QuestionTokenizer(model.config.words, tokenizer)
+    asked: list[int] = []
+    parts: list[Tensor] = []
+    stretch: list[int] = []
+    num_clips = 0
+    for users, video in clips.batches:
+        pairs = [(clip, place) for clip, places in enumerate(users) for place in places]
+        for start in range(0, len(pairs), len(users)):
+            some = pairs[start : start + len(users)]
+            rows = [clip for clip, _ in some]
+            with evaluating(model, precision):
+                ids = encode([examples[place].question or "" for _, place in some]).to(model.log_scale.device)
+                shown = VideoFeatures(video.tokens[rows], video.pooled[rows])
+                parts.append(head(answer_features(model, shown, ids)).float().cpu())
+            asked += [place for _, place in some]
+            stretch += [num_clips + clip for clip in rows]
+        num_clips += len(users)
+    return _report(
+        torch.cat(parts),
+        listed,
+        [wanted[place] for place in asked],
+        torch.tensor(stretch),
+        clips,
+        num_examples=len(examples),
+        how=f"Fine-tuned head, one of {len(listed)} answers",
+    )
+
+
+def _report(
+    scores: Tensor,
+    listed: Sequence[str],
+    wanted: Sequence[str],
+    stretch: Tensor,
+    clips: Clips,
+    *,
+    num_examples: int,
+    how: str,
+) -> Result:
+    """Figures of scores `[questions, A]` against the wanted answers; `stretch` is the video of each question."""
     numbers_of = {answer: number for number, answer in enumerate(listed)}
-    label = torch.tensor([numbers_of.get(wanted[place], -1) for place in asked])
+    label = torch.tensor([numbers_of.get(answer, -1) for answer in wanted])
     is_listed = label >= 0
     credit = choice_credit(scores, label.clamp(min=0)) * is_listed
-    top5 = choice_credit(scores, label.clamp(min=0), k=5) * is_listed
-    commonest = Counter(wanted[place] for place in asked).most_common(1)[0][1]
+    top5 = choice_credit(scores, label.clamp(min=0), k=min(5, len(listed))) * is_listed
+    commonest = Counter(wanted).most_common(1)[0][1]
     return Result(
         task="qa",
         mode=clips.mode,
         protocol=(
-            f"The masked answer filled by the fusion decoder, one of {len(listed)} answers by the mean "
-            f"log-probability of its tokens; {clips.num_frames} frames a video, "
+            f"{how}; {clips.num_frames} frames a video, "
             f"{'each encoded alone (image baseline)' if clips.mode == 'image' else 'encoded together'}."
         ),
         metrics={
             "accuracy": float(credit.mean()),
             "top5": float(top5.mean()),
             "chance": 1 / len(listed),
-            "commonest_answer": commonest / len(asked),
+            "commonest_answer": commonest / len(wanted),
         },
         counts={
-            "questions": len(asked),
+            "questions": len(wanted),
             "answers": len(listed),
             "questions_with_unlisted_answer": int((~is_listed).sum()),
-            "videos": num_clips,
-            "examples_missing": len(examples) - len(asked),
+            "videos": int(stretch.max()) + 1,
+            "examples_missing": num_examples - len(wanted),
         },
-        intervals={"accuracy": bootstrap_interval(credit, torch.tensor(stretch))},
+        intervals={"accuracy": bootstrap_interval(credit, stretch)},
         missing=clips.broken,
     )
 
@@ -231,7 +302,7 @@ def fill(
 ) -> list[tuple[str, float]]:
     """The likeliest word, and its probability, at every `[mask]` of a sentence, shown one clip `[T, 3, H, W]`."""
     need_fusion(model)
-    if not _MASK.search(sentence):
+    if not prompt.has_mask(sentence):
         raise HarvestError(f"there is no [mask] to fill in {sentence!r}")
     features = encode_clips(model, video[None], mode=mode, precision=precision)
     log_probs = _hidden_log_probs(model, tokenizer, features, [0], [sentence], 1, precision)[0]
@@ -243,34 +314,10 @@ def fill(
 
 
 def masked_ids(model: VideoTextModel, tokenizer: Tokenizer, sentence: str, *, num_hidden: int = 1) -> Tensor:
-    """Ids `[L]` of a sentence with `num_hidden` hidden words in place of every `[mask]`.
-
-    A sentence too long loses words behind its last mask first, then its first words, never a mask.
-    """
-    config = model.config.words
-    room = config.context_length - 1 - (config.start_id is not None)
-    parts = [tokenizer.words(part) for part in _MASK.split(sentence)]
-    num_masks = num_hidden * (len(parts) - 1)
-    if num_masks > room:
-        raise HarvestError(
-            f"{num_masks} hidden words do not fit into the {room} words of the text tower: {sentence!r}"
-        )
-    middle: list[int] = []
-    for part in parts[:-1]:
-        middle += part + [model.mask_id] * num_hidden
-    excess = len(middle) + len(parts[-1]) - room
-    if excess > 0:
-        tokenizer.truncated += 1
-        tail = parts[-1][: max(0, len(parts[-1]) - excess)]
-        excess -= len(parts[-1]) - len(tail)
-        dropped = [place for place, word in enumerate(middle) if word != model.mask_id][:excess]
-        middle = [word for place, word in enumerate(middle) if place not in set(dropped)]
-    else:
-        tail = parts[-1]
-    words = [*([config.start_id] if config.start_id is not None else []), *middle, *tail, config.end_id]
-    ids = torch.full((config.context_length,), config.pad_id)
-    ids[: len(words)] = torch.tensor(words)
-    return ids
+    """Ids `[L]` of a sentence with `num_hidden` hidden words in place of every `[mask]` (`model.prompt`)."""
+    return prompt.masked_ids(
+        model.config.words, tokenizer, sentence, mask_id=model.mask_id, num_hidden=num_hidden
+    )
 
 
 def need_fusion(model: VideoTextModel) -> None:
@@ -345,14 +392,3 @@ def _word_credit(
         found = choice_credit(scores, words[words >= 0])
         credit += torch.split(found, (words >= 0).sum(dim=1).tolist())
     return credit
-
-
-def _prompt(question: str) -> str:
-    masks = len(_MASK.findall(question))
-    if masks > 1:
-        raise HarvestError(f"a question has one [mask], this one has {masks}: {question!r}")
-    return question if masks else PROMPT.format(question)
-
-
-def _plain(answer: str) -> str:
-    return " ".join(answer.lower().split())

@@ -12,6 +12,7 @@ from harvest.evaluation.choice import check_options, choice
 from harvest.evaluation.classification import classification
 from harvest.evaluation.embed import Mode, OnProgress, pool, progress_bar, read_clips
 from harvest.evaluation.question_answering import (
+    answer_with_head,
     check_answered,
     masked_words,
     need_fusion,
@@ -21,7 +22,7 @@ from harvest.evaluation.recognition import TEMPLATES, recognition
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import retrieval
 from harvest.interfaces import Example, HarvestError
-from harvest.model.heads import Head
+from harvest.model.heads import AnswerHead, Head
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
@@ -60,7 +61,7 @@ def evaluate(
     `mode` "image" is the image baseline: every frame alone, embeddings averaged. The video settings are those of
     `embed_videos` (`selection`: how many tubelets of a clip are seen, and which; `dim`: entries of an embedding);
     `progress` None shows a bar on a terminal. `with_dual_softmax` belongs to "retrieval", `groups` to "choice", `class_names` and
-    `templates` to "recognition", `answers` to "qa", `mask_ratio` and `seed` to "masked_words", `head` and the
+    `templates` to "recognition", `answers` and, if fine-tuned, `head` to "qa", `mask_ratio` and `seed` to "masked_words", `head` and the
     views, `num_clips` and `num_crops`, to "classification".
     """
     if task not in get_args(Task):
@@ -81,9 +82,9 @@ def evaluate(
         if progress is None:
             progress = stack.enter_context(progress_bar(f"evaluating {task}"))
         if task == "classification":
-            if head is None or mode == "image":
+            if head is None or isinstance(head, AnswerHead) or mode == "image":
                 raise HarvestError(
-                    "classification needs the head of a fine-tuned model, which looks at clips as videos"
+                    "classification needs the head of a model that was fine-tuned for it, which looks at clips as videos"
                 )
             result = classification(
                 model,
@@ -109,9 +110,18 @@ def evaluate(
             precision=precision,
             workers=workers,
             selection=selection,
+            for_head=task == "qa" and head is not None,
             progress=progress,
         )
-        if task == "qa":
+        if task == "qa" and head is not None:
+            if not isinstance(head, AnswerHead):
+                raise HarvestError(
+                    "this model's head tells classes of clips apart: it was not fine-tuned for questions"
+                )
+            result = answer_with_head(
+                model, tokenizer, head, examples, clips, answers=answers, precision=precision
+            )
+        elif task == "qa":
             result = question_answering(
                 model, tokenizer, examples, clips, answers=answers, precision=precision
             )

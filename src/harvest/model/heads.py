@@ -9,21 +9,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harvest.interfaces import HarvestError, VideoFeatures
 from harvest.model.layers import AttentionPooling
+from harvest.model.video_text import VideoTextModel
 
 
 @dataclass(frozen=True)
 class HeadConfig:
     """What a head tells apart and what it reads; written into the model folder."""
 
-    kind: Literal["linear", "attentive"]
+    kind: Literal["linear", "attentive", "answers"]
     names: tuple[str, ...]
     """What the scores stand for, in their order."""
     width: int
-    """Of the tower's tokens."""
+    """Of what it reads: the tower's tokens, or the features of a question."""
     several: bool = False
     """Several names may hold at once: a sigmoid each instead of one softmax."""
     num_heads: int = 1
@@ -67,10 +69,48 @@ class AttentiveHead(nn.Module):
         return self.linear(self.norm(self.pool(video.tokens)))
 
 
-Head = LinearHead | AttentiveHead
+class AnswerHead(nn.Module):
+    """Two layers on what is known of a clip and a question (CoTrain `vqa_classifier`)."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dense = nn.Linear(config.width, 2 * config.width)
+        self.norm = nn.LayerNorm(2 * config.width)
+        self.linear = nn.Linear(2 * config.width, len(config.names))
+
+    def forward(self, features: Tensor, *, dropout: float = 0.0) -> Tensor:
+        """Scores `[B, A]` of `answer_features` `[B, width]`; dropout draws from PyTorch's own generator."""
+        hidden = F.gelu(self.norm(self.dense(F.dropout(features, dropout))))
+        return self.linear(F.dropout(hidden, dropout))
+
+
+def answer_width(model: VideoTextModel) -> int:
+    words, video = model.config.words, model.config.video
+    return words.width + video.width + words.embed_dim
+
+
+def answer_features(model: VideoTextModel, video: VideoFeatures, text_ids: Tensor) -> Tensor:
+    """What is known of clips and questions, `[B, answer_width]`: the state of the hidden word where the answer stands,
+    the clip's feature, and the question's embedding.
+
+    `video` is `VideoTextModel.video_features`; ids `[B, L]` have one hidden word a row (`model.prompt`).
+    """
+    text = model.encode_text(text_ids)
+    states = model.fuse(video, text)
+    place = (text_ids == model.mask_id).long().argmax(dim=1)
+    hidden = states[torch.arange(len(states), device=states.device), place]
+    return torch.cat([hidden, video.pooled.to(hidden), text.pooled.to(hidden)], dim=-1)
+
+
+ClipHead = LinearHead | AttentiveHead
+"""Heads that read a clip alone."""
+Head = ClipHead | AnswerHead
 
 
 def build_head(config: HeadConfig) -> Head:
+    if config.kind == "answers":
+        return AnswerHead(config)
     return LinearHead(config) if config.kind == "linear" else AttentiveHead(config)
 
 

@@ -18,13 +18,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from harvest.config import ObjectiveConfig, RunConfig, differences, read_config, to_json
-from harvest.data.labels import class_names_of, labelled, read_class_names
+from harvest.data.labels import (
+    answered,
+    check_equally_many,
+    class_names_of,
+    frequent_answers,
+    labelled,
+    read_answers,
+    read_class_names,
+)
 from harvest.data.loader import ClipDataset, DataConfig, Refused, TrainLoader
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import MiniWorld, write_miniworld
@@ -34,10 +42,13 @@ from harvest.interfaces import Batch, Example, HarvestError, RunStopped
 from harvest.model.adaptation import merge
 from harvest.model.folder import save_model
 from harvest.model.inflation import blend
+from harvest.model.prompt import QuestionTokenizer
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.classification import ClassificationConfig
+from harvest.objectives.multiple_choice import MultipleChoiceConfig
 from harvest.objectives.post_pretraining import PostPretraining
+from harvest.objectives.question_answering import QuestionAnsweringConfig
 from harvest.parallel import (
     World,
     any_rank,
@@ -195,13 +206,16 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
     if config.start.scratch is not None:  # a vocabulary is learned from them
         captions = [text for rows in (examples, pictures) for example in rows for text in example.texts]
     model, tokenizer, image_model = start_model(config, captions)
+    encode_text: Any = tokenizer
+    if isinstance(config.objective, QuestionAnsweringConfig) and tokenizer is not None:
+        encode_text = QuestionTokenizer(model.config.words, tokenizer)
 
     def dataset(rows: Sequence[Example], data: DataConfig) -> ClipDataset:
         return ClipDataset(
             rows,
             data,
             image_size=model.config.video.image_size,
-            encode_text=tokenizer,
+            encode_text=encode_text,
             seed=config.loop.seed,
         )
 
@@ -246,8 +260,10 @@ def _rows(
 def _open_shards(config: RunConfig, here: World, name: str) -> ShardSet:
     if config.data.more or config.data.videos:
         raise HarvestError("data.more and data.videos belong to manifests: name all shards in data.train")
-    if isinstance(config.objective, ClassificationConfig):
-        raise HarvestError(f"{name}: classification trains from a manifest, whose classes it numbers")
+    if isinstance(config.objective, (ClassificationConfig, QuestionAnsweringConfig, MultipleChoiceConfig)):
+        raise HarvestError(
+            f"{name}: fine-tuning for a task trains from a manifest, whose classes or answers it numbers"
+        )
     with bar("opening shards", quiet=not here.is_main) as progress:
         shards = read_shards(name, progress=progress)
     if shards.left_out and here.is_main:
@@ -260,6 +276,21 @@ def _numbered(
     objective: ObjectiveConfig, examples: list[Example], listed: Path | None
 ) -> tuple[list[Example], list[str]]:
     """The rows a head can learn from, and the names of its classes."""
+    if isinstance(objective, QuestionAnsweringConfig):
+        if objective.answers is not None:
+            names = read_answers(objective.answers)
+        else:
+            names = frequent_answers(examples, objective.num_answers)
+        rows = answered(examples, names)
+        if len(rows) < len(examples):
+            say(
+                f"the answers of {len(examples) - len(rows)} of {len(examples)} questions are not among the "
+                f"{len(names)}: they are left out of training"
+            )
+        return rows, names
+    if isinstance(objective, MultipleChoiceConfig):
+        check_equally_many(examples)
+        return examples, []
     if not isinstance(objective, ClassificationConfig):
         return examples, []
     if objective.classes is not None:

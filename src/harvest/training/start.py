@@ -28,13 +28,23 @@ from harvest.objectives.classification import Classification, ClassificationConf
 from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
+from harvest.objectives.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+from harvest.objectives.question_answering import QuestionAnswering, QuestionAnsweringConfig
 from harvest.training.checkpoint import newest_weights
 from harvest.training.log import say
 
 MINI_IMAGE = Path(__file__).parent.parent / "weights" / "mini-image"
 
-Objective = PostPretraining | ImageTextPretraining | MaskedAlignment | Multimodal | Classification
+Objective = (
+    PostPretraining
+    | ImageTextPretraining
+    | MaskedAlignment
+    | Multimodal
+    | Classification
+    | QuestionAnswering
+    | MultipleChoice
+)
 
 
 def start_model(
@@ -72,7 +82,7 @@ def start_model(
     if isinstance(config.objective, PostPretrainingConfig) and config.objective.dims:
         assert tokenizer is not None  # it needs words
         turn_by_captions(model, tokenizer, captions)
-    fills_words = (
+    fills_words = isinstance(config.objective, QuestionAnsweringConfig) or (
         isinstance(config.objective, PostPretrainingConfig) and config.objective.masked_words_weight > 0
     )
     with _seeded(config):
@@ -99,13 +109,16 @@ def build_objective(
     return made
 
 
-def _objective(
-    config: RunConfig, model: VideoTextModel, names: Sequence[str], *, several: bool
-) -> Objective:
+def _objective(config: RunConfig, model: VideoTextModel, names: Sequence[str], *, several: bool) -> Objective:
     objective, seed = config.objective, config.loop.seed
     if isinstance(objective, ClassificationConfig):
         with _seeded(config):  # the head
             return Classification(objective, model, names, several=several, seed=seed)
+    if isinstance(objective, QuestionAnsweringConfig):
+        with _seeded(config):  # the head
+            return QuestionAnswering(objective, model, names, seed=seed)
+    if isinstance(objective, MultipleChoiceConfig):
+        return MultipleChoice(objective, model, seed=seed)
     if isinstance(objective, PostPretrainingConfig):
         return PostPretraining(objective, model, seed=seed)
     if isinstance(objective, MultimodalConfig):

@@ -11,6 +11,7 @@ videos are not there.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from harvest.data.benchmarks.record import (
     Split,
 )
 from harvest.data.benchmarks.videos import Missing, VideoFolder, expected_path, missing
+from harvest.data.manifest import write_manifest
 from harvest.interfaces import Example, HarvestError
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "looks_like",
     "missing",
     "read",
+    "write_training",
 ]
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -103,6 +106,26 @@ def read(
         ),
         unscored=found.unscored,
     )
+
+
+def write_training(data: BenchmarkData, path: str | Path, *, allow_missing: bool = False) -> list[Example]:
+    """Write a split as a manifest to train on, and its classes or answers as `NAME.names.json` beside it.
+
+    Raises HarvestError where videos are missing, unless `allow_missing`, which leaves their rows out.
+    """
+    path = Path(path)
+    absent = missing(data)
+    if absent.videos and not allow_missing:
+        raise HarvestError(f"{absent}. With missing rows allowed (--allow-missing) the others are written")
+    gone = set(absent.videos)
+    rows = [example for example in data.examples if example.video not in gone]
+    if not rows:
+        raise HarvestError(f"{absent}: there is nothing to write")
+    write_manifest(path, rows)
+    names = data.class_names or data.answers
+    if names is not None:
+        path.with_suffix(".names.json").write_text(json.dumps(names, indent=1, ensure_ascii=False), "utf-8")
+    return rows
 
 
 def _example(row: Row, video: str) -> Example:
