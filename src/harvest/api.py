@@ -14,7 +14,7 @@ from harvest.interfaces import Example, HarvestError
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
-from harvest.tokens import Keep, Selection
+from harvest.tokens import Keep, see
 
 
 class VideoText:
@@ -44,7 +44,7 @@ class VideoText:
             self.model,
             [Example(id=str(path), video=str(path)) for path in paths],
             mode=self.mode,
-            selection=Selection(budget=budget, keep=keep) if budget is not None else None,
+            selection=see(budget, keep),
             dim=dim,
             batch_size=batch_size,
             workers=workers,

@@ -177,7 +177,7 @@ def evaluate_command(args: list[str]) -> None:
         templates: tuple[str, ...] = ("a video of {}",),
         num_frames: int | None = None,
         budget: int | None = None,
-        keep: Literal["random", "tube", "motion", "attention"] = "motion",
+        keep: Literal["random", "tube", "motion", "attention", "run_length"] = "motion",
         dim: int | None = None,
         num_clips: int = 1,
         num_crops: int = 1,
@@ -206,7 +206,7 @@ def evaluate_command(args: list[str]) -> None:
             templates: Prompts for recognition, with {} for the class; several are averaged.
             num_frames: Frames a clip; without it the model's own number.
             budget: Tubelets seen of each clip; without it all.
-            keep: Which tubelets are seen, with a budget.
+            keep: Which tubelets are seen, with a budget; run_length sees what does not repeat, with or without one.
             dim: Compare the first so many entries of the embeddings; for models trained with objective.dims.
             num_clips: Of classification: views in time, whose probabilities are averaged.
             num_crops: Of classification: views along the picture's longer side.
@@ -222,7 +222,7 @@ def evaluate_command(args: list[str]) -> None:
         from harvest.evaluation.embed import progress_bar
         from harvest.model.folder import load_head
         from harvest.model.pretrained import load_pretrained
-        from harvest.tokens import Selection
+        from harvest.tokens import see
 
         examples = read_manifest(data, videos=videos)
         loaded, tokenizer, _ = load_pretrained(model)
@@ -235,7 +235,7 @@ def evaluate_command(args: list[str]) -> None:
                 task=task,
                 mode="image" if image else "video",
                 num_frames=num_frames,
-                selection=Selection(budget=budget, keep=keep) if budget is not None else None,
+                selection=see(budget, keep),
                 dim=dim,
                 batch_size=batch_size,
                 precision=precision,

@@ -192,7 +192,8 @@ class RunConfig:
         if step < self.loop.steps:
             budget = self._varied(self.vary.budgets, step)
             return selection if budget is None else dataclasses.replace(selection, budget=budget)
-        keep = self.tuning.keep or selection.keep
+        # With run_length, a last stage that sees all would still leave out repeats.
+        keep = self.tuning.keep or ("random" if selection.keep == "run_length" else selection.keep)
         return dataclasses.replace(selection, drop_ratio=self.tuning.drop_ratio, budget=None, keep=keep)
 
     def num_frames_at(self, step: int) -> int | None:

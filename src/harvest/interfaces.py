@@ -88,11 +88,29 @@ class Grid(NamedTuple):
         return self.num_times * self.num_places
 
 
+class Packed(NamedTuple):
+    """Kept tubelets of clips that keep different numbers, one clip behind the other, without padding.
+
+    Clips that keep equally many are neighbours: G groups of n clips with K tubelets each, whose sum of n * K is total.
+    """
+
+    keep: Tensor  # int64 [total], ascending within a clip
+    runs: Tensor  # int64 [total]: the times in a row that each stands for, from its own on
+    clips: Tensor  # int64 [B]: the order in which the clips stand
+    groups: tuple[tuple[int, int], ...]  # (n, K) of each
+
+
 class VideoFeatures(NamedTuple):
     tokens: Tensor  # [B, K, D] after the last norm, prefix tokens removed
     pooled: Tensor  # [B, E], unit length
     layers: tuple[Tensor, ...] = ()  # the asked-for intermediate layers, each [B, K, D] after the last norm
     attention: Tensor | None = None  # [B, K], from the prefix to the tubelets, fp32; only where asked for
+    mask: Tensor | None = None  # bool [B, K], False on padding; only where clips keep different numbers
+
+    def rows(self, chosen: Tensor | slice | list[int]) -> VideoFeatures:
+        """Tokens and embeddings of some clips of the batch."""
+        mask = self.mask[chosen] if self.mask is not None else None
+        return VideoFeatures(self.tokens[chosen], self.pooled[chosen], mask=mask)
 
 
 class TextFeatures(NamedTuple):

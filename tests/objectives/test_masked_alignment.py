@@ -268,3 +268,10 @@ def test_distances() -> None:
     assert float(alignment(a, b, kind="mse")) == pytest.approx(0.5)
     assert float(alignment(a, b, kind="smooth_l1")) == pytest.approx(0.25)
     assert float(alignment(a, b, kind="mse", unit=False)) == pytest.approx((4 + 9 + 0 + 16) / 4)
+
+
+def test_clips_of_different_lengths_are_refused() -> None:
+    objective = objective_of()
+    objective.selection = Selection(keep="run_length")
+    with pytest.raises(HarvestError, match="keep run_length sees different numbers"):
+        objective(small_batch(2), 0)

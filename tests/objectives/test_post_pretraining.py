@@ -72,6 +72,21 @@ def test_the_model_s_own_attention_guides() -> None:
     assert torch.isfinite(losses.total)
 
 
+def test_run_length_sees_what_does_not_repeat() -> None:
+    """Clips of different lengths in one batch: the loss of a still clip is that of its first frame's tubelets."""
+    batch = small_batch(4)
+    video = batch.video.clone()
+    video[1:3] = video[1:3, :1]  # two still clips
+    made = objective(keep="run_length")
+    packed = keeps(made, 0, batch._replace(video=video))
+    assert packed.groups == ((2, 16), (2, 64)) and packed.clips.tolist() == [1, 2, 0, 3]
+    losses = made(batch._replace(video=video), 0)
+    losses.total.backward()
+    assert torch.isfinite(losses.total) and losses.parts.keys() == {"vtc", "mlm", "words_right"}
+    whole = objective(drop_ratio=0.0)(batch, 0)
+    torch.testing.assert_close(made(batch, 0).total, whole.total, atol=1e-5, rtol=1e-5)  # all of it changes
+
+
 def test_a_budget_larger_than_a_clip_is_refused() -> None:
     with pytest.raises(HarvestError, match="a budget of 65 tubelets is more than a clip has"):
         objective(budget=65)(small_batch(2), 0)

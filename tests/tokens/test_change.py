@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harvest.interfaces import Grid
-from harvest.tokens import tubelet_change
+from harvest.tokens import repeated_change, tubelet_change
 
 
 def grid(times: int, places: int = 4, tubelet_size: int = 1, patch_size: int = 8) -> Grid:
@@ -68,3 +68,13 @@ def test_normalised_pixels_are_in_about_the_same_units() -> None:
     normal = (video.float() / 255 - 0.45) / 0.27
     grey = tubelet_change(video, grid(4, places=8))
     torch.testing.assert_close(tubelet_change(normal, grid(4, places=8)), grey, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("frames", [4, 3])
+def test_a_tubelet_is_compared_with_the_one_before_it(frames: int) -> None:
+    video = torch.full((1, frames, 3, 8, 16), 50, dtype=torch.uint8)
+    video[:, 1, :, :, 8:] = 90  # the second place changes within its first tubelet,
+    video[:, 2:, :, :, 8:] = 80  # and lies between after that
+    change = repeated_change(video, grid(2, places=2, tubelet_size=2))
+    assert change.tolist() == [[[0.0, 30.0]]]
+    assert repeated_change(video[:, :1], grid(1, places=2)).shape == (1, 0, 2)

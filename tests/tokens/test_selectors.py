@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harvest.interfaces import HarvestError
-from harvest.tokens import attention_keep, motion_keep, num_kept, random_keep, tube_keep
+from harvest.interfaces import HarvestError, Packed
+from harvest.tokens import attention_keep, motion_keep, num_kept, random_keep, run_length_keep, tube_keep
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -195,3 +195,61 @@ def test_counts_of_the_paper() -> None:
     assert [num_kept(196, 0.8) * 8, num_kept(1568, 0.8), num_kept(196, 0.5)] == [320, 314, 98]
     with pytest.raises(ValueError, match="drop_ratio"):
         num_kept(10, 1.0)
+
+
+def unpacked(packed: Packed, clips: int) -> list[tuple[list[int], list[int]]]:
+    """Of each clip what is kept and how long it lasts."""
+    found: list[tuple[list[int], list[int]]] = [([], [])] * clips
+    start, number = 0, 0
+    for count, length in packed.groups:
+        for _ in range(count):
+            part = slice(start, start + length)
+            found[int(packed.clips[number])] = (packed.keep[part].tolist(), packed.runs[part].tolist())
+            start, number = start + length, number + 1
+    assert start == len(packed.keep) == len(packed.runs) and number == clips
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(**sizes, still=st.floats(0, 1), capped=st.booleans(), seed=st.integers(0, 2**31))
+def test_runs_cover_every_repeat_once(
+    clips: int, times: int, places: int, still: float, capped: bool, seed: int
+) -> None:
+    N = times * places
+    moves = torch.rand(clips, times - 1, places, generator=seeded(seed)) > still
+    change = torch.where(moves, 50.0, 1.0) + torch.rand(moves.shape, generator=seeded(seed + 1))
+    budget = max(1, N // 3) if capped else None
+    packed = run_length_keep(change, budget=budget)
+    again = run_length_keep(change, budget=budget)
+    assert torch.equal(packed.keep, again.keep) and packed.groups == again.groups
+    assert sorted(packed.clips.tolist()) == list(range(clips))
+    for moved, (keep, runs) in zip(moves, unpacked(packed, clips), strict=True):
+        changed = {p for p in range(places)}
+        changed |= {(s + 1) * places + p for s, p in moved.nonzero().tolist()}
+        assert keep == sorted(set(keep)) and 0 < len(keep) <= (budget or N)
+        covered = [n + i * places for n, run in zip(keep, runs, strict=True) for i in range(run)]
+        assert len(covered) == len(set(covered)) and all(0 <= n < N for n in covered)
+        if budget is None or len(changed) <= budget:
+            assert changed <= set(keep)
+            assert sorted(covered) == list(range(N))  # everything is seen, or repeats what is
+            assert len(keep) < len(changed) + max(1, N // 16)
+        for n, run in zip(keep, runs, strict=True):
+            assert not any(n + i * places in changed for i in range(1, run))
+
+
+def test_a_still_clip_is_its_first_time_and_a_single_time_is_itself() -> None:
+    packed = run_length_keep(torch.zeros(2, 3, 16))
+    assert packed.groups == ((2, 16),) and packed.runs.tolist() == [4] * 32
+    assert packed.keep.tolist() == [*range(16)] * 2
+    packed = run_length_keep(torch.zeros(2, 0, 5))
+    assert packed.groups == ((2, 5),) and packed.runs.tolist() == [1] * 10
+    assert len(run_length_keep(torch.zeros(2, 0, 5), budget=3).keep) == 6
+
+
+def test_a_budget_below_what_changes_keeps_what_changes_most() -> None:
+    change = torch.full((1, 3, 4), 50.0)
+    change[0, :, 2] = 200.0
+    packed = run_length_keep(change, budget=4)
+    assert packed.keep.tolist() == [2, 6, 10, 14]
+    with pytest.raises(HarvestError, match="budget: expected 1 to 16"):
+        run_length_keep(change, budget=17)

@@ -218,7 +218,7 @@ def masked_words(
     other: dict[int, Tensor] = {}
     waiting: list[int] = []  # clips whose other clip has not come yet
     opening: list[
-        tuple[str, Tensor]
+        tuple[str, VideoFeatures]
     ] = []  # the first clip and the first that differs, for those left at the end
 
     for users, video in clips.batches:
@@ -245,7 +245,7 @@ def masked_words(
             waiting = [number for number in waiting if asked[number].caption == caption]
             waiting.append(len(asked))
             if len(opening) < 2 and all(caption != known for known, _ in opening):
-                opening.append((caption, video.tokens[clip : clip + 1].clone()))
+                opening.append((caption, video.rows(slice(clip, clip + 1))))
             own.append(clip)
             numbers.append(len(asked))
             asked.append(_Masked(caption, masked[0], ids[0].masked_fill(~hidden[0], -1)))
@@ -262,8 +262,7 @@ def masked_words(
             f"masked words need two clips with different captions; all are {asked[0].caption!r}"
         )
     for number in waiting:
-        tokens = next(tokens for caption, tokens in opening if caption != asked[number].caption)
-        video = VideoFeatures(tokens, torch.empty(0))
+        video = next(clip for caption, clip in opening if caption != asked[number].caption)
         other[number] = _word_credit(model, video, [0], [asked[number]], precision)[0]
 
     clip_of_word = torch.cat([torch.full((len(credit),), number) for number, credit in enumerate(right)])
@@ -372,7 +371,7 @@ def _word_scores(
         text_ids = text_ids.to(device)
         text = model.encode_text(text_ids)
         rows = TextFeatures(*(part[texts] for part in text))
-        states = model.fuse(VideoFeatures(video.tokens[clips], rows.pooled), rows)
+        states = model.fuse(video.rows(clips), rows)
         hidden = (text_ids[texts] == model.mask_id)[:, : states.shape[1]]  # padding common to all is left out
         return model.predict_words(states[hidden]).float().cpu()
 

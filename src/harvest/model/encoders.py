@@ -6,6 +6,7 @@ tubelets, R prefix tokens, L words, D width, E shared width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harvest.interfaces import Grid, TextFeatures, VideoFeatures
-from harvest.model.layers import Activation, AttentionPooling, Block, Norms, SinusoidPositions
+from harvest.interfaces import Grid, Packed, TextFeatures, VideoFeatures
+from harvest.model.layers import Activation, AttentionPooling, Block, Norms, Segments, SinusoidPositions
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class VideoEncoder(nn.Module):
     def forward(
         self,
         video: Tensor,
-        keep: Tensor | None = None,
+        keep: Tensor | Packed | None = None,
         *,
         layers: tuple[int, ...] = (),
         attention: bool = False,
@@ -181,8 +182,9 @@ class VideoEncoder(nn.Module):
     ) -> VideoFeatures:
         """Encode `[B, T, 3, H, W]`: uint8, normalised here, or floating point, taken as already normalised.
 
-        `keep` int64 `[B, K]` names the tubelets to see, in (time, row, column) order; None sees all. Prefix
-        tokens are always there. Returned tokens are in the order of `keep`. `layers` asks for the outputs of blocks,
+        `keep` int64 `[B, K]` names the tubelets to see, in (time, row, column) order; None sees all. Where clips keep
+        different numbers it is `Packed`: nothing is computed for padding, and only returned tokens have some (`mask`);
+        `layers`, `attention` and `shares` are not for it. Prefix tokens are always there. Returned tokens are in the order of `keep`. `layers` asks for the outputs of blocks,
         counted from 0, or from the last as -1, in that order, each after the final norm. `attention` asks for the last
         block's attention from the prefix (where there is none, the pooling query) to the tubelets, mean over heads.
         `shares` `[depth, 2, B]` multiplies what each block's two branches add (stochastic depth); None is 1.
@@ -197,7 +199,7 @@ class VideoEncoder(nn.Module):
     def features(
         self,
         video: Tensor,
-        keep: Tensor | None = None,
+        keep: Tensor | Packed | None = None,
         *,
         layers: tuple[int, ...] = (),
         attention: bool = False,
@@ -209,6 +211,10 @@ class VideoEncoder(nn.Module):
         With `times_apart` it is `[B, S, D]`, each time's own mean token.
         """
         config = self.config
+        if isinstance(keep, Packed):
+            if layers or attention or shares is not None:
+                raise ValueError("layers, attention and shares need equally many kept tubelets of every clip")
+            return self._packed_features(video, keep)
         wanted = tuple(range(config.depth)[layer] for layer in layers)
         x_BKD, times_BK = self.embed_tubelets(video, keep)
         B, K, D = x_BKD.shape
@@ -274,6 +280,64 @@ class VideoEncoder(nn.Module):
             weights.reshape(B, K) if weights is not None else None,
         )
 
+    def _packed_features(self, video: Tensor, packed: Packed) -> VideoFeatures:
+        """`features` of clips that keep different numbers: one sequence of all their tokens through the blocks."""
+        config = self.config
+        if config.attention == "frame":
+            raise ValueError("attention 'frame' needs equally many kept tubelets of each time")
+        S, groups = self.grid(video).num_times, packed.groups
+        counts = torch.tensor([K for n, K in groups for _ in range(n)], device=packed.clips.device)
+        rows = packed.clips.repeat_interleave(counts, output_size=len(packed.keep))
+        x_TD = self._embed_packed(video, packed, rows)
+        prefix_RD = x_TD.new_empty(0, x_TD.shape[1])
+        if self.prefix is not None:
+            prefix_RD = self.prefix[None].to(x_TD.dtype)
+            if config.prefix == "frame":
+                times = self.time_positions(S) if config.positions == "factored" else x_TD.new_zeros(S, 1)
+                prefix_RD = self.prefix + times
+        R = len(prefix_RD)
+        parts = [
+            torch.cat([prefix_RD.to(x_TD.dtype).expand(n, -1, -1), part.view(n, K, -1)], dim=1).flatten(0, 1)
+            for (n, K), part in zip(groups, torch.split(x_TD, [n * K for n, K in groups]), strict=True)
+        ]
+        x_1TD = self.norm_pre(torch.cat(parts)[None])
+        segments = Segments.of([(n, R + K) for n, K in groups], x_TD.device)
+        for block in self.blocks:
+            if self.checkpointing:
+                x_1TD = checkpoint(block, x_1TD, segments, use_reentrant=False)
+            else:
+                x_1TD = block(x_1TD, segments)
+        x_TD = self.norm_post(x_1TD)[0]
+        longest, tokens, pooled = max(K for _, K in groups), [], []
+        for (n, K), part in zip(groups, torch.split(x_TD, [n * (R + K) for n, K in groups]), strict=True):
+            seen = part.view(n, R + K, -1)
+            kept = seen[:, R:]
+            pooled.append(
+                self.pool(kept) if self.pool is not None else (seen[:, :R] if R else kept).mean(dim=1)
+            )
+            tokens.append(F.pad(kept, (0, 0, 0, longest - K)))
+        back = packed.clips.argsort()
+        mask = torch.arange(longest, device=counts.device) < counts[:, None]
+        return VideoFeatures(
+            torch.cat(tokens)[back], self.norm_pooled(torch.cat(pooled))[back], mask=mask[back]
+        )
+
+    def _embed_packed(self, video: Tensor, packed: Packed, rows: Tensor) -> Tensor:
+        """Tokens `[total, D]` with their positions, in time the mean over the run that each stands for."""
+        config, grid = self.config, self.grid(video)
+        S, P, keep = grid.num_times, grid.num_places, packed.keep
+        pixels = self._pixels(video)[rows, keep // P, keep % P // (G := math.isqrt(P)), keep % P % G]
+        x_TD = self.patches(self.normalise(pixels).flatten(1))
+        if config.positions == "factored":
+            x_TD = x_TD + self.place_positions[keep % P]
+            table_SPD = self.time_positions(S)[:, None]
+            place = torch.zeros_like(keep)
+        else:
+            table_SPD, place = self._positions(S).view(S, P, -1), keep % P
+        sums = F.pad(table_SPD.cumsum(dim=0), (0, 0, 0, 0, 1, 0))
+        start, runs = keep // P, packed.runs
+        return x_TD + (sums[start + runs, place] - sums[start, place]) / runs[:, None]
+
     def project(self, tokens: Tensor) -> Tensor:
         """Tokens `[..., D]` in the shared space, `[..., E]`."""
         return self.projection(tokens)
@@ -298,13 +362,9 @@ class VideoEncoder(nn.Module):
         """
         config = self.config
         p, t = config.patch_size, config.tubelet_size
-        B, T, _, H, W = video.shape
-        if (config.image_size, config.image_size) != (H, W):
-            raise ValueError(f"frames are {H}x{W}, the model takes {config.image_size}x{config.image_size}")
-        if T % t:  # an odd last frame, or a still image, fills its tubelet with itself
-            video = torch.cat([video, video[:, -1:].expand(-1, t - T % t, -1, -1, -1)], dim=1)
-        G, S, P = H // p, video.shape[1] // t, config.num_places
-        grid = video.view(B, S, t, 3, G, p, G, p).permute(0, 1, 4, 6, 2, 3, 5, 7)  # [B, S, G, G, t, 3, p, p]
+        grid = self._pixels(video)
+        B, S, G = grid.shape[:3]
+        P = config.num_places
         if keep is None:
             keep = torch.arange(S * P, device=video.device).expand(B, -1)
             pixels = grid.reshape(B, S * P, t, 3, p, p)
@@ -319,6 +379,18 @@ class VideoEncoder(nn.Module):
                 positions = self._positions(S)[keep]
         pixels = self.normalise(pixels)
         return self.patches(pixels.flatten(2)) + positions, keep // P
+
+    def _pixels(self, video: Tensor) -> Tensor:
+        """The pixels of every tubelet, a view `[B, S, G, G, t, 3, p, p]` of `[B, T, 3, H, W]`."""
+        config = self.config
+        p, t = config.patch_size, config.tubelet_size
+        B, T, _, H, W = video.shape
+        if (config.image_size, config.image_size) != (H, W):
+            raise ValueError(f"frames are {H}x{W}, the model takes {config.image_size}x{config.image_size}")
+        if T % t:  # an odd last frame, or a still image, fills its tubelet with itself
+            video = torch.cat([video, video[:, -1:].expand(-1, t - T % t, -1, -1, -1)], dim=1)
+        grid = video.view(B, video.shape[1] // t, t, 3, H // p, p, W // p, p)
+        return grid.permute(0, 1, 4, 6, 2, 3, 5, 7)
 
     def _positions(self, num_times: int) -> Tensor:
         """What tubelets get added before those of time, in their order: `[N, D]`."""

@@ -22,7 +22,7 @@ from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.losses import alignment
 from harvest.parallel import generator_for, world_rank_size
-from harvest.tokens import Keep, Selection, budget_of, choose
+from harvest.tokens import Keep, Selection, budget_of, choose_equally
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class MaskedAlignment(nn.Module):
         video, teaching = batch.video, self.teaching
         grid = self.model.grid(video)
         layers, attention = teaching.look(video, grid, attention=is_guided(self.selection, grid))
-        keep = choose(self.selection, video, grid, generator=generator, look=lambda: attention)
+        keep = choose_equally(self.selection, video, grid, generator=generator, look=lambda: attention)
         shares = None
         if self.training and self.config.drop_path > 0:
             depth = self.model.config.video.depth

@@ -28,7 +28,7 @@ from harvest.objectives.masked_alignment import (
     is_guided,
 )
 from harvest.parallel import gather_rows, generator_for, mean_over_ranks, seed_for, world_rank_size
-from harvest.tokens import Selection, choose, mask_text
+from harvest.tokens import Selection, choose_equally, mask_text
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Multimodal(nn.Module):
         attention: Tensor | None = None
         if teaching is not None and (config.alignment_weight or guided):
             layers, attention = teaching.look(batch.video, grid, attention=guided)
-        keep = choose(selection, batch.video, grid, generator=generator, look=lambda: attention)
+        keep = choose_equally(selection, batch.video, grid, generator=generator, look=lambda: attention)
         shares = self._shares(len(batch.video), generator, batch.video.device)
         aligned = teaching is not None and config.alignment_weight > 0
         wanted = teaching.student_layers if teaching is not None and aligned else ()
@@ -212,7 +212,7 @@ class Multimodal(nn.Module):
         if wrong_clip is not None and wrong_text is not None:
             clips = torch.cat([rows, wrong_clip, rows])
             texts = torch.cat([rows, rows, wrong_text])
-        shown = VideoFeatures(video.tokens[clips], video.pooled)
+        shown = video.rows(clips)
         read = TextFeatures(text.tokens[texts], text.pooled, text.mask[texts])
         return self.model.match(self.model.fuse(shown, read), read)
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from harvest.interfaces import Batch, HarvestError, Losses, VideoFeatures
+from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.nesting import shorten
 from harvest.model.video_text import VideoTextModel, own_attention
 from harvest.objectives.losses import contrastive, masked_words
@@ -140,8 +140,7 @@ class PostPretraining(nn.Module):
                 mask_id=self.model.mask_id,
                 generator=generator,
             )
-            shown = VideoFeatures(video.tokens[:M], video.pooled[:M])
-            states_BLD = self.model.fuse(shown, self.model.encode_text(masked_ids))
+            states_BLD = self.model.fuse(video.rows(slice(M)), self.model.encode_text(masked_ids))
             logits_MV = self.model.predict_words(
                 states_BLD[hidden[:, : states_BLD.shape[1]]]
             )  # at hidden positions only

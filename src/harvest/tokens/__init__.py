@@ -1,8 +1,15 @@
 """Which tubelets and which words an encoder sees. Pure functions of tensors and a generator."""
 
-from harvest.tokens.change import tubelet_change
-from harvest.tokens.choice import Keep, Selection, budget_of, choose, described
-from harvest.tokens.selectors import attention_keep, motion_keep, num_kept, random_keep, tube_keep
+from harvest.tokens.change import repeated_change, tubelet_change
+from harvest.tokens.choice import Keep, Selection, budget_of, choose, choose_equally, described, see
+from harvest.tokens.selectors import (
+    attention_keep,
+    motion_keep,
+    num_kept,
+    random_keep,
+    run_length_keep,
+    tube_keep,
+)
 from harvest.tokens.words import mask_text
 
 __all__ = [
@@ -11,11 +18,15 @@ __all__ = [
     "attention_keep",
     "budget_of",
     "choose",
+    "choose_equally",
     "described",
     "mask_text",
     "motion_keep",
     "num_kept",
     "random_keep",
+    "repeated_change",
+    "run_length_keep",
+    "see",
     "tube_keep",
     "tubelet_change",
 ]

@@ -32,6 +32,21 @@ def tubelet_change(video: Tensor, grid: Grid) -> Tensor:
     return change.view(B, S, grid.tubelet_size, P).amax(dim=2).flatten(1)
 
 
+def repeated_change(video: Tensor, grid: Grid) -> Tensor:
+    """How much each tubelet differs from its predecessor, the one before it at the same place: fp32 `[B, S - 1, P]`.
+
+    Grey levels, as `differences`: of the frames of a tubelet that which differs most from the predecessor's.
+    """
+    t, S = grid.tubelet_size, grid.num_times
+    if S == 1:
+        return torch.zeros(len(video), 0, grid.num_places, device=video.device)
+    missing = S * t - video.shape[1]
+    if missing:  # an odd last frame fills its tubelet with itself
+        video = torch.cat([video, video[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
+    apart = [differences(video[:, frame::t], grid) for frame in range(t)]
+    return torch.stack(apart).amax(dim=0)
+
+
 def differences(video: Tensor, grid: Grid) -> Tensor:
     """Mean absolute difference of each frame to the next, patch by patch: fp32 `[B, T - 1, P]` in grey levels.
 

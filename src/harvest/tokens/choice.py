@@ -9,11 +9,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harvest.interfaces import Grid, HarvestError
-from harvest.tokens.change import tubelet_change
-from harvest.tokens.selectors import attention_keep, motion_keep, num_kept, random_keep, tube_keep
+from harvest.interfaces import Grid, HarvestError, Packed
+from harvest.tokens.change import repeated_change, tubelet_change
+from harvest.tokens.selectors import (
+    attention_keep,
+    motion_keep,
+    num_kept,
+    random_keep,
+    run_length_keep,
+    tube_keep,
+)
 
-Keep = Literal["random", "tube", "motion", "attention"]
+Keep = Literal["random", "tube", "motion", "attention", "run_length"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,8 @@ class Selection:
     budget: int | None = None
     """Tubelets seen of each clip; None: as drop_ratio says."""
     keep: Keep = "random"
-    """Which are seen: any; the same places at all times; those that change most; those attended to most."""
+    """Which are seen: any; the same places at all times; those that change most; those attended to most; those that do
+    not repeat the one before them, however many (then drop_ratio does not count, and budget is the most)."""
     random_share: float = 0.25
     """With keep motion, the part of the budget drawn from what does not move most."""
 
@@ -49,15 +57,25 @@ def budget_of(selection: Selection, grid: Grid) -> int:
                 f"{grid.num_places} places are {grid.num_tubelets}. Lower the budget, or leave it out to see all."
             )
         return selection.budget
+    if selection.keep == "run_length":  # the content decides
+        return grid.num_tubelets
     if selection.keep in ("tube", "attention"):  # these divide a frame, as UMT counts
         return grid.num_times * num_kept(grid.num_places, selection.drop_ratio)
     return num_kept(grid.num_tubelets, selection.drop_ratio)
 
 
+def see(budget: int | None, keep: Keep) -> Selection | None:
+    """What an option of budget and one of keep say together; None: all of a clip."""
+    return None if budget is None and keep != "run_length" else Selection(budget=budget, keep=keep)
+
+
 def described(selection: Selection) -> str:
     """For people: `160 tubelets, keep motion`."""
-    share = 1 - selection.drop_ratio
-    seen = f"{selection.budget} tubelets" if selection.budget is not None else f"{share:.0%} of the tubelets"
+    seen = f"{1 - selection.drop_ratio:.0%} of the tubelets"
+    if selection.budget is not None:
+        seen = f"{selection.budget} tubelets"
+    if selection.keep == "run_length":
+        seen = f"at most {seen}" if selection.budget is not None else "what does not repeat"
     return f"{seen}, keep {selection.keep}"
 
 
@@ -69,12 +87,16 @@ def choose(
     generator: torch.Generator,
     look: Callable[[], Tensor | None] | None = None,
     same_draws: bool = False,
-) -> Tensor | None:
+) -> Tensor | Packed | None:
     """The tubelets to see of clips `[B, T, 3, H, W]`: int64 `[B, K]` on their device, or None for all.
+
+    With keep "run_length" clips keep different numbers, and it is `Packed`.
 
     `look` gives the attention `[B, N]` that keep "attention" follows. `same_draws` draws once for all clips.
     """
     K, B, device = budget_of(selection, grid), len(video), video.device
+    if selection.keep == "run_length":
+        return run_length_keep(repeated_change(video, grid), budget=K)
     if grid.num_tubelets == K:
         return None
     if selection.keep == "attention":
@@ -98,3 +120,21 @@ def choose(
     else:
         keep = random_keep(B, grid.num_tubelets, budget=K, generator=generator, same_draws=same_draws)
     return keep.to(device)
+
+
+def choose_equally(
+    selection: Selection,
+    video: Tensor,
+    grid: Grid,
+    *,
+    generator: torch.Generator,
+    look: Callable[[], Tensor | None] | None = None,
+) -> Tensor | None:
+    """`choose` for those who need as many tubelets of every clip, such as layers compared one by one with a teacher's."""
+    keep = choose(selection, video, grid, generator=generator, look=look)
+    if isinstance(keep, Packed):
+        raise HarvestError(
+            f"keep {selection.keep} sees different numbers of tubelets of different clips, and a student beside a "
+            "teacher needs equally many: give keep random, tube, motion or attention"
+        )
+    return keep

@@ -1,4 +1,4 @@
-"""Choosing the tubelets that an encoder sees: each function returns `keep`, indices `[B, K]`.
+"""Choosing the tubelets that an encoder sees: each function returns `keep`, indices `[B, K]`, or `Packed`.
 
 Indices count the tubelets of a clip in the order (time, row, column), are pairwise different and ascend. Each
 function is a priority for every tubelet; the largest are kept, an exact number in each group of neighbours.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harvest.interfaces import HarvestError
+from harvest.interfaces import HarvestError, Packed
 
 
 def num_kept(num_tubelets: int, drop_ratio: float) -> int:
@@ -135,6 +135,47 @@ def motion_keep(
         chosen = _largest(torch.maximum(change.float(), STILL * noise), sizes, moving)
         noise = noise.scatter(1, chosen, 2.0)  # above all noise, so these are kept
     return _largest(noise, sizes, counts)
+
+
+REPEATS = 6.0
+"""Grey levels. A tubelet that differs less from its predecessor repeats it (RLT: 0.1 of normalised pixels)."""
+
+
+def run_length_keep(change: Tensor, *, budget: int | None = None, num_lengths: int = 16) -> Packed:
+    """Drop every tubelet that repeats its predecessor, and say how long each kept one lasts (RLT, arXiv 2411.05222).
+
+    `change` `[B, S - 1, P]` in grey levels, as `repeated_change` measures it (S = 1: `[B, 0, P]`). A clip's number of
+    tubelets is its content's: P for a still clip, all for one in which everything moves. It is rounded up to one of
+    about `num_lengths` numbers, by keeping the repeats that differ most, so that many clips of a batch are equally
+    long and can be computed together. `budget` is the most: a clip that changes in more places keeps those that change
+    most, of its first time those that change soonest. On a GPU it waits for the counts.
+    """
+    B, S, P = change.shape[0], change.shape[1] + 1, change.shape[2]
+    N, device = S * P, change.device
+    if budget is not None:
+        _checked(budget, N)
+    first = torch.full((B, 1, P), torch.inf, device=device)
+    changed = torch.cat([first, change], dim=1) > REPEATS  # [B, S, P]
+    step = max(1, N // num_lengths)
+    counts = (-(-changed.flatten(1).sum(dim=1) // step) * step).clamp(max=N)
+    priority = torch.cat([first, change], dim=1)
+    if budget is not None:
+        if S > 1:
+            is_more = (counts > budget)[:, None, None]
+            priority = torch.where(is_more, torch.cat([change[:, :1], change], dim=1), priority)
+        counts = counts.clamp(max=budget)
+    order = priority.flatten(1).argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(N, device=device).expand(B, -1))
+    kept = ranks < counts[:, None]
+    runs = torch.empty(B, S, P, dtype=torch.int64, device=device)
+    ends = torch.full((B, P), S, device=device)  # where the next that is kept, or would be, begins
+    for time in reversed(range(S)):
+        runs[:, time] = ends - time
+        ends = torch.where(kept.view(B, S, P)[:, time] | changed[:, time], time, ends)
+    clips = counts.argsort(stable=True)
+    numbers, sizes = (part.tolist() for part in torch.unique(counts, return_counts=True))
+    rows, keep = kept[clips].nonzero(as_tuple=True)
+    return Packed(keep, runs.flatten(1)[clips[rows], keep], clips, tuple(zip(sizes, numbers, strict=True)))
 
 
 def _checked(budget: int, num_tubelets: int) -> int:
