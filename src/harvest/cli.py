@@ -182,7 +182,12 @@ def evaluate_command(args: list[str]) -> None:
         num_clips: int = 1,
         num_crops: int = 1,
         dual_softmax: bool = False,
+<<<<<<< src/harvest/cli.py
+        rerank_top_k: int = 0,
+        matching: bool = False,
+=======
         zero_shot: bool = False,
+>>>>>>> /tmp/tasks/theirs
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
@@ -212,6 +217,8 @@ def evaluate_command(args: list[str]) -> None:
             num_crops: Of classification: views along the picture's longer side.
             zero_shot: Leave the head of a fine-tuned model aside.
             dual_softmax: Of retrieval: beside the plain figures those after dual softmax, which needs all queries at once.
+            rerank_top_k: Of retrieval: re-order the so many items nearest to each query by the matching head, as columns of their own.
+            matching: Of choice: beside the cosines the matching head, and its mixture with them.
             out: Write the result as JSON to this file.
         """
         from rich.console import Console
@@ -249,6 +256,8 @@ def evaluate_command(args: list[str]) -> None:
                 num_clips=num_clips,
                 num_crops=num_crops,
                 with_dual_softmax=dual_softmax,
+                rerank_top_k=rerank_top_k,
+                with_matching=matching,
             )
         console = Console()
         console.print(table([result]))
@@ -287,6 +296,8 @@ def benchmark_command(args: list[str]) -> None:
         num_clips: int = 1,
         num_crops: int = 1,
         dual_softmax: bool = False,
+        rerank_top_k: int = 0,
+        matching: bool = False,
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
@@ -316,6 +327,8 @@ def benchmark_command(args: list[str]) -> None:
             num_clips: With a head: views in time, whose probabilities are averaged.
             num_crops: With a head: views along the picture's longer side.
             dual_softmax: Of retrieval: beside the plain figures those after dual softmax, which needs all queries at once.
+            rerank_top_k: Of retrieval: re-order the so many items nearest to each query by the matching head, as columns of their own.
+            matching: Of choice: beside the cosines the matching head, and its mixture with them.
             out: Write the result as JSON to this file.
         """
         from rich.console import Console
@@ -362,6 +375,8 @@ def benchmark_command(args: list[str]) -> None:
                 num_clips=num_clips,
                 num_crops=num_crops,
                 with_dual_softmax=dual_softmax,
+                rerank_top_k=rerank_top_k,
+                with_matching=matching,
                 mode="image" if image else "video",
                 num_frames=num_frames,
                 batch_size=batch_size,
@@ -925,7 +940,12 @@ def bench_command(args: list[str]) -> None:
     from harvest.bench.tokens import tokens_command
     from harvest.interfaces import HarvestError
 
-    commands: dict[str, Callable[..., None]] = {"step": step_command, "tokens": tokens_command}
+    commands: dict[str, Callable[..., None]] = {
+        "step": step_command,
+        "tokens": tokens_command,
+        "library": library_bench,
+        "vectors": vectors_bench,
+    }
     if not args or args[0] not in commands:
         print(
             "usage: harvest bench step [options]        the training step, with and without dropping patches"
@@ -933,10 +953,64 @@ def bench_command(args: list[str]) -> None:
         print(
             "       harvest bench tokens [options]      ways of choosing tokens x budgets x batches, with a plot"
         )
+        print(
+            "       harvest bench library MODEL         what search finds, and refuses, in videos of the mini-world"
+        )
+        print("       harvest bench vectors               search among a million made-up vectors")
         if args and args[0] not in ("-h", "--help"):
             raise HarvestError(f"nothing to bench called {args[0]!r}: {', '.join(commands)}")
         return
     _run(commands[args[0]], args[1:], prog=f"harvest bench {args[0]}")
+
+
+def library_bench(
+    model: str,
+    /,
+    out: Path = Path("runs/library"),
+    videos: int = 200,
+    false_accept: float = 0.05,
+    rerank: int = 0,
+    seed: int = 7,
+) -> None:
+    """What search finds, and refuses, in long videos of the mini-world, ten clips each.
+
+    Args:
+        model: Model folder, or any source that `harvest convert` takes.
+        out: Folder for the videos and their library.
+        videos: How many.
+        false_accept: Share of nonsense queries that may be answered.
+        rerank: Let the model's matching head order the first so many again.
+    """
+    from harvest.evaluation.embed import progress_bar
+    from harvest.search.measure import measure_library
+
+    with progress_bar("indexing") as progress:
+        figures = measure_library(
+            model,
+            out,
+            num_videos=videos,
+            false_accept=false_accept,
+            rerank=rerank,
+            seed=seed,
+            progress=progress,
+        )
+    _print_json(figures)
+
+
+def vectors_bench(out: Path = Path("runs/vectors"), count: int = 1_000_000, width: int = 512) -> None:
+    """Search among made-up vectors: times, recall@10 against exact search, memory. Run twice: see --out.
+
+    Args:
+        out: Folder for the library. One that is filled already is only asked: its memory is then that of searching.
+        count: Vectors.
+        width: Of each.
+    """
+    from harvest.evaluation.embed import progress_bar
+    from harvest.search.measure import measure_vectors
+
+    with progress_bar("filling") as progress:
+        figures = measure_vectors(out, count=count, width=width, progress=progress)
+    _print_json(figures)
 
 
 def _run(function: Callable[..., None], args: list[str], *, prog: str | None = None) -> None:

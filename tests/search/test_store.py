@@ -107,6 +107,10 @@ def test_the_approximate_index_of_a_large_library(
     gone, late = put.pop(7), video("late", 20, seed=99)
     store.put([late], gone=[gone[0].id])
     put.append(late)
+    if not narrow:
+        monkeypatch.setattr(stores, "_TAIL_MOST", 10)
+        store.optimise()  # what is late is added to it
+        assert [file.name for file in tmp_path.glob("vectors-*")] == ["vectors-5020.usearch"]
     every = np.concatenate([spans.vectors for _, spans in put])
     names = [(entry.id, number) for entry, spans in put for number in range(len(spans.vectors))]
     found = 0

@@ -105,6 +105,8 @@ def _build(
         for number, group in enumerate(groups):
             if number % size == rank:
                 model = _index_group(library, model, group, known, settings, counts)
+                if rank == 0:
+                    store.optimise()
             done += len(group)
             if progress is not None:
                 progress(done, len(plan.jobs))

@@ -92,9 +92,11 @@ class DenseVideo:
         def encode() -> None:
             if clips:
                 video = torch.stack(clips)
-                if mode_of(model) == "image":  # the plain mean of its pictures, so that means of hops are windows'
+                if (
+                    mode_of(model) == "image"
+                ):  # the plain mean of its pictures, so that means of hops are windows'
                     pooled = encode_clips(model, video.flatten(0, 1)[:, None], precision=precision).pooled
-                    pooled = pooled.unflatten(0, video.shape[:2]).mean(dim=1)
+                    pooled = pooled.view(*video.shape[:2], -1).mean(dim=1)
                 else:
                     pooled = encode_clips(model, video, precision=precision).pooled
                 found.append(pooled.float().cpu())

@@ -36,7 +36,8 @@ Floats = NDArray[np.float32]
 
 EXACT_MOST = 100_000  # moments that are searched exactly, in memory
 _CANDIDATES = 64  # of the approximate index at least
-_TAIL_SHARE = 0.2  # of rows newer than the approximate index, at which it is made again
+_TAIL_MOST = 50_000  # moments newer than the approximate index, before they are added to it
+_GONE_SHARE = 0.3  # of its rows that may be gone before it is made again
 _WAIT_S = 60.0  # for another process's transaction
 _BLOCK = 20_000  # rows read at a time
 
@@ -128,7 +129,7 @@ class Store(Protocol):
     def is_exact(self) -> bool: ...
 
     def optimise(self) -> None:
-        """After an indexer's run: make what speeds searching up."""
+        """After writing: make or extend what speeds searching up, if it is time to."""
 
     def close(self) -> None: ...
 
@@ -295,15 +296,24 @@ class LocalStore:
             connection.execute("DELETE FROM videos")
 
     def optimise(self) -> None:
-        """Make or renew the approximate index, if the library is large enough to want one."""
-        self._refresh()
-        if len(self._tail.row) <= max(EXACT_MOST, _TAIL_SHARE * self._base_row):
+        """Make the approximate index, or add what is new to it, if the library is large enough to want that."""
+        stored = self.database.get("vectors")
+        path = self.database.path.parent / stored.decode() if stored else None
+        base_row = _newest_in(path) if path is not None and path.is_file() else 0
+        [(new,)] = self.database.rows("SELECT count(*) FROM moments WHERE row > ?", base_row)
+        [(gone,)] = self.database.rows("SELECT count(*) FROM removed WHERE row <= ?", base_row)
+        if new <= (_TAIL_MOST if base_row else EXACT_MOST):
             return
         from usearch.index import Index
 
+        graph = None
+        if base_row and gone < _GONE_SHARE * base_row:
+            graph = Index.restore(str(path), view=False)
+        if graph is None:
+            graph = Index(ndim=self.width, metric="ip", dtype="i8", connectivity=16, expansion_add=64)
+            base_row = 0
         newest = self._newest_row()
-        graph = Index(ndim=self.width, metric="ip", dtype="i8", connectivity=16, expansion_add=64)
-        for row, _, vectors in self._blocks(0, newest):
+        for row, _, vectors in self._blocks(base_row, newest):
             graph.add(row, vectors, copy=True)
         name = f"vectors-{newest}.usearch"
         part = self.database.path.parent / f".{name}.{os.getpid()}"
@@ -459,7 +469,7 @@ class LocalStore:
         if path is None or not path.is_file():
             self._base = None
             return 0
-        row = int(path.stem.split("-")[1])
+        row = _newest_in(path)
         if self._base is None or row != self._base_row:
             from usearch.index import Index
 
@@ -467,3 +477,8 @@ class LocalStore:
             if self._base is None:
                 return 0
         return row
+
+
+def _newest_in(path: Path) -> int:
+    """The newest row in an approximate index, which its name tells."""
+    return int(path.stem.split("-")[1])
