@@ -99,7 +99,7 @@ def mini_harvest() -> RunConfig:
                 "fusion": 0.67,
             },
         ),
-        loop=LoopConfig(steps=1800, global_batch=128, save_every=500),
+        loop=LoopConfig(steps=1500, global_batch=128, save_every=500),
         tuning=TuningConfig(steps=100, drop_ratio=0.6, keep="random", lr=5e-4),
     )
 
