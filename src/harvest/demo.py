@@ -72,6 +72,7 @@ from harvest.report import (
     write_report,
     write_whole,
 )
+from harvest.tokens import Keep
 from harvest.training import loop
 from harvest.training.log import bar, say
 
@@ -84,6 +85,14 @@ CHOICES = {
     "appearance_choice": ("appearance, 4 options", "options differ in colour or shape"),
     "order_choice": ("order of events, 2 options", "which of two things vanishes or jumps first"),
 }
+LEFT_OUT: Mapping[Keep, str] = {
+    "random": ", at random",
+    "tube": ", the same places all along",
+    "motion": ", mostly what moves least",
+    "attention": ", mostly what is looked at least",
+    "run_length": ", mostly what repeats",
+}
+"""How it is chosen what a step leaves out, as the page says it."""
 NUM_SEARCHES = 6
 NUM_FOUND = 3
 BLANKS = {"motion": 4, "colour": 2}  # questions of each kind on the page
@@ -127,9 +136,10 @@ def run_demo(out: Path, *, seed: int = 0, config: RunConfig | None = None) -> Pa
         if (run / "model").is_dir():
             say("3/5  post-pretraining: finished before")
         else:
-            dropped = getattr(config.objective, "drop_ratio", 0.0)
+            seen = config.selection_at(0)
             say(
-                f"3/5  post-pretraining on {clips_seen(config):,} clips, {100 * dropped:.0f} % of each left out"
+                f"3/5  post-pretraining on {clips_seen(config):,} clips, {seen.drop_ratio:.0%} of each left out"
+                f"{LEFT_OUT[seen.keep]}"
             )
             loop.train(config, run)
         with new_folder(out / "model") as folder:
@@ -448,7 +458,8 @@ def summary(image: Scores, video: Scores, config: RunConfig, *, out: Path, seed:
         "seed": seed,
         "clips_seen": clips_seen(config),
         "training_clips": config.world.train,
-        "drop_ratio": getattr(config.objective, "drop_ratio", 0.0),
+        "drop_ratio": config.selection_at(0).drop_ratio,
+        "keep": config.selection_at(0).keep,
         "command": f"harvest demo --out {shlex.quote(str(out))}" + (f" --seed {seed}" if seed else ""),
         "date": datetime.date.today().isoformat(),
         "seconds": {},
@@ -550,15 +561,19 @@ def write_page(
             f"{percent(words['right_clip'])} are filled rightly with the own clip ({right[0]:.1f} to {right[1]:.1f}) "
             f"and {percent(words['other_clip'])} with another ({other[0]:.1f} to {other[1]:.1f})."
         )
+    tuned = config.selection_at(config.loop.steps)
     tuning = (
-        f", then {config.tuning.steps} steps with {config.tuning.drop_ratio:.0%}"
+        f"; then for {config.tuning.steps} steps {tuned.drop_ratio:.0%}{LEFT_OUT[tuned.keep]}"
         if config.tuning.steps
         else ""
     )
     details = [
         ("recipe", f"{facts['recipe']}, seed {facts['seed']}"),
         ("training", f"{facts['clips_seen']:,} clips seen, drawn from {facts['training_clips']:,}"),
-        ("left out of each clip", f"{facts['drop_ratio']:.0%} of its patches{tuning}"),
+        (
+            "left out of each clip",
+            f"{facts['drop_ratio']:.0%} of its patches{LEFT_OUT[facts['keep']]}{tuning}",
+        ),
         ("training took", duration(took["train"])),
         (
             "world, scores",
