@@ -176,3 +176,11 @@ def test_thumbnails_in_a_terminal() -> None:
     lines = caught.get().splitlines()
     assert lines[0].count("▀") == 24 and "38;2;255;0;0;48;2;255;0;0" in lines[0] and "38;2;0;0;0" in lines[0]
     assert jpeg(pictures[1]).startswith(b"\xff\xd8\xff")
+
+
+def test_the_example_runs(clips: Path, image_model: Path, tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "search_your_videos.py"
+    command = [sys.executable, example, clips / "trip", image_model, tmp_path / "library"]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "like it:" in done.stdout and (tmp_path / "library" / "best.jpg").stat().st_size > 500

@@ -18,6 +18,9 @@ import harvest
 from harvest.data.video import read_clip
 from harvest.evaluation.embed import encode_clips
 from harvest.interfaces import HarvestError
+from harvest.model.folder import load_model, save_model
+from harvest.model.fusion import FusionConfig
+from harvest.model.inflation import as_video_model
 from harvest.search.background import chance_of, default_bank, read_bank
 from harvest.search.index import MAX_QUERY_CHARACTERS, UnknownId
 from harvest.search.library import Library, writing
@@ -492,6 +495,39 @@ def test_a_server_that_is_not_there(some_clips: Path, image_model: Path, tmp_pat
     pytest.importorskip("qdrant_client")
     with pytest.raises(HarvestError, match="does not answer"):
         build(some_clips, tmp_path / "library", image_model, store="http://127.0.0.1:9/videos")
+
+
+def test_the_matching_head_orders_the_first_again(
+    some_clips: Path, image_model: Path, tmp_path: Path
+) -> None:
+    image, tokenizer = load_model(image_model)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fusion = FusionConfig(depth=1, num_heads=2, matches=True)
+        model, _ = as_video_model(image, num_frames=8, tubelet_size=2, fusion=fusion)
+    save_model(tmp_path / "model", model, tokenizer)
+    with build(some_clips, tmp_path / "library", tmp_path / "model") as index:
+        plain = index.search("a red circle", k=12)
+        again = index.search("a red circle", k=12, rerank=6)
+        before, after = ([hit.moment.id for hit in answer.hits] for answer in (plain, again))
+        assert before != after and set(before[:6]) == set(after[:6]) and before[6:] == after[6:]
+        assert {hit.moment.id: hit.score for hit in plain.hits} == {
+            hit.moment.id: hit.score for hit in again.hits
+        }
+        matches = []
+        with torch.no_grad():
+            words = model.eval().encode_text(tokenizer(["a red circle"]))
+            for hit in again.hits[:6]:
+                clip = read_clip(
+                    index.file(hit.moment.video),
+                    num_frames=8,
+                    image_size=64,
+                    start_s=hit.start_s,
+                    end_s=hit.end_s,
+                )
+                logits = model.match(model.fuse(model.encode_video(clip.frames[None]), words), words)
+                matches.append(float(logits[0, 1] - logits[0, 0]))
+        assert matches == sorted(matches, reverse=True)
 
 
 KILLS = """
