@@ -3,7 +3,7 @@
     Index.build(folder, out=library, model=...)     index new, changed and vanished files; returns an Index
     Index.open(library)                              search what is there, also while another process indexes
     index.search("a sentence", k=10, ...)            text, image=path, clip=path or moment=id -> Answer
-    index.timeline("a sentence", video_id)           scores along one video -> Timeline
+    index.timeline("a sentence", video_id)           scores along one video, also for image= or moment= -> Timeline
     index.videos(), index.video(id), index.moment(id), index.broken(), index.stats()
     index.file(video_id)                             the one way from an id to a file: checked to lie inside the library
     index.thumbnail(video_id, time_s, height=...)    a JPEG
@@ -62,6 +62,7 @@ class Index:
         self._opened: Model | None = None
         self._lock = threading.Lock()
         self._embed_text = lru_cache(1024)(self._embed_text_anew)  # a search as one types asks much again
+        self._embed_picture_of = lru_cache(64)(lambda path, _: self._embed_file(path, 0.0, None))
 
     @classmethod
     def build(
@@ -152,10 +153,10 @@ class Index:
             self._note_length(text, notes)
         elif moment is not None:
             own = self.moment(moment)
-            query = self._library.store.spans(own.video).vectors[_number_of(moment)]
+            query = self._vector_of(moment)
             name = f"{own.path} from {own.start_s:.1f} to {own.end_s:.1f} s"
         elif image is not None:
-            query = self._embed_file(Path(image), 0.0, None)
+            query = self._embed_picture(Path(image))
         else:
             assert clip is not None
             query = self._embed_file(Path(clip), clip_start_s, clip_end_s)
@@ -183,11 +184,24 @@ class Index:
         is_there = bool(hits) and (tops is None or chance_of(best, tops) <= false_accept)
         return Answer(query=name, hits=hits, is_there=is_there, false_accept=false_accept, notes=tuple(notes))
 
-    def timeline(self, text: str, video: str) -> Timeline:
-        """The score of every moment of a video for a sentence."""
+    def timeline(
+        self,
+        text: str | None,
+        video: str,
+        *,
+        image: str | Path | None = None,
+        moment: str | None = None,
+    ) -> Timeline:
+        """The score of every moment of a video for exactly one of a sentence, a picture and a moment."""
+        if sum(asked is not None for asked in (text, image, moment)) != 1:
+            raise HarvestError("a timeline needs exactly one of a text, an image and a moment")
         entry = self._entry(video)
+        if text is not None:
+            query = self._embed_text(text)
+        else:
+            query = self._vector_of(moment) if moment is not None else self._embed_picture(Path(str(image)))
         spans = self._library.store.spans(video)
-        scores = spans.vectors @ self._embed_text(text)
+        scores = spans.vectors @ query
         moments = tuple(
             Moment(f"{video}.{number}", video, entry.path, float(start), float(end))
             for number, (start, end) in enumerate(zip(spans.start_s, spans.end_s, strict=True))
@@ -290,6 +304,18 @@ class Index:
             notes.append(
                 f"the query is longer than the model reads: only its first {most} word pieces counted"
             )
+
+    def _embed_picture(self, path: Path) -> Floats:
+        try:
+            modified_ns = path.stat().st_mtime_ns
+        except OSError as error:
+            raise HarvestError(f"picture {path}: {error.strerror}") from error
+        return self._embed_picture_of(path, modified_ns)
+
+    def _vector_of(self, moment: str) -> Floats:
+        own = self.moment(moment)
+        vector: Floats = self._library.store.spans(own.video).vectors[_number_of(moment)]
+        return vector
 
     def _embed_file(self, path: Path, start_s: float, end_s: float | None) -> Floats:
         model = self._model().model
