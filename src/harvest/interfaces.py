@@ -100,6 +100,16 @@ class Packed(NamedTuple):
     groups: tuple[tuple[int, int], ...]  # (n, K) of each
 
 
+class Merged(NamedTuple):
+    """In place of kept tubelets: read all, and merge what is alike until `budget` tokens are left (inference)."""
+
+    budget: int
+
+
+Kept = Tensor | Packed | Merged | None
+"""What an encoder sees of a batch: tubelets `[B, K]`, different numbers of each clip, all of them merged; or just all."""
+
+
 class VideoFeatures(NamedTuple):
     tokens: Tensor  # [B, K, D] after the last norm, prefix tokens removed
     pooled: Tensor  # [B, E], unit length

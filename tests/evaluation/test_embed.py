@@ -100,7 +100,7 @@ def test_tokens_may_be_chosen(world: World) -> None:
     all_of_them = embed_videos(world.model, world.examples, selection=Selection(budget=NUM_TUBELETS))
     assert torch.equal(all_of_them.pooled, whole.pooled)
     for keep in get_args(Keep):
-        few = Selection(budget=8, keep=keep)
+        few = Selection(budget=16, keep=keep)  # half: merging cannot do more in two blocks
         some = embed_videos(world.model, world.examples, selection=few)
         assert not torch.allclose(some.pooled, whole.pooled, atol=1e-3)
         # A clip's embedding is its own, whatever it is encoded with.

@@ -87,6 +87,11 @@ def test_run_length_sees_what_does_not_repeat() -> None:
     torch.testing.assert_close(made(batch, 0).total, whole.total, atol=1e-5, rtol=1e-5)  # all of it changes
 
 
+def test_merging_is_not_for_training() -> None:
+    with pytest.raises(HarvestError, match="keep merge is for models in use"):
+        objective(keep="merge", budget=32)(small_batch(2), 0)
+
+
 def test_a_budget_larger_than_a_clip_is_refused() -> None:
     with pytest.raises(HarvestError, match="a budget of 65 tubelets is more than a clip has"):
         objective(budget=65)(small_batch(2), 0)

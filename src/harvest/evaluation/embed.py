@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from harvest.data.loader import clip_numbers, eval_batches
-from harvest.interfaces import Example, HarvestError, Packed, VideoFeatures
+from harvest.interfaces import Example, HarvestError, Kept, VideoFeatures
 from harvest.model.nesting import shorten
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel, own_attention
@@ -155,7 +155,7 @@ def encode_clips(
         return VideoFeatures(tokens, F.normalize(pooled, dim=-1))
 
 
-def kept(model: VideoTextModel, video: Tensor, selection: Selection) -> Tensor | Packed | None:
+def kept(model: VideoTextModel, video: Tensor, selection: Selection) -> Kept:
     """The tubelets of clips that a selection sees; the same draws for every clip and every batch, so that what is
     said of a clip is a function of it alone."""
     return choose(

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harvest.interfaces import Grid, Packed, TextFeatures, VideoFeatures
+from harvest.interfaces import Grid, Kept, Merged, Packed, TextFeatures, VideoFeatures
 from harvest.model.layers import Activation, AttentionPooling, Block, Norms, Segments, SinusoidPositions
+from harvest.model.merging import merge_plan, merge_tokens
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class VideoEncoder(nn.Module):
     def forward(
         self,
         video: Tensor,
-        keep: Tensor | Packed | None = None,
+        keep: Kept = None,
         *,
         layers: tuple[int, ...] = (),
         attention: bool = False,
@@ -183,8 +184,8 @@ class VideoEncoder(nn.Module):
         """Encode `[B, T, 3, H, W]`: uint8, normalised here, or floating point, taken as already normalised.
 
         `keep` int64 `[B, K]` names the tubelets to see, in (time, row, column) order; None sees all. Where clips keep
-        different numbers it is `Packed`: nothing is computed for padding, and only returned tokens have some (`mask`);
-        `layers`, `attention` and `shares` are not for it. Prefix tokens are always there. Returned tokens are in the order of `keep`. `layers` asks for the outputs of blocks,
+        different numbers it is `Packed`: nothing is computed for padding, and only returned tokens have some (`mask`).
+        `Merged` reads all and merges. `layers`, `attention` and `shares` are for neither. Prefix tokens are always there. Returned tokens are in the order of `keep`. `layers` asks for the outputs of blocks,
         counted from 0, or from the last as -1, in that order, each after the final norm. `attention` asks for the last
         block's attention from the prefix (where there is none, the pooling query) to the tubelets, mean over heads.
         `shares` `[depth, 2, B]` multiplies what each block's two branches add (stochastic depth); None is 1.
@@ -199,7 +200,7 @@ class VideoEncoder(nn.Module):
     def features(
         self,
         video: Tensor,
-        keep: Tensor | Packed | None = None,
+        keep: Kept = None,
         *,
         layers: tuple[int, ...] = (),
         attention: bool = False,
@@ -215,6 +216,12 @@ class VideoEncoder(nn.Module):
             if layers or attention or shares is not None:
                 raise ValueError("layers, attention and shares need equally many kept tubelets of every clip")
             return self._packed_features(video, keep)
+        if isinstance(keep, Merged):
+            if layers or attention or shares is not None or config.attention == "frame":
+                raise ValueError(
+                    "layers, attention, shares and attention 'frame' do not go with merged tokens"
+                )
+            return self._merged_features(video, keep.budget)
         wanted = tuple(range(config.depth)[layer] for layer in layers)
         x_BKD, times_BK = self.embed_tubelets(video, keep)
         B, K, D = x_BKD.shape
@@ -321,6 +328,38 @@ class VideoEncoder(nn.Module):
         return VideoFeatures(
             torch.cat(tokens)[back], self.norm_pooled(torch.cat(pooled))[back], mask=mask[back]
         )
+
+    def _merged_features(self, video: Tensor, budget: int) -> VideoFeatures:
+        """`features` with similar tokens merged between blocks; a token counts as often as it has been merged."""
+        config = self.config
+        x_BND, _ = self.embed_tubelets(video, None)
+        B, N, D = x_BND.shape
+        plan = merge_plan(N, budget, config.depth)
+        S = self.grid(video).num_times
+        times = self.time_positions(S) if config.positions == "factored" else x_BND.new_zeros(S, D)
+        x_BND = x_BND + times.repeat_interleave(config.num_places, 0)
+        R = 0
+        if self.prefix is not None:
+            prefix_RD = self.prefix + times if config.prefix == "frame" else self.prefix[None]
+            R = len(prefix_RD)
+            x_BND = torch.cat([prefix_RD.expand(B, -1, -1).to(x_BND.dtype), x_BND], dim=1)
+        x_BND, sizes = self.norm_pre(x_BND), x_BND.new_ones(B, N)
+        for i, block in enumerate(self.blocks):
+            # A merged token weighs in every softmax as much as what it stands for would together.
+            weights = F.pad(sizes, (R, 0), value=1.0).log()[:, None, None]
+            x_BND = block(x_BND, weights if i else None)
+            if i + 1 < len(plan):
+                merged, sizes = merge_tokens(x_BND[:, R:], sizes, plan[i] - plan[i + 1])
+                x_BND = torch.cat([x_BND[:, :R], merged.to(x_BND.dtype)], dim=1)
+        x_BND = self.norm_post(x_BND)
+        tokens = x_BND[:, R:]
+        if self.pool is not None:
+            pooled = self.pool(tokens, sizes.log())
+        elif R:
+            pooled = x_BND[:, :R].mean(dim=1)
+        else:
+            pooled = (tokens * sizes[..., None]).sum(dim=1) / N
+        return VideoFeatures(tokens, self.norm_pooled(pooled))
 
     def _embed_packed(self, video: Tensor, packed: Packed, rows: Tensor) -> Tensor:
         """Tokens `[total, D]` with their positions, in time the mean over the run that each stands for."""

@@ -97,7 +97,7 @@ def attend(
     dropout: float = 0.0,
 ) -> Tensor:
     """Scaled dot-product attention over `[B, M, N, d]`; `mask` is boolean, True = may be attended to, or
-    says which sequences lie behind each other.
+    floating point, added to the scores, or says which sequences lie behind each other.
 
     `dropout` is the chance that a weight is left out.
 
@@ -106,13 +106,15 @@ def attend(
     """
     if isinstance(mask, Segments):
         return attend_within(q, k, v, mask, dropout=dropout)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q.dtype)
     if not (q.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(dim=-1, dtype=scores.dtype)
     return (F.dropout(weights, dropout) if dropout else weights) @ v
 
@@ -276,9 +278,9 @@ class AttentionPooling(nn.Module):
         self.norm = nn.LayerNorm(width, norm_eps)
         self.mlp = MLP(width, mlp_width, activation)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """`[B, N, D]` to `[B, D]`."""
-        pooled_BD = self.attention(self.probe.expand(x_BND.shape[0], 1, -1), x_BND)[:, 0]
+    def forward(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`[B, N, D]` to `[B, D]`; `mask` `[B, N]` as in `attend`."""
+        pooled_BD = self.attention(self.probe.expand(x_BND.shape[0], 1, -1), x_BND, mask)[:, 0]
         return pooled_BD + self.mlp(self.norm(pooled_BD))
 
     def weights(self, x_BND: Tensor) -> Tensor:

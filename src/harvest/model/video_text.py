@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from harvest.interfaces import Grid, HarvestError, Packed, TextFeatures, VideoFeatures
+from harvest.interfaces import Grid, HarvestError, Kept, TextFeatures, VideoFeatures
 from harvest.model.answers import AnswerDecoder
 from harvest.model.encoders import TextEncoder, TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionBlock, FusionConfig, FusionDecoder
@@ -83,7 +83,7 @@ class VideoTextModel(nn.Module):
     def encode_video(
         self,
         video: Tensor,
-        keep: Tensor | Packed | None = None,
+        keep: Kept = None,
         *,
         layers: tuple[int, ...] = (),
         attention: bool = False,
@@ -96,7 +96,7 @@ class VideoTextModel(nn.Module):
         return self.video(video, keep, layers=layers, attention=attention, shares=shares)
 
     def video_features(
-        self, video: Tensor, keep: Tensor | Packed | None = None, *, shares: Tensor | None = None
+        self, video: Tensor, keep: Kept = None, *, shares: Tensor | None = None
     ) -> VideoFeatures:
         """As `encode_video`, but `pooled` is `[B, D]`, neither projected nor of unit length: what heads read."""
         return self.video.features(video, keep, shares=shares)

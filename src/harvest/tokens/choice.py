@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harvest.interfaces import Grid, HarvestError, Packed
+from harvest.interfaces import Grid, HarvestError, Kept, Merged, Packed
 from harvest.tokens.change import repeated_change, tubelet_change
 from harvest.tokens.selectors import (
     attention_keep,
@@ -20,7 +20,7 @@ from harvest.tokens.selectors import (
     tube_keep,
 )
 
-Keep = Literal["random", "tube", "motion", "attention", "run_length"]
+Keep = Literal["random", "tube", "motion", "attention", "run_length", "merge"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Selection:
     """Tubelets seen of each clip; None: as drop_ratio says."""
     keep: Keep = "random"
     """Which are seen: any; the same places at all times; those that change most; those attended to most; those that do
-    not repeat the one before them, however many (then drop_ratio does not count, and budget is the most)."""
+    not repeat the one before them, however many (then drop_ratio does not count, and budget is the most). merge reads
+    all and merges what is alike, of a trained model that is being used."""
     random_share: float = 0.25
     """With keep motion, the part of the budget drawn from what does not move most."""
 
@@ -87,11 +88,10 @@ def choose(
     generator: torch.Generator,
     look: Callable[[], Tensor | None] | None = None,
     same_draws: bool = False,
-) -> Tensor | Packed | None:
+) -> Kept:
     """The tubelets to see of clips `[B, T, 3, H, W]`: int64 `[B, K]` on their device, or None for all.
 
-    With keep "run_length" clips keep different numbers, and it is `Packed`.
-
+    With keep "run_length" clips keep different numbers, and it is `Packed`; with "merge" it is `Merged`.
     `look` gives the attention `[B, N]` that keep "attention" follows. `same_draws` draws once for all clips.
     """
     K, B, device = budget_of(selection, grid), len(video), video.device
@@ -99,6 +99,12 @@ def choose(
         return run_length_keep(repeated_change(video, grid), budget=K)
     if grid.num_tubelets == K:
         return None
+    if selection.keep == "merge":
+        if torch.is_grad_enabled():
+            raise HarvestError(
+                "keep merge is for models in use; in training give keep random, tube, motion or run_length"
+            )
+        return Merged(K)
     if selection.keep == "attention":
         attention = look() if look is not None else None
         if attention is None:
@@ -132,7 +138,7 @@ def choose_equally(
 ) -> Tensor | None:
     """`choose` for those who need as many tubelets of every clip, such as layers compared one by one with a teacher's."""
     keep = choose(selection, video, grid, generator=generator, look=look)
-    if isinstance(keep, Packed):
+    if isinstance(keep, Packed | Merged):
         raise HarvestError(
             f"keep {selection.keep} sees different numbers of tubelets of different clips, and a student beside a "
             "teacher needs equally many: give keep random, tube, motion or attention"
