@@ -18,7 +18,6 @@ from harvest.data.miniworld import (
     SHAPES,
     MiniWorld,
     MiniWorldConfig,
-    _Encoder,
     drawings,
     gerund,
     is_held_out,
@@ -27,6 +26,7 @@ from harvest.data.miniworld import (
     render,
     write_miniworld,
 )
+from harvest.data.miniworld.writing import _Encoder
 from harvest.interfaces import Example, HarvestError
 
 SMALL = MiniWorldConfig(train=150, retrieval=20, questions=12)
