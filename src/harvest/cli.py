@@ -182,12 +182,9 @@ def evaluate_command(args: list[str]) -> None:
         num_clips: int = 1,
         num_crops: int = 1,
         dual_softmax: bool = False,
-<<<<<<< src/harvest/cli.py
         rerank_top_k: int = 0,
         matching: bool = False,
-=======
         zero_shot: bool = False,
->>>>>>> /tmp/tasks/theirs
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
