@@ -29,6 +29,7 @@ usage: harvest COMMAND [options]        harvest COMMAND --help for examples
   index       index folders of videos, or bring their library up to date
   search      find moments in a library by a sentence, a picture or a clip
   moments     a score for every second of one video, and a picture of the curve
+  serve       a library over HTTP, with a page in the browser
   convert     write a Harvest model folder from CLIP, SigLIP, OpenCLIP or ViCLIP weights
   miniworld   write the generated clips of the mini-world
   bench       measure the training step on this machine
@@ -177,7 +178,7 @@ def evaluate_command(args: list[str]) -> None:
         templates: tuple[str, ...] = ("a video of {}",),
         num_frames: int | None = None,
         budget: int | None = None,
-        keep: Literal["random", "tube", "motion", "attention", "run_length"] = "motion",
+        keep: Literal["random", "tube", "motion", "attention", "run_length", "merge"] = "motion",
         dim: int | None = None,
         num_clips: int = 1,
         num_crops: int = 1,
@@ -769,6 +770,67 @@ def moments_command(args: list[str]) -> None:
     _run(moments, args)
 
 
+def serve_command(args: list[str]) -> None:
+    import tyro
+
+    def serve(
+        library: Annotated[Path, tyro.conf.Positional],
+        /,
+        host: str = "127.0.0.1",
+        port: int = 8077,
+        token_file: Path | None = None,
+        name: tuple[str, ...] = (),
+        threads: int = 2,
+        model: str | None = None,
+        open: bool = False,
+    ) -> None:
+        """Serve a library over HTTP: a page in the browser, and the interface that /openapi.json describes.
+
+        $ harvest serve library --open
+        $ harvest serve library --host 0.0.0.0 --token-file token.txt
+
+        Whoever can reach it on this machine may ask. Bound to another address it asks for a token: that of
+        --token-file or the variable HARVEST_TOKEN, or else one that is made and printed.
+
+        Args:
+            library: The folder that `harvest index` wrote.
+            host: Address to listen at.
+            port: Port to listen at; 0 is any free one.
+            token_file: File whose first line is the token.
+            name: Further names that this service goes by, such as that of a proxy before it.
+            threads: Searches, and pictures, computed at once.
+            model: Where the model is now, if it was moved.
+            open: Open the page in the browser.
+        """
+        import harvest
+        from harvest.interfaces import HarvestError
+
+        try:
+            from harvest.search.server import serve as run
+        except ImportError as error:
+            raise HarvestError(
+                f"serving needs {error.name}: pip install 'harvest-video[search,serve]'"
+            ) from error
+        token = os.environ.get("HARVEST_TOKEN") or None
+        if token_file is not None:
+            try:
+                token = token_file.read_text(encoding="utf-8").partition("\n")[0].strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise HarvestError(f"token file {token_file}: cannot be read: {error}") from error
+
+        def ready(address: str) -> None:
+            print(f"serving {library} at {address}\nend with Ctrl-C", flush=True)
+            if open:
+                import webbrowser
+
+                webbrowser.open(address)
+
+        with harvest.Index.open(library, model=model) as index:
+            run(index, host=host, port=port, token=token, names=name, threads=threads, ready=ready)
+
+    _run(serve, args)
+
+
 def convert_command(args: list[str]) -> None:
     import tyro
 
@@ -1027,6 +1089,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "index": index_command,
     "search": search_command,
     "moments": moments_command,
+    "serve": serve_command,
     "convert": convert_command,
     "miniworld": miniworld_command,
     "bench": bench_command,

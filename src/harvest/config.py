@@ -23,6 +23,7 @@ from harvest.model.adaptation import AdaptConfig
 from harvest.model.encoders import TextEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig
+from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
@@ -42,6 +43,7 @@ ObjectiveConfig = (
     | MultimodalConfig
     | ClassificationConfig
     | QuestionAnsweringConfig
+    | AnswerDecodingConfig
     | MultipleChoiceConfig
 )
 
@@ -240,10 +242,8 @@ def from_dict(kind: Any, values: Any, *, where: str, path: str = "") -> Any:
         if values is None and type(None) in arguments:
             return None
         choices = [a for a in arguments if a is not type(None)]
-        if len(choices) > 1 and isinstance(values, Mapping):  # the dataclass that knows most of the keys
-            choices.sort(
-                key=lambda choice: -len(values.keys() & {f.name for f in dataclasses.fields(choice)})
-            )
+        if len(choices) > 1 and isinstance(values, Mapping):
+            choices.sort(key=lambda choice: _fit(choice, values), reverse=True)
         return from_dict(choices[0], values, where=where, path=path)
     if origin is tuple:
         return _tuple_from(arguments, values, where=where, path=path)
@@ -261,6 +261,12 @@ def from_dict(kind: Any, values: Any, *, where: str, path: str = "") -> Any:
             f"{where}: {path} must be one of {', '.join(map(repr, arguments))}, got {values!r}"
         )
     return values
+
+
+def _fit(kind: Any, values: Mapping[str, Any]) -> tuple[int, int]:
+    """How well a dataclass fits an object: it knows most of the keys, and of those that do it lacks the fewest."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    return len(values.keys() & known), -len(known - values.keys())
 
 
 def _tuple_from(kinds: tuple[Any, ...], values: Any, *, where: str, path: str) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from harvest.data.miniworld import MiniWorldConfig
 from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig
+from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
@@ -268,6 +269,40 @@ def mini_umt_stage2() -> RunConfig:
     )
 
 
+def mini_umt_qa() -> RunConfig:
+    """Questions about the mini-world answered by a decoder, from `mini-umt-stage2`; its answers are then ranked."""
+    base = mini_umt_stage1()
+    return dataclasses.replace(
+        base,
+        recipe="mini-umt-qa",
+        start=StartConfig(model="runs/mini-umt-stage2"),
+        objective=AnswerDecodingConfig(drop_path=0.0),
+        data=DataConfig(train="mini-world/questions", num_frames=8, cache="memory"),
+        world=MiniWorldConfig(seed=1, train=1, retrieval=1, questions=4000),
+        optim=dataclasses.replace(base.optim, lr=5e-4, weight_decay=0.02, betas=(0.9, 0.98)),
+        loop=dataclasses.replace(base.loop, steps=500),
+    )
+
+
+def umt_ft_msrvtt_b16() -> RunConfig:
+    """MSR-VTT retrieval fine-tuned from UMT stage 2: contrastive and matching, everything seen; 12 frames, 10 epochs."""
+    # UMT's B/16 of 25M pairs: 180,000 captions in steps of 256 are 703 an epoch, the first of them warm-up.
+    return RunConfig(
+        recipe="umt-ft-msrvtt-b16",
+        start=StartConfig(model="runs/umt-stage2-b16"),
+        objective=MultimodalConfig(
+            drop_ratio=0.0,
+            image_drop_ratio=0.0,
+            alignment_weight=0.0,
+            masked_words_weight=0.0,
+            drop_path=0.2,
+        ),
+        data=DataConfig(num_frames=12, crop_scale=(0.5, 1.0), flip=True, workers=8),
+        optim=OptimConfig(lr=1e-5, lr_end=1e-7, warmup_steps=703, weight_decay=0.02, betas=(0.9, 0.999)),
+        loop=LoopConfig(steps=7031, global_batch=256, checkpointing=True),
+    )
+
+
 # ---- fine-tuning: the values of UMT's scripts, docs/tasks.md says what they start from ---------------------------
 
 
@@ -359,6 +394,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "umt-stage2-l16": umt_stage2_l16,
     "mini-umt-stage1": mini_umt_stage1,
     "mini-umt-stage2": mini_umt_stage2,
+    "mini-umt-qa": mini_umt_qa,
+    "umt-ft-msrvtt-b16": umt_ft_msrvtt_b16,
     "ft-k400-b16": ft_k400_b16,
     "ft-ssv2-b16": ft_ssv2_b16,
     "ft-msrvtt-b16": ft_msrvtt_b16,
@@ -399,7 +436,8 @@ def tiny(name: str) -> RunConfig:
         if isinstance(config.objective, MultimodalConfig):
             start = dataclasses.replace(start, model="runs/umt-stage1-b16", embed_dim=128)
             if start.words != "mini-image":
-                start = dataclasses.replace(start, words="scratch", scratch_words=_TINY_BERT)
+                fusion = FusionConfig(layout="bert", tied_words=True, matches=True)
+                start = dataclasses.replace(start, words="scratch", scratch_words=_TINY_BERT, fusion=fusion)
         elif start.scratch is not None and start.scratch.video.width > 128:
             start = _umt_student(64, 3, 2, image_size=64, patch_size=8)
         config = dataclasses.replace(
@@ -415,7 +453,7 @@ def tiny(name: str) -> RunConfig:
     if start.fusion is not None:
         start = dataclasses.replace(start, fusion=dataclasses.replace(start.fusion, depth=1, num_heads=4))
     train = config.data.train if config.data.train.startswith("mini-world") else "mini-world"
-    if isinstance(config.objective, QuestionAnsweringConfig):
+    if isinstance(config.objective, (QuestionAnsweringConfig, AnswerDecodingConfig)):
         train = "mini-world/questions"
     elif isinstance(config.objective, MultipleChoiceConfig):
         train = "mini-world/motion_choice"

@@ -22,10 +22,12 @@ from torch import Tensor
 from harvest.config import RunConfig, read_config, to_json
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.folder import load_model
+from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.multimodal import MultimodalConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+from harvest.objectives.question_answering import QuestionAnsweringConfig
 from harvest.recipes import RECIPES
 from harvest.training.loop import start_model, train
 
@@ -71,7 +73,8 @@ def test_the_tiny_twin_of_every_recipe_runs_end_to_end(name: str, runs: Path, ti
         ImageTextConfig: {"itc", "paraphrase"},
         PostPretrainingConfig: {"vtc", "mlm", "words_right"} if fills_words else {"vtc"},
         MaskedAlignmentConfig: {"alignment"},
-        MultimodalConfig: {"alignment", "vtc", "vtm", "mlm"},
+        MultimodalConfig: {"alignment", "vtc", "vtm", "mlm"} if fills_words else {"vtc", "vtm"},
+        AnswerDecodingConfig: {"answer", "answers_right"},
     }.get(type(config.objective), set())
     assert parts <= lines[0].keys() and {"loss", "lr", "clips_per_s", "waiting"} <= lines[0].keys()
     assert read_config(run / "config.json") == config
@@ -83,7 +86,11 @@ def test_the_tiny_twin_of_every_recipe_runs_end_to_end(name: str, runs: Path, ti
     assert (tokenizer is None) == is_tower
     if tokenizer is not None:
         assert model.encode_text(tokenizer(["a red circle"])).pooled.shape == (1, 128)
-    assert (model.fusion is not None) == fills_words
+    fuses = fills_words or isinstance(
+        config.objective, MultimodalConfig | QuestionAnsweringConfig | AnswerDecodingConfig
+    )
+    assert (model.fusion is not None) == fuses
+    assert (model.answers is not None) == isinstance(config.objective, AnswerDecodingConfig)
     before = (run / "model" / "model.safetensors").read_bytes()
     train(config, run)  # a finished run has nothing left to do
     assert (run / "model" / "model.safetensors").read_bytes() == before and metrics(run) == lines

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from harvest.evaluation.embed import Embeddings, cosines, embed_texts
+from harvest.evaluation.matching import read_pairs
 from harvest.evaluation.metrics import bootstrap_interval, choice_credit
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import looked
@@ -15,6 +17,9 @@ from harvest.interfaces import Example, HarvestError
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
+
+MATCHING_SHARE = 0.7
+"""Of the matching head in its mixture with the cosines (UMT's MSRVTT-MC)."""
 
 
 def choice(
@@ -24,12 +29,14 @@ def choice(
     videos: Embeddings,
     *,
     groups: Mapping[str, str] | None = None,
+    with_matching: bool = False,
     precision: Precision = "fp32",
 ) -> Result:
     """Pick among `Example.texts` the one nearest to the clip; `Example.label` is the index of the right one.
 
     `chance` is the mean of one over the number of options. `groups`, example id to a group's name, adds the
-    accuracy of every group.
+    accuracy of every group. `with_matching` adds the accuracy by the matching head, and by its mixture with the cosines
+    (`MATCHING_SHARE`); it needs the videos' tokens.
     """
     check_options(examples)
     asked = [place for place, row in enumerate(videos.row.tolist()) if row >= 0]
@@ -44,6 +51,23 @@ def choice(
         start += count
     credit = choice_credit(scores, torch.tensor([examples[place].label for place in asked]))
     metrics = {"accuracy": float(credit.mean()), "chance": float((1 / num_options.double()).mean())}
+    intervals = {"accuracy": bootstrap_interval(credit, rows)}
+    protocol = (
+        f"The option with the highest cosine of embeddings, of n best ones each with 1/n; {looked(videos)}."
+    )
+    if with_matching:
+        label = torch.tensor([examples[place].label for place in asked])
+        matched, mixed = _matching_scores(
+            model, tokenizer, [examples[place].texts for place in asked], rows, scores, videos, precision
+        )
+        for name, other in (("matching", matched), ("mixture", mixed)):
+            found = choice_credit(other, label)
+            metrics[f"accuracy.{name}"] = float(found.mean())
+            intervals[f"accuracy.{name}"] = bootstrap_interval(found, rows)
+        protocol += (
+            f" matching: the option that the matching head finds likeliest. mixture: {MATCHING_SHARE:g} of its "
+            f"probability and {1 - MATCHING_SHARE:g} of the softmax of the scaled cosines over the options."
+        )
     counts = {
         "questions": len(asked),
         "questions_tied": int(((scores == scores.amax(dim=1, keepdim=True)).sum(dim=1) > 1).sum()),
@@ -59,12 +83,37 @@ def choice(
     return Result(
         task="choice",
         mode=videos.mode,
-        protocol=f"The option with the highest cosine of embeddings, of n best ones each with 1/n; {looked(videos)}.",
+        protocol=protocol,
         metrics=metrics,
         counts=counts,
-        intervals={"accuracy": bootstrap_interval(credit, rows)},
+        intervals=intervals,
         missing=videos.broken,
     )
+
+
+def _matching_scores(
+    model: VideoTextModel,
+    tokenizer: Tokenizer,
+    options: Sequence[Sequence[str]],
+    rows: Tensor,
+    cosine: Tensor,
+    videos: Embeddings,
+    precision: Precision,
+) -> tuple[Tensor, Tensor]:
+    """The probability of a match of every option `[Q, n]` and its mixture with the cosines `[Q, n]`, -inf where none."""
+    is_option = cosine > -math.inf
+    texts = [text for some in options for text in some]
+    owner = rows.repeat_interleave(is_option.sum(dim=1))
+    is_asked = owner[:, None] == torch.arange(len(videos.pooled))
+    read = read_pairs(model, tokenizer, texts, videos, is_asked, precision=precision)
+    matched = torch.full_like(cosine, -math.inf)
+    matched[is_option] = read.logits.softmax(dim=1)[:, 1][read.texts.argsort()]
+    with torch.no_grad():
+        one = torch.ones(1, 1, device=model.log_scale.device)
+        scale = float(model.scores(one, one) - model.scores(0 * one, one))
+    by_cosine = (cosine * scale).softmax(dim=1)
+    mixed = torch.where(is_option, MATCHING_SHARE * matched + (1 - MATCHING_SHARE) * by_cosine, matched)
+    return matched, mixed
 
 
 def check_options(examples: Sequence[Example]) -> None:

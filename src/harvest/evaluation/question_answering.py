@@ -51,12 +51,7 @@ def question_answering(
     """
     need_fusion(model)
     check_answered(examples)
-    wanted = [plain_answer(example.answer or "") for example in examples]
-    listed = list(dict.fromkeys(plain_answer(answer) for answer in (wanted if answers is None else answers)))
-    if len(listed) < 2:
-        raise HarvestError(
-            f"question answering needs two or more distinct answers to choose from, got {listed}"
-        )
+    wanted, listed = closed_list(examples, answers)
     answer_ids = [tokenizer.words(answer) for answer in listed]
     for answer, ids in zip(listed, answer_ids, strict=True):
         if not ids:
@@ -91,15 +86,15 @@ def question_answering(
             stretch += [num_clips + clip for clip, _ in some]
         num_clips += len(users)
 
-    return _report(
+    return report_answers(
         torch.cat(parts),
-        listed,
-        [wanted[place] for place in asked],
+        asked,
         torch.tensor(stretch),
-        clips,
-        num_examples=len(examples),
-        how=f"The masked answer filled by the fusion decoder, one of {len(listed)} answers by the mean "
-        "log-probability of its tokens",
+        examples=examples,
+        clips=clips,
+        wanted=wanted,
+        listed=listed,
+        how="The masked answer filled by the fusion decoder, one of {} answers by the mean log-probability of its tokens",
     )
 
 
@@ -144,53 +139,67 @@ def answer_with_head(
             asked += [place for _, place in some]
             stretch += [num_clips + clip for clip in rows]
         num_clips += len(users)
-    return _report(
+    return report_answers(
         torch.cat(parts),
-        listed,
-        [wanted[place] for place in asked],
+        asked,
         torch.tensor(stretch),
-        clips,
-        num_examples=len(examples),
-        how=f"Fine-tuned head, one of {len(listed)} answers",
+        examples=examples,
+        clips=clips,
+        wanted=wanted,
+        listed=listed,
+        how="Fine-tuned head, one of {} answers",
     )
 
 
-def _report(
+def closed_list(examples: Sequence[Example], answers: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The answer of every example, and the distinct answers to choose from (None: those of the examples)."""
+    wanted = [plain_answer(example.answer or "") for example in examples]
+    listed = list(dict.fromkeys(plain_answer(answer) for answer in (wanted if answers is None else answers)))
+    if len(listed) < 2:
+        raise HarvestError(
+            f"question answering needs two or more distinct answers to choose from, got {listed}"
+        )
+    return wanted, listed
+
+
+def report_answers(
     scores: Tensor,
-    listed: Sequence[str],
-    wanted: Sequence[str],
+    asked: list[int],
     stretch: Tensor,
-    clips: Clips,
     *,
-    num_examples: int,
+    examples: Sequence[Example],
+    clips: Clips,
+    wanted: list[str],
+    listed: list[str],
     how: str,
 ) -> Result:
-    """Figures of scores `[questions, A]` against the wanted answers; `stretch` is the video of each question."""
+    """The figures of questions answered from a list: `scores` `[Q, A]` of the examples `asked`, of the clips `stretch`."""
+    given = [wanted[place] for place in asked]
     numbers_of = {answer: number for number, answer in enumerate(listed)}
-    label = torch.tensor([numbers_of.get(answer, -1) for answer in wanted])
+    label = torch.tensor([numbers_of.get(answer, -1) for answer in given])
     is_listed = label >= 0
     credit = choice_credit(scores, label.clamp(min=0)) * is_listed
     top5 = choice_credit(scores, label.clamp(min=0), k=min(5, len(listed))) * is_listed
-    commonest = Counter(wanted).most_common(1)[0][1]
+    commonest = Counter(given).most_common(1)[0][1]
     return Result(
         task="qa",
         mode=clips.mode,
         protocol=(
-            f"{how}; {clips.num_frames} frames a video, "
+            f"{how.format(len(listed))}; {clips.num_frames} frames a video, "
             f"{'each encoded alone (image baseline)' if clips.mode == 'image' else 'encoded together'}."
         ),
         metrics={
             "accuracy": float(credit.mean()),
             "top5": float(top5.mean()),
             "chance": 1 / len(listed),
-            "commonest_answer": commonest / len(wanted),
+            "commonest_answer": commonest / len(given),
         },
         counts={
-            "questions": len(wanted),
+            "questions": len(given),
             "answers": len(listed),
             "questions_with_unlisted_answer": int((~is_listed).sum()),
-            "videos": int(stretch.max()) + 1,
-            "examples_missing": num_examples - len(wanted),
+            "videos": len(torch.unique(stretch)),
+            "examples_missing": len(examples) - len(asked),
         },
         intervals={"accuracy": bootstrap_interval(credit, stretch)},
         missing=clips.broken,

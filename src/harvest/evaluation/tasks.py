@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from harvest.data.labels import check_labels, class_names_of
+from harvest.evaluation.answer_ranking import answer_ranking
 from harvest.evaluation.choice import check_options, choice
 from harvest.evaluation.classification import classification
 from harvest.evaluation.embed import Mode, OnProgress, pool, progress_bar, read_clips
+from harvest.evaluation.matching import need_matching
 from harvest.evaluation.question_answering import (
     answer_with_head,
     check_answered,
@@ -50,6 +52,8 @@ def evaluate(
     templates: Sequence[str] = TEMPLATES,
     answers: Sequence[str] | None = None,
     with_dual_softmax: bool = False,
+    rerank_top_k: int = 0,
+    with_matching: bool = False,
     mask_ratio: float = 0.15,
     seed: int = 0,
     head: Head | None = None,
@@ -60,7 +64,7 @@ def evaluate(
 
     `mode` "image" is the image baseline: every frame alone, embeddings averaged. The video settings are those of
     `embed_videos` (`selection`: how many tubelets of a clip are seen, and which; `dim`: entries of an embedding);
-    `progress` None shows a bar on a terminal. `with_dual_softmax` belongs to "retrieval", `groups` to "choice", `class_names` and
+    `progress` None shows a bar on a terminal. `with_dual_softmax` and `rerank_top_k` belong to "retrieval", `groups` and `with_matching` to "choice", `class_names` and
     `templates` to "recognition", `answers` and, if fine-tuned, `head` to "qa", `mask_ratio` and `seed` to "masked_words", `head` and the
     views, `num_clips` and `num_crops`, to "classification".
     """
@@ -68,8 +72,17 @@ def evaluate(
         raise HarvestError(f"unknown task {task!r}; there are {', '.join(get_args(Task))}")
     if dim is not None and task in ("qa", "masked_words"):
         raise HarvestError(f"dim shortens embeddings, and {task} compares none: it reads the fusion decoder")
+    if rerank_top_k < 0 or (rerank_top_k and task != "retrieval") or (with_matching and task != "choice"):
+        raise HarvestError(
+            f"rerank_top_k, 0 or more, goes with retrieval and with_matching with choice; got {rerank_top_k} and "
+            f"{with_matching} with {task}"
+        )
+    reads_pairs = rerank_top_k > 0 or with_matching
+    if reads_pairs:
+        need_matching(model)  # before the videos are encoded
     if task in ("qa", "masked_words"):
-        need_fusion(model)
+        if task == "masked_words" or model.answers is None:
+            need_fusion(model)
         if task == "qa":
             check_answered(examples)
     elif task == "choice":
@@ -122,17 +135,24 @@ def evaluate(
                 model, tokenizer, head, examples, clips, answers=answers, precision=precision
             )
         elif task == "qa":
-            result = question_answering(
-                model, tokenizer, examples, clips, answers=answers, precision=precision
-            )
+            by = question_answering if model.answers is None else answer_ranking
+            result = by(model, tokenizer, examples, clips, answers=answers, precision=precision)
         elif task == "masked_words":
             result = masked_words(
                 model, tokenizer, examples, clips, ratio=mask_ratio, seed=seed, precision=precision
             )
         else:
-            videos = pool(clips, num_examples=len(examples), dim=dim)
+            videos = pool(clips, num_examples=len(examples), dim=dim, with_tokens=reads_pairs)
     if task == "choice":
-        result = choice(model, tokenizer, examples, videos, groups=groups, precision=precision)
+        result = choice(
+            model,
+            tokenizer,
+            examples,
+            videos,
+            groups=groups,
+            with_matching=with_matching,
+            precision=precision,
+        )
     elif task == "recognition":
         result = recognition(
             model,
@@ -145,7 +165,13 @@ def evaluate(
         )
     elif task == "retrieval":
         result = retrieval(
-            model, tokenizer, examples, videos, with_dual_softmax=with_dual_softmax, precision=precision
+            model,
+            tokenizer,
+            examples,
+            videos,
+            with_dual_softmax=with_dual_softmax,
+            rerank_top_k=rerank_top_k,
+            precision=precision,
         )
     return _with_settings(result, selection, dim)
 

@@ -73,6 +73,32 @@ def join(
     return model, new
 
 
+@torch.no_grad()
+def with_answers(model: VideoTextModel) -> tuple[VideoTextModel, tuple[str, ...]]:
+    """The model with a decoder of answers, which starts from its text tower's words and from its fusion (UMT), and the
+    names of what is new.
+
+    Keys and values of the fusion come from the video's width, those of the decoder from the text's: where these differ
+    they start anew (the reference cannot build such a model).
+    """
+    if model.answers is not None:
+        return model, ()
+    if model.fusion is None:
+        raise HarvestError("questions need a model that fuses words with the video: none is in this one")
+    fusion = dataclasses.replace(model.fusion.config, fills_words=True, matches=False)
+    made = VideoTextModel(dataclasses.replace(model.config, answers=fusion))
+    tensors = model.state_dict()
+    assert made.answers is not None
+    if fusion.layout == "bert":
+        init_bert(made.answers)
+    own = made.answers.state_dict()
+    start = {f"words.{name}": t for name, t in model.text.state_dict().items()}
+    start |= {f"decoder.{name}": t for name, t in model.fusion.state_dict().items()}
+    found = {name: t for name, t in start.items() if name in own and own[name].shape == t.shape}
+    made.load_state_dict(tensors | {f"answers.{name}": t for name, t in {**own, **found}.items()})
+    return made.train(model.training), tuple(f"answers.{name}" for name in own if name not in found)
+
+
 def with_frames(model: VideoTextModel, num_frames: int) -> VideoTextModel:
     """The model for clips of so many frames, in place: positions that are computed go on, learned ones do not."""
     old = model.config.video

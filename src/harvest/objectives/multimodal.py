@@ -144,7 +144,7 @@ class Multimodal(nn.Module):
             student = teaching.heads(video.layers, keep, grid.num_tubelets)
             parts["alignment"] = teaching.distance(student, teaching.targets(layers, keep))
         if config.contrastive_weight or config.matching_weight:
-            B, C, _ = batch.text_ids.shape
+            C = batch.text_ids.shape[1]
             text = model.encode_text(batch.text_ids.flatten(0, 1))
             if config.contrastive_weight:
                 parts["vtc"] = self.contrastive(video, text, batch.example, captions=C)

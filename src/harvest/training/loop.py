@@ -45,6 +45,7 @@ from harvest.model.inflation import blend
 from harvest.model.prompt import QuestionTokenizer
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
+from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.multiple_choice import MultipleChoiceConfig
 from harvest.objectives.post_pretraining import PostPretraining
@@ -86,7 +87,9 @@ def train(config: RunConfig, run: Path) -> Path:
         if config.blend < 1 and image_model is None:
             raise HarvestError("blend needs an image model to blend with: this run does not start from one")
         _check_budgets(config, model)
-        objective = build_objective(config, model, names, several=dataset.labels.ndim > 1)
+        objective = build_objective(
+            config, model, names, tokenizer=tokenizer, several=dataset.labels.ndim > 1
+        )
         objective = objective.to(here.device)
         optimizer = build_optimizer(objective, config.optim)
         decay = config.loop.average_decay
@@ -203,7 +206,9 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
         examples, names = _numbered(config.objective, examples, listed)
     pictures = _rows(config, run, here, config.data.images)[0] if config.data.images else []
     captions: list[str] = []
-    if config.start.scratch is not None:  # a vocabulary is learned from them
+    if (
+        config.start.scratch is not None or config.start.words == "scratch"
+    ):  # a vocabulary is learned from them
         captions = [text for rows in (examples, pictures) for example in rows for text in example.texts]
     model, tokenizer, image_model = start_model(config, captions)
     encode_text: Any = tokenizer
@@ -260,7 +265,8 @@ def _rows(
 def _open_shards(config: RunConfig, here: World, name: str) -> ShardSet:
     if config.data.more or config.data.videos:
         raise HarvestError("data.more and data.videos belong to manifests: name all shards in data.train")
-    if isinstance(config.objective, (ClassificationConfig, QuestionAnsweringConfig, MultipleChoiceConfig)):
+    of_tasks = (ClassificationConfig, QuestionAnsweringConfig, AnswerDecodingConfig, MultipleChoiceConfig)
+    if isinstance(config.objective, of_tasks):
         raise HarvestError(
             f"{name}: fine-tuning for a task trains from a manifest, whose classes or answers it numbers"
         )
@@ -276,7 +282,7 @@ def _numbered(
     objective: ObjectiveConfig, examples: list[Example], listed: Path | None
 ) -> tuple[list[Example], list[str]]:
     """The rows a head can learn from, and the names of its classes."""
-    if isinstance(objective, QuestionAnsweringConfig):
+    if isinstance(objective, (QuestionAnsweringConfig, AnswerDecodingConfig)):
         if objective.answers is not None:
             names = read_answers(objective.answers)
         else:

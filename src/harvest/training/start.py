@@ -14,9 +14,10 @@ from harvest.config import RunConfig
 from harvest.interfaces import HarvestError
 from harvest.model.adaptation import adapt
 from harvest.model.alignment import AlignmentHeads, init_xavier
+from harvest.model.answers import encode_answers
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher, as_video_model
-from harvest.model.joining import join, with_frames
+from harvest.model.joining import join, with_answers, with_frames
 from harvest.model.nesting import turn_by_captions
 from harvest.model.pretrained import find_folder, load_any, load_pretrained
 from harvest.model.pretrained_bert import Words, load_bert
@@ -24,6 +25,7 @@ from harvest.model.pretrained_umt import read_heads
 from harvest.model.tokenizer import Tokenizer, train_tokenizer
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.model.weights import ImportReport, read_json
+from harvest.objectives.answer_decoding import AnswerDecoding, AnswerDecodingConfig
 from harvest.objectives.classification import Classification, ClassificationConfig
 from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
@@ -43,6 +45,7 @@ Objective = (
     | Multimodal
     | Classification
     | QuestionAnswering
+    | AnswerDecoding
     | MultipleChoice
 )
 
@@ -76,13 +79,13 @@ def start_model(
                 f"{source} is a video model without a fusion decoder, which masked words need: "
                 "give --objective.masked-words-weight 0"
             )
-        return model, tokenizer, None
+        return _with_answers(config, model), tokenizer, None
     if isinstance(config.objective, ImageTextConfig):
         return model, tokenizer, None
     if isinstance(config.objective, PostPretrainingConfig) and config.objective.dims:
         assert tokenizer is not None  # it needs words
         turn_by_captions(model, tokenizer, captions)
-    fills_words = isinstance(config.objective, QuestionAnsweringConfig) or (
+    fills_words = isinstance(config.objective, (QuestionAnsweringConfig, AnswerDecodingConfig)) or (
         isinstance(config.objective, PostPretrainingConfig) and config.objective.masked_words_weight > 0
     )
     with _seeded(config):
@@ -93,17 +96,38 @@ def start_model(
             time_positions=start.time_positions,
             fusion=start.fusion if fills_words else None,
         )
-    return video_model, tokenizer, model
+    return _with_answers(config, video_model), tokenizer, model
+
+
+def _with_answers(config: RunConfig, model: VideoTextModel) -> VideoTextModel:
+    """The model, with a decoder of answers where the run trains one."""
+    if not isinstance(config.objective, AnswerDecodingConfig):
+        return model
+    with _seeded(config):
+        model, new = with_answers(model)
+    say(f"new in the decoder of answers ({len(new)}): {', '.join(new)}")
+    return model
 
 
 def build_objective(
-    config: RunConfig, model: VideoTextModel, names: Sequence[str] = (), *, several: bool = False
+    config: RunConfig,
+    model: VideoTextModel,
+    names: Sequence[str] = (),
+    *,
+    several: bool = False,
+    tokenizer: Tokenizer | None = None,
 ) -> Objective:
     """The module that trains `model`, or of its towers what `config.adapt` says, with its teacher where it has one.
 
-    `names` are what its head tells apart, where it has one; `several` says that more than one may hold.
+    `names` are what its head tells apart, where it has one, or the answers that it says, for which it needs the
+    `tokenizer`; `several` says that more than one name may hold.
     """
-    made = _objective(config, model, names, several=several)
+    if isinstance(config.objective, AnswerDecodingConfig):
+        assert tokenizer is not None  # its model has words
+        ids = encode_answers(tokenizer, model.config.words, names)
+        made: Objective = AnswerDecoding(config.objective, model, ids, seed=config.loop.seed)
+    else:
+        made = _objective(config, model, names, several=several)
     with _seeded(config):
         adapt(model, config.adapt)
     return made
@@ -132,6 +156,7 @@ def _objective(config: RunConfig, model: VideoTextModel, names: Sequence[str], *
         teacher = as_teacher(_teacher(config, objective))
         with _seeded(config):  # the heads
             return MaskedAlignment(objective, model, teacher, seed=seed)
+    assert isinstance(objective, ImageTextConfig)
     return ImageTextPretraining(objective, model, seed=seed)
 
 
