@@ -1,0 +1,565 @@
+"""A library over HTTP, and its page: `harvest serve library`.
+
+    POST /api/search                     a sentence, a moment or a picture that was sent -> Answer
+    POST /api/timelines                  scores along videos for the same query
+    POST /api/pictures                   a picture to search with, as the body -> its id
+    GET  /api/videos, /api/videos/ID     what is there
+    GET  /api/videos/ID/file             the file itself, with byte ranges
+    GET  /api/videos/ID/thumbnail        a JPEG
+    GET  /api/moments/ID/preview         a moment as an mp4 that every browser plays, with byte ranges
+    GET  /api/stats, /api/broken, /health, /metrics, /openapi.json
+
+Files are asked for by ids of the library, never by a path. What computes runs in threads, a few at a time, with a
+bounded number waiting; the event loop only hands out and takes in. Who may ask is the guard's business (guard.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+import secrets
+import socket
+import tempfile
+from collections.abc import Callable
+from http import HTTPStatus
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import anyio
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Path as InPath
+from fastapi import Query as InQuery
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.exceptions import HTTPException as HTTPError
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from harvest import __version__
+from harvest.data.video import VideoError
+from harvest.interfaces import HarvestError
+from harvest.search.guard import (
+    MAX_PICTURE_BYTES,
+    PICTURES,
+    SENTENCES,
+    SESSION,
+    Gate,
+    Guard,
+    is_same,
+    port_of,
+)
+from harvest.search.index import MAX_QUERY_CHARACTERS, MAX_RERANK, Index, UnknownId
+from harvest.search.metrics import Metrics
+from harvest.search.pictures import MOST_HEIGHT
+from harvest.search.results import Answer, Broken, Stats, Video, Where
+from harvest.search.uploads import MOST_PICTURES, MOST_PREVIEWS, Files, add_picture, write_preview
+
+MAX_K = 200
+MAX_VIDEOS = 500  # of one list or filter
+MAX_TIMELINES = 50
+MAX_CONNECTIONS = 512
+MAX_WAITING = 256  # in a lane
+HEADERS_S = 10.0  # within which a request's head has to arrive
+MAX_HEAD_BYTES = 16 * 1024
+LEAST_TOKEN = 16  # characters
+LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1"])
+
+T = TypeVar("T")
+Sentence = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
+VideoId = Annotated[str, InPath(pattern="^[0-9a-f]{1,64}$", description="A video's id")]
+MomentId = Annotated[str, InPath(pattern=r"^[0-9a-f]{1,64}\.[0-9]{1,9}$", description="A moment's id")]
+
+
+class Filter(BaseModel):
+    """Which moments may be found; every condition that is set must hold."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: Annotated[
+        str | None,
+        Field(max_length=500, description="A pattern such as `holiday/*.mp4`, or a piece of a path"),
+    ] = None
+    after: Annotated[
+        str | None, Field(max_length=40, description="Files changed on or after this ISO date")
+    ] = None
+    before: Annotated[str | None, Field(max_length=40, description="Files changed before this ISO date")] = (
+        None
+    )
+    min_duration_s: Annotated[
+        float | None, Field(ge=0, allow_inf_nan=False, description="Of the whole video")
+    ] = None
+    max_duration_s: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    videos: Annotated[
+        list[Annotated[str, Field(max_length=64)]],
+        Field(max_length=MAX_VIDEOS, description="Ids of videos; empty is all"),
+    ] = []
+
+    def where(self) -> Where:
+        return Where(**{**self.model_dump(), "videos": tuple(self.videos)})
+
+
+class Asked(BaseModel):
+    """A query: exactly one of a sentence, a moment ("more like this") and a picture that was sent."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Sentence | None = None
+    moment: str | None = Field(None, max_length=80, description="A moment's id")
+    picture: str | None = Field(None, max_length=80, description="What `POST /api/pictures` gave")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Asked:
+        if sum(asked is not None for asked in (self.text, self.moment, self.picture)) != 1:
+            raise ValueError("expected exactly one of text, moment and picture")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return "text" if self.text is not None else "moment" if self.moment is not None else "picture"
+
+
+class SearchRequest(Asked):
+    """What to search for, and where."""
+
+    without: list[Sentence] = Field([], max_length=8, description="What must not be there")
+    where: Filter = Field(default_factory=Filter)
+    k: int = Field(24, ge=1, le=MAX_K)
+    rerank: int = Field(
+        0, ge=0, le=MAX_RERANK, description="Order so many again by the model's matching head"
+    )
+    false_accept: float = Field(
+        0.05, gt=0, lt=1, description="Share of nonsense queries that may be answered"
+    )
+
+
+class TimelinesRequest(Asked):
+    """Along which videos the scores of a query are wanted."""
+
+    videos: list[Annotated[str, Field(max_length=64)]] = Field(min_length=1, max_length=MAX_TIMELINES)
+
+
+class Scores(BaseModel):
+    """Scores of all moments of one video, in the order of time; moment n has the id `VIDEO.n`."""
+
+    video: Video
+    start_s: list[float]
+    end_s: list[float]
+    scores: list[float]
+
+
+class Videos(BaseModel):
+    """A part of the list of videos, by path."""
+
+    total: int
+    videos: list[Video]
+
+
+class Picture(BaseModel):
+    picture: str = Field(description="An id, to be given to a search; forgotten after a while")
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+    version: str
+
+
+class Token(BaseModel):
+    token: str = Field(max_length=500)
+
+
+class Problem(BaseModel):
+    error: str = Field(description="What is wrong, in one sentence")
+
+
+class Lane:
+    """Work of one kind in threads: a few at a time, a bounded number waiting."""
+
+    def __init__(self, name: str, *, width: int, metrics: Metrics) -> None:
+        self._name = name
+        self._limiter = anyio.CapacityLimiter(width)
+        self._waiting = metrics.waiting.labels(name)
+        self._refused = metrics.refused.labels(name)
+        self._count = 0
+
+    async def run(self, request: Request, work: Callable[[], T]) -> T:
+        if self._count >= MAX_WAITING:
+            self._refused.inc()
+            raise HTTPException(
+                503, "Too many requests are waiting: try again in a moment.", {"retry-after": "1"}
+            )
+        self._count += 1
+        self._waiting.set(self._count)
+        try:
+            async with self._limiter:
+                if await request.is_disconnected():  # who types on does not wait for what they asked before
+                    raise HTTPException(408, "The client has gone.")
+                return await anyio.to_thread.run_sync(work)
+        finally:
+            self._count -= 1
+            self._waiting.set(self._count)
+
+
+def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> FastAPI:
+    """The service as an ASGI application over an open index; `scratch` is a folder for files of its own."""
+    metrics = Metrics()
+    searching = Lane("search", width=threads, metrics=metrics)
+    drawing = Lane("pictures", width=threads, metrics=metrics)
+    encoding = Lane("previews", width=1, metrics=metrics)
+    pictures = Files(scratch / "pictures", most=MOST_PICTURES)
+    previews = Files(scratch / "previews", most=MOST_PREVIEWS)
+    app = FastAPI(
+        title="Harvest",
+        version=__version__,
+        summary="Find moments in a library of videos by a sentence, a picture or another moment.",
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        redoc_url=None,
+        responses={"4XX": {"model": Problem, "description": "A request that cannot be answered, and why"}},
+    )
+    app.add_middleware(Guard, gate=gate, metrics=metrics)
+    _tell_errors(app)
+
+    def query_of(asked: Asked) -> dict[str, Any]:
+        if asked.picture is None:
+            return {"text": asked.text, "moment": asked.moment}
+        path = pictures.get(asked.picture)
+        if path is None:
+            raise UnknownId("this picture is not known any more: send it again")
+        return {"text": None, "image": path}
+
+    @app.post("/api/search", tags=["search"])
+    async def search(asked: SearchRequest, request: Request) -> Answer:
+        """The best moments, best first, and whether what was asked for is there at all."""
+
+        def work() -> Answer:
+            return index.search(
+                **query_of(asked),
+                without=asked.without,
+                where=asked.where.where(),
+                k=asked.k,
+                rerank=asked.rerank,
+                false_accept=asked.false_accept,
+            )
+
+        answer = await searching.run(request, work)
+        metrics.searches.labels(asked.kind, str(answer.is_there).lower()).inc()
+        if asked.picture is not None:
+            answer = dataclasses.replace(answer, query="a picture")  # not where it lies
+        return answer
+
+    @app.post("/api/timelines", tags=["search"])
+    async def timelines(asked: TimelinesRequest, request: Request) -> list[Scores]:
+        """The scores along each of some videos."""
+
+        def work() -> list[Scores]:
+            found = []
+            for video in dict.fromkeys(asked.videos):
+                timeline = index.timeline(video=video, **query_of(asked))
+                found.append(
+                    Scores(
+                        video=timeline.video,
+                        start_s=[round(moment.start_s, 3) for moment in timeline.moments],
+                        end_s=[round(moment.end_s, 3) for moment in timeline.moments],
+                        scores=[round(score, 4) for score in timeline.scores],
+                    )
+                )
+            return found
+
+        return await searching.run(request, work)
+
+    body = {
+        kind: {"schema": {"type": "string", "format": "binary"}}
+        for kind in ("image/jpeg", "image/png", "image/webp")
+    }
+
+    @app.post(
+        PICTURES,
+        tags=["search"],
+        status_code=201,
+        openapi_extra={"requestBody": {"required": True, "content": body}},
+        description=f"A picture to search with: JPEG, PNG or WebP of up to {MAX_PICTURE_BYTES:,} bytes, as the body.",
+    )
+    async def send_picture(request: Request) -> Picture:
+        data = await request.body()
+        return Picture(picture=await drawing.run(request, lambda: add_picture(pictures, data)))
+
+    @app.get("/api/videos", tags=["library"])
+    async def list_videos(
+        request: Request,
+        path: Annotated[str | None, InQuery(max_length=500, description="A piece of the path")] = None,
+        offset: Annotated[int, InQuery(ge=0, le=10**9)] = 0,
+        limit: Annotated[int, InQuery(ge=1, le=MAX_VIDEOS)] = 50,
+    ) -> Videos:
+        """Videos by path."""
+
+        def work() -> Videos:
+            found = [v for v in index.videos() if path is None or path.lower() in v.path.lower()]
+            return Videos(total=len(found), videos=found[offset : offset + limit])
+
+        return await searching.run(request, work)
+
+    @app.get("/api/videos/{video}", tags=["library"])
+    async def one_video(video: VideoId, request: Request) -> Video:
+        """One video."""
+        return await searching.run(request, lambda: index.video(video))
+
+    async def file(video: VideoId, request: Request) -> FileResponse:
+        """The file as it is, whole or by byte ranges."""
+        path = await drawing.run(request, lambda: _file(index, video))
+        return _streamed(path)
+
+    async def preview(moment: MomentId, request: Request) -> FileResponse:
+        """A moment as a small mp4 without sound, for files that browsers do not play; its clock starts at 0."""
+
+        def work() -> Path:
+            its = index.moment(moment)
+            path = _file(index, its.video)
+            name = f"{moment}-{path.stat().st_mtime_ns}"
+            return previews.make(
+                name,
+                ".mp4",
+                lambda out: write_preview(path, out, start_s=its.start_s, end_s=its.end_s),
+            )
+
+        return _streamed(await encoding.run(request, work))
+
+    streamed: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"video/*": {}}},
+        206: {"description": "A range of it", "content": {"video/*": {}}},
+    }
+    for address, answer in (("/api/videos/{video}/file", file), ("/api/moments/{moment}/preview", preview)):
+        app.add_api_route(
+            address,
+            answer,
+            methods=["GET"],
+            tags=["library"],
+            response_class=FileResponse,
+            responses=streamed,
+        )
+        app.add_api_route(address, answer, methods=["HEAD"], include_in_schema=False)
+
+    @app.get(
+        "/api/videos/{video}/thumbnail",
+        tags=["library"],
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}}},
+    )
+    async def thumbnail(
+        video: VideoId,
+        request: Request,
+        time_s: Annotated[float, InQuery(ge=0, le=1e7, allow_inf_nan=False)] = 0.0,
+        height: Annotated[int, InQuery(ge=16, le=MOST_HEIGHT, description="Of the short side")] = 180,
+    ) -> Response:
+        """The picture shown at a time."""
+
+        def work() -> bytes:
+            _file(index, video)
+            return index.thumbnail(video, time_s, height=height)
+
+        data = await drawing.run(request, work)
+        return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
+
+    @app.get("/api/stats", tags=["library"])
+    async def stats(request: Request) -> Stats:
+        """The library in numbers."""
+        return await searching.run(request, index.stats)
+
+    @app.get("/api/broken", tags=["library"])
+    async def broken(request: Request) -> list[Broken]:
+        """Files that could not be indexed, and why."""
+        return list(await searching.run(request, index.broken))
+
+    @app.get("/health", tags=["service"])
+    async def health() -> Health:
+        """That the service answers; needs no token."""
+        return Health(status="ok", version=__version__)
+
+    @app.get(
+        "/metrics",
+        tags=["service"],
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+    )
+    async def show_metrics(request: Request) -> Response:
+        """What the service counts, for Prometheus."""
+        page = await searching.run(request, lambda: metrics.page(index.stats()))
+        return Response(page, media_type=CONTENT_TYPE_LATEST)
+
+    @app.post(SESSION, tags=["service"], status_code=204)
+    async def begin_session(asked: Token, request: Request) -> Response:
+        """Trade the token for a cookie, which a browser sends along for videos and pictures too."""
+        answer = Response(status_code=204)
+        if gate.token is not None:
+            if not is_same(asked.token, gate.token):
+                raise HTTPException(401, "This is not the library's token.")
+            name, value = gate.cookie(port_of(request.scope))
+            answer.set_cookie(
+                name, value, httponly=True, samesite="strict", secure=request.url.scheme == "https"
+            )
+        return answer
+
+    page = resources.files("harvest.search") / "page"
+    for address, name, kind in (
+        ("/", "page.html", "text/html"),
+        ("/page.css", "page.css", "text/css"),
+        ("/page.js", "page.js", "text/javascript"),
+    ):
+        _add_asset(app, address, (page / name).read_bytes(), kind)
+    return app
+
+
+def _add_asset(app: FastAPI, address: str, data: bytes, kind: str) -> None:
+    async def asset() -> Response:
+        return Response(data, media_type=kind, headers={"cache-control": "no-cache"})
+
+    app.add_api_route(address, asset, methods=["GET"], include_in_schema=False)
+
+
+def _file(index: Index, video: str) -> Path:
+    """A video's file; what is gone or has become a link to elsewhere is not found."""
+    try:
+        return index.file(video)
+    except UnknownId:
+        raise
+    except HarvestError as error:
+        raise UnknownId(str(error)) from error
+
+
+def _streamed(path: Path) -> FileResponse:
+    return FileResponse(
+        path,
+        filename=path.name,
+        content_disposition_type="inline",
+        headers={"cache-control": "private, max-age=60"},
+    )
+
+
+def _tell_errors(app: FastAPI) -> None:
+    """Every error as JSON with one sentence, none with a path of this machine."""
+
+    @app.exception_handler(UnknownId)
+    async def unknown(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(error)}, 404)
+
+    @app.exception_handler(VideoError)
+    async def unreadable(_: Request, error: VideoError) -> Response:
+        return JSONResponse({"error": f"The file cannot be read: {error.reason}"}, 422)
+
+    @app.exception_handler(HarvestError)
+    async def mistake(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(error)}, 400)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return JSONResponse({"error": "The body is not JSON."}, 422)
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return JSONResponse({"error": f"{where}: {first['msg']}" if where else first["msg"]}, 422)
+
+    @app.exception_handler(HTTPError)
+    async def refused(_: Request, error: HTTPError) -> Response:
+        is_said = error.detail != HTTPStatus(error.status_code).phrase  # more than the status alone
+        sentence = error.detail if is_said else SENTENCES.get(error.status_code, error.detail)
+        return JSONResponse({"error": sentence}, error.status_code, error.headers)
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1, for clients that send a request's head in time; uvicorn itself would wait for ever."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._late = self.loop.call_later(HEADERS_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        rest, _ = self.conn.trailing_data
+        is_head_begun = bool(rest) and (self.cycle is None or self.cycle.response_complete)
+        if not is_head_begun:
+            self._end_wait()
+        elif self._late is None:
+            self._late = self.loop.call_later(HEADERS_S, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_wait()
+        super().connection_lost(exc)
+
+    def _end_wait(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+def gate_of(host: str, *, token: str | None, names: tuple[str, ...] = ()) -> Gate:
+    """Who may ask a service bound to `host`: on loopback anyone on this machine, elsewhere who has the token.
+
+    `names` are further names in the Host header. A token is made where one is needed and none is given.
+    HarvestError for a token of under 16 characters.
+    """
+    if token is not None and len(token) < LEAST_TOKEN:
+        raise HarvestError(f"the token has {len(token)} characters, expected at least {LEAST_TOKEN}")
+    known = LOOPBACK | {name.lower() for name in names}
+    if is_loopback(host):
+        return Gate(known | {host.lower()}, token=token)
+    own = {host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+    return Gate(known | own, any_address=True, token=token or secrets.token_urlsafe(24))
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(
+    index: Index,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8077,
+    token: str | None = None,
+    names: tuple[str, ...] = (),
+    threads: int = 2,
+    ready: Callable[[str], None],
+) -> None:
+    """Serve until interrupted. `ready` is called with the page's address, which carries the token, if there is one,
+    after the # that browsers keep to themselves. Port 0 is any free one.
+
+    HarvestError where the address cannot be had or the model cannot be opened.
+    """
+    if not 0 <= port <= 65535:
+        raise HarvestError(f"port: expected 0 to 65535, got {port}")
+    gate = gate_of(host, token=token, names=names)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        bound = socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise HarvestError(f"cannot listen at {host} port {port}: {error}") from error
+    with bound, tempfile.TemporaryDirectory(prefix="harvest-serve-") as scratch:
+        index.search("a video", k=1)  # opens the model now, so that its mistakes are told here
+        app = make_app(index, gate=gate, scratch=Path(scratch), threads=threads)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="off",
+                log_level="warning",
+                access_log=False,  # what people look for is theirs
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_keep_alive=15,
+                timeout_graceful_shutdown=3,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            )
+        )
+        name = f"[{host}]" if ":" in host else {"0.0.0.0": socket.gethostname()}.get(host, host)
+        secret = "" if gate.token is None else f"#token={gate.token}"
+        ready(f"http://{name}:{bound.getsockname()[1]}/{secret}")
+        server.run(sockets=[bound])
