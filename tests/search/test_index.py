@@ -173,7 +173,7 @@ def test_a_query_longer_than_the_model_reads_is_said(library: harvest.Index) -> 
         ({"text": "a", "false_accept": 0}, "false_accept"),
         ({"text": "a", "rerank": 5}, "no matching head"),
         ({"text": "a", "where": Where(before="soon")}, "date"),
-        ({"image": "nowhere.png"}, "no such file"),
+        ({"image": "nowhere.png"}, "[Nn]o such file"),
     ],
 )
 def test_mistakes_are_said(library: harvest.Index, asked: dict, said: str) -> None:
