@@ -31,7 +31,7 @@ from harvest.objectives.multimodal import MultimodalConfig
 from harvest.objectives.multiple_choice import MultipleChoiceConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.objectives.question_answering import QuestionAnsweringConfig
-from harvest.parallel import Precision
+from harvest.parallel import Parallel, Precision
 from harvest.tokens import Keep, Selection
 from harvest.training.optim import OptimConfig
 from harvest.training.vary import VaryConfig, value_at
@@ -83,6 +83,8 @@ class LoopConfig:
     """Clips a step over all ranks."""
     seed: int = 0
     precision: Precision = "bf16"
+    parallel: Parallel = "ddp"
+    """On several processes: ddp keeps the model whole on each, fsdp shares weights, gradients and moments (FSDP2)."""
     compile: bool = False
     """Compile the transformer blocks (torch.compile): minutes of start-up, then faster steps."""
     checkpointing: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from harvest.interfaces import HarvestError
+
+Parallel = Literal["ddp", "fsdp"]
 Precision = Literal["bf16", "fp32"]
 
 
@@ -150,9 +153,98 @@ def barrier() -> None:
         dist.barrier()
 
 
-def wrap(objective: nn.Module, here: World) -> nn.Module:
-    """The module whose call is one training step's forward: the objective alone, or under DDP."""
+@contextmanager
+def together() -> Iterator[None]:
+    """A stretch in which one rank may fail, as the one that writes on a full disk: then all ranks leave it so.
+
+    Every rank must enter it, and must do nothing in it that waits for other ranks. The rank that failed raises
+    its own error, the others a HarvestError with its message.
+    """
+    failed: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    _, size = world_rank_size()
+    if size > 1:
+        told: list[Any] = [None] * size
+        dist.all_gather_object(told, None if failed is None else f"{failed}")
+        first = next((r for r, message in enumerate(told) if message is not None), None)
+        if failed is None and first is not None:
+            raise HarvestError(f"process {first} of {size}: {told[first]}")
+    if failed is not None:
+        raise failed
+
+
+def shard(objective: nn.Module, here: World) -> None:
+    """FSDP2, in place: every rank keeps its share of each weight, gradient and moment.
+
+    Each element of a `ModuleList`, a transformer block that is, is gathered when it is computed; the rest is
+    gathered with the objective's forward. Build the optimizer afterwards, on the shares. Weights are gathered in
+    fp32 and computed with under autocast, so that a sharded run equals an unsharded one. Alone, it does nothing.
+    """
     if here.size == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(here.device.type, (here.size,))
+    scalars = {p for p in objective.parameters() if p.ndim == 0}  # FSDP2 refuses them: they stay whole
+    for parameter in scalars:
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_average_gradient)  # type: ignore[no-untyped-call]
+    for parent in objective.modules():
+        if isinstance(parent, nn.ModuleList):
+            for block in parent:
+                fully_shard(block, mesh=mesh, ignored_params=scalars)
+    fully_shard(objective, mesh=mesh, ignored_params=scalars)
+
+
+def _average_gradient(parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    dist.all_reduce(parameter.grad)
+    parameter.grad /= dist.get_world_size()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    return any(is_share(parameter) for parameter in module.parameters())
+
+
+def is_share(tensor: Tensor) -> bool:
+    """Does this rank hold only its part of the tensor?"""
+    return hasattr(tensor, "full_tensor")
+
+
+def full_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a sharded module, whole and on the CPU. Every rank must call it."""
+    state = module.state_dict()
+    return {name: (t.full_tensor() if is_share(t) else t).detach().cpu() for name, t in state.items()}
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> None:
+    """Scale all gradients so that their norm, over every rank's shares, is at most `max_norm`."""
+    parameters = list(parameters)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not any(is_share(gradient) for gradient in gradients):
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+        return
+    rank, _ = world_rank_size()
+    square = torch.zeros((), device=gradients[0].device)
+    for gradient in gradients:
+        if is_share(gradient):
+            square += gradient.to_local().square().sum()  # type: ignore[attr-defined]
+        elif rank == 0:  # whole, and the same on every rank
+            square += gradient.square().sum()
+    dist.all_reduce(square)
+    scale = (max_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        part: Tensor = gradient.to_local() if is_share(gradient) else gradient  # type: ignore[attr-defined]
+        part.mul_(scale)
+
+
+def wrap(objective: nn.Module, here: World) -> nn.Module:
+    """The module whose call is one training step's forward: the objective alone, sharded, or under DDP."""
+    if here.size == 1 or is_sharded(objective):
         return objective
     return nn.parallel.DistributedDataParallel(
         objective, device_ids=[here.device.index] if here.device.type == "cuda" else None

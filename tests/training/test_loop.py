@@ -303,30 +303,81 @@ def wait_for(process: subprocess.Popen[str], is_so: Callable[[], bool]) -> None:
 # ---- two processes -----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_train_the_same_model(runs: Path, tiny_run: TinyRun) -> None:
-    """As torchrun starts them. Nothing here depends on a rank's own draws: nothing is dropped, every word hidden."""
-    config = tiny_run(
-        objective={"drop_ratio": 0.0, "text_mask_ratio": 1.0},
-        loop={"steps": 4, "precision": "fp32", "global_batch": 8},
-        # Adam's first steps are signs of gradients: where one is nearly zero, rounding would decide.
-        # And factors of a hundred on a learning rate would magnify rounding a hundredfold.
-        optim={"eps": 1e-3, "lr_factors": {}},
-        tuning={"steps": 0},
-    )
-    train(config, runs / "one")
+def on_ranks(size: int, config: RunConfig, run: Path, code: int = 0) -> list[str]:
+    """A run on several processes, as torchrun starts them; what each says."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
-        start(config, runs / "two", RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)
+        start(config, run, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), **shared)
+        for rank in range(size)
     ]
-    for process in processes:
-        finished(process)
-    alone, together = weights(runs / "one"), weights(runs / "two")
+    return [finished(process, code) for process in processes]
+
+
+def same_on_ranks(tiny_run: TinyRun, **changes: object) -> RunConfig:
+    """Nothing here depends on a rank's own draws: nothing is dropped, every word hidden."""
+    settings: dict = {
+        "objective": {"drop_ratio": 0.0, "text_mask_ratio": 1.0},
+        "loop": {"steps": 4, "precision": "fp32", "global_batch": 8},
+        # Adam's first steps are signs of gradients: where one is nearly zero, rounding would decide.
+        # And factors of a hundred on a learning rate would magnify rounding a hundredfold.
+        "optim": {"eps": 1e-3, "lr_factors": {}},
+        "tuning": {"steps": 0},
+    }
+    for part, change in changes.items():
+        settings[part] = settings[part] | change
+    return tiny_run(**settings)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_the_same_model(runs: Path, tiny_run: TinyRun, parallel: str) -> None:
+    if not (runs / "one" / "model").exists():
+        train(same_on_ranks(tiny_run), runs / "one")
+    run = runs / f"two-{parallel}"
+    on_ranks(2, same_on_ranks(tiny_run, loop={"parallel": parallel}), run)
+    alone, together = weights(runs / "one"), weights(run)
+    assert alone.keys() == together.keys()
     for name, tensor in alone.items():
         torch.testing.assert_close(
             together[name], tensor, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
-    losses, expected = ([line["loss"] for line in metrics(runs / name)] for name in ("two", "one"))
-    assert losses == pytest.approx(expected, abs=1e-5)
+    losses, expected = ([line["loss"] for line in metrics(r)] for r in (run, runs / "one"))
+    assert losses == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow  # HARVEST_RANKS=2,1,4 for the row in docs/results.md
+def test_a_sharded_run_goes_on_to_the_bit_and_on_other_numbers_of_processes(
+    runs: Path, tiny_run: TinyRun
+) -> None:
+    loop = {"parallel": "fsdp", "save_every": 2, "keep_last": 9, "average_decay": 0.9}
+    config, run = same_on_ranks(tiny_run, loop=loop), runs / "sharded"
+    on_ranks(2, config, run)
+    unbroken, lines = weights(run), [line["loss"] for line in metrics(run)]
+    [state] = (run / "checkpoints/step-00000002").glob("state")
+    assert len(list(state.glob("*.distcp"))) == 2  # each rank its shares
+    for size in map(int, os.environ.get("HARVEST_RANKS", "2,1").split(",")):
+        other = runs / f"sharded-{size}"
+        shutil.copytree(run, other, ignore=shutil.ignore_patterns("model", "step-00000004"))
+        on_ranks(size, config, other) if size > 1 else train(config, other)
+        again = weights(other)
+        for name, tensor in unbroken.items():
+            if size == 2:
+                assert torch.equal(again[name], tensor), name
+            torch.testing.assert_close(again[name], tensor, atol=1e-5, rtol=1e-5)
+        assert [line["loss"] for line in metrics(other)] == pytest.approx(lines, rel=1e-6)
+        load_model(other / "model")
+
+
+def test_what_one_process_cannot_do_ends_all(runs: Path, tiny_run: TinyRun) -> None:
+    """The main process finds something in its way; the other one does not wait for it for ever."""
+    run = runs / "full"
+    config = same_on_ranks(tiny_run, loop={"save_every": 2})
+    on_ranks(2, config, run)
+    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(run / "model")
+    (run / "checkpoints").write_text("in the way")
+    first, second = on_ranks(2, config, run, code=2)
+    assert "could not save a checkpoint" in first
+    assert "process 0 of 2: could not save a checkpoint" in " ".join(second.split())

@@ -43,6 +43,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     temporary.chmod(0o755)  # mkdtemp makes it private; a model is shared like any other file
     try:
         yield temporary
+        for path in (
+            *temporary.rglob("*"),
+            temporary,
+        ):  # on the disk before its name is, whatever the power does
+            _flush(path)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             os.rename(folder, old / "folder")
@@ -50,8 +55,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.rename(temporary, folder)
+        _flush(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:

@@ -55,8 +55,13 @@ from harvest.parallel import (
     any_rank,
     autocast,
     barrier,
+    clip_gradients,
+    full_state,
+    is_sharded,
     mean_over_ranks,
     merge_over_ranks,
+    shard,
+    together,
     world,
     wrap,
 )
@@ -91,19 +96,23 @@ def train(config: RunConfig, run: Path) -> Path:
             config, model, names, tokenizer=tokenizer, several=dataset.labels.ndim > 1
         )
         objective = objective.to(here.device)
+        if config.loop.compile:
+            model.compile_blocks()
+        model.video.checkpointing = config.loop.checkpointing
+        if config.loop.parallel == "fsdp":
+            _cache_texts(objective, dataset, tokenizer, here)  # while the text tower is whole
+            shard(objective, here)
         optimizer = build_optimizer(objective, config.optim)
         decay = config.loop.average_decay
         average = None if decay is None else WeightAverage(objective, decay=decay)
         first_step = load_checkpoint(run, objective=objective, optimizer=optimizer, average=average) or 0
-        if config.loop.compile:
-            model.compile_blocks()
-        model.video.checkpointing = config.loop.checkpointing
-        _cache_texts(objective, dataset, tokenizer, here)
+        if config.loop.parallel == "ddp":
+            _cache_texts(objective, dataset, tokenizer, here)
         train_step = wrap(objective, here)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
         def save(step: int) -> None:
-            if here.is_main:
+            with nullcontext() if is_sharded(objective) else together():
                 save_checkpoint(
                     run,
                     step=step,
@@ -136,7 +145,7 @@ def train(config: RunConfig, run: Path) -> Path:
                     losses = train_step(show_frames(batch, config.num_frames_at(step)), step)
                 losses.total.backward()
                 if config.optim.max_grad_norm is not None:
-                    nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm)
+                    clip_gradients(parameters, config.optim.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 if average is not None:
@@ -171,10 +180,16 @@ def train(config: RunConfig, run: Path) -> Path:
                     before = time.perf_counter()
                     batch = next(batches)
                     waited += time.perf_counter() - before
-        if here.is_main:
-            with average.in_place() if average is not None else nullcontext():
-                _finish(run, config, objective, tokenizer, image_model, loader)
-        barrier()
+        with average.in_place() if average is not None else nullcontext():
+            whole = full_state(objective) if is_sharded(objective) else None
+            with together():
+                if here.is_main:
+                    if whole is not None:  # a module cannot leave its shards: build it anew
+                        captions = dataset.captions() if config.start.scratch is not None else []
+                        again = start_model(config, captions)[0]
+                        objective = build_objective(config, again, names, several=dataset.labels.ndim > 1)
+                        objective.load_state_dict(whole)
+                    _finish(run, config, objective, tokenizer, image_model, loader)
     return run / "model"
 
 
@@ -255,9 +270,9 @@ def _rows(
         raise HarvestError(f"the mini-world has no part {part!r}; there are {', '.join(parts)}")
     folder = run.parent / f"mini-world-{config.world.train}-{config.world.seed}"
     with bar("drawing the mini-world", quiet=not here.is_main) as progress:
-        if here.is_main:
-            write_miniworld(folder, config.world, progress=progress)
-        barrier()
+        with together():
+            if here.is_main:
+                write_miniworld(folder, config.world, progress=progress)
         made = write_miniworld(folder, config.world)  # the other ranks find it finished
     return read_manifest(getattr(made, part)), made.labels
 
@@ -336,14 +351,14 @@ def _claim(run: Path, config: RunConfig, here: World) -> None:
     elif run.exists() and any(inside != temporary for inside in run.iterdir()):
         raise HarvestError(f"{run} is not empty and holds no run: give another folder with --out")
     barrier()  # nobody may find the files that the main rank writes now
-    if here.is_main:
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(to_json(config))
-            temporary.rename(path)
-        except OSError as error:
-            raise HarvestError(f"cannot write into {run}: {error.strerror}") from error
-    barrier()
+    with together():
+        if here.is_main:
+            try:
+                run.mkdir(parents=True, exist_ok=True)
+                temporary.write_text(to_json(config))
+                temporary.rename(path)
+            except OSError as error:
+                raise HarvestError(f"cannot write into {run}: {error.strerror}") from error
 
 
 def _check_budgets(config: RunConfig, model: VideoTextModel) -> None:
@@ -418,14 +433,14 @@ def _read_broken(run: Path) -> dict[str, Refused]:
 def _write_broken(run: Path, loader: Loader, here: World) -> None:
     """Add what this process and the others could not read to the run's broken.json, by id with its reason."""
     found = merge_over_ranks({id: (why.reason, why.position) for id, why in loader.broken.items()})
-    if here.is_main and found:
-        known, path = _read_broken(run), run / "broken.json"
-        for id, (reason, position) in found.items():
-            known.setdefault(id, Refused(reason, position))
-        temporary = path.with_suffix(".json.new")
-        temporary.write_text(json.dumps({id: why._asdict() for id, why in known.items()}, indent=1))
-        temporary.rename(path)
-    barrier()
+    with together():
+        if here.is_main and found:
+            known, path = _read_broken(run), run / "broken.json"
+            for id, (reason, position) in found.items():
+                known.setdefault(id, Refused(reason, position))
+            temporary = path.with_suffix(".json.new")
+            temporary.write_text(json.dumps({id: why._asdict() for id, why in known.items()}, indent=1))
+            temporary.rename(path)
 
 
 def _finish(

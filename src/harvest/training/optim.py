@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from harvest.interfaces import HarvestError
+from harvest.parallel import is_share
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def layer_factors(names: Iterable[str], layer_decay: float) -> dict[str, float]:
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the parameters that train, grouped by decay and learning-rate factor; `group["factor"]` holds it."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     by_layer = layer_factors((name for name, _ in model.named_parameters()), config.layer_decay)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -96,11 +97,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         factor = next((value for key, value in config.lr_factors.items() if key in name), 1.0)
         factor *= by_layer[name]
         decay = config.weight_decay if is_decayed(name, parameter) else 0.0
-        groups.setdefault((factor, decay), []).append(parameter)
+        # one fused step takes either shares or whole tensors
+        groups.setdefault((factor, decay, is_share(parameter)), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": parameters, "weight_decay": decay, "factor": factor}
-            for (factor, decay), parameters in groups.items()
+            for (factor, decay, _), parameters in groups.items()
         ],
         lr=config.lr,
         betas=config.betas,

@@ -1,0 +1,84 @@
+"""What ranks owe one another: no rank waits for one that has failed."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from harvest.interfaces import HarvestError
+from harvest.parallel import World, clip_gradients, full_state, is_sharded, shard, together, world
+
+
+def on_a_rank(rank: int, port: int, folder: str) -> None:
+    import os
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    said = []
+    with world() as here:
+        with together():
+            pass
+        for failing in ({0}, {1}, {0, 1}):
+            try:
+                with together():
+                    if rank in failing:
+                        raise HarvestError(f"disk {rank} is full")
+            except HarvestError as error:
+                said.append(str(error))
+        torch.manual_seed(0)
+        layer = Blocks()
+        shard(layer, here)
+        assert is_sharded(layer) and layer.scale.shape == ()
+        loss = layer(torch.ones(2, 3) * (rank + 1)).square().sum()
+        loss.backward()
+        clip_gradients(layer.parameters(), 0.5)
+        gradients = {
+            name: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone()
+            for name, p in layer.named_parameters()
+        }
+        state = full_state(layer)
+    torch.save({"said": said, "gradients": gradients, "state": state}, Path(folder) / f"{rank}.pt")
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.scale * x
+
+
+def test_failures_reach_every_rank_and_shares_are_clipped_as_a_whole(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(on_a_rank, args=(port, str(tmp_path)), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert found[0]["said"] == ["disk 0 is full", "process 1 of 2: disk 1 is full", "disk 0 is full"]
+    assert found[1]["said"] == ["process 0 of 2: disk 0 is full", "disk 1 is full", "disk 1 is full"]
+
+    torch.manual_seed(0)
+    layer = Blocks()
+    assert all(torch.equal(t, found[1]["state"][n]) for n, t in layer.state_dict().items())
+    sum(layer(torch.ones(2, 3) * (rank + 1)).square().sum() / 2 for rank in range(2)).backward()
+    clip_gradients(layer.parameters(), 0.5)
+    for name, parameter in layer.named_parameters():
+        for rank in range(2):
+            torch.testing.assert_close(found[rank]["gradients"][name], parameter.grad)
+
+
+def test_alone_an_error_is_itself() -> None:
+    with pytest.raises(ZeroDivisionError), together():
+        _ = 1 / 0
+    layer = Blocks()
+    shard(layer, World())
+    assert not is_sharded(layer)
