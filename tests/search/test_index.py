@@ -318,13 +318,14 @@ def test_broken_files_are_in_quarantine_and_links_lead_nowhere(
     write_long(secret, range(2))
     (some_clips / "link.mp4").symlink_to(secret)
     (some_clips / "nowhere.mp4").symlink_to(tmp_path / "missing.mp4")
+    Path(os.fsdecode(os.fsencode(some_clips) + b"/caf\xe9.mp4")).write_text("a name that is not UTF-8")
     whole = (some_clips / "0.mp4").read_bytes()
     (some_clips / "short.mp4").write_bytes(whole[: len(whole) * 3 // 4])
     out = tmp_path / "library"
     with build(some_clips, out, image_model) as index:
         assert index.report is not None
         reasons = {broken.path: broken.reason for broken in index.report.broken}
-        assert reasons.keys() == {"text.mp4", "empty.mkv", "link.mp4", "nowhere.mp4"}
+        assert reasons.keys() == {"text.mp4", "empty.mkv", "link.mp4", "nowhere.mp4", "caf\\xe9.mp4"}
         assert "0 bytes" in reasons["empty.mkv"] and "outside" in reasons["link.mp4"]
         assert index.broken() == index.report.broken
         [damaged] = [video for video in index.videos() if video.damage]
@@ -332,7 +333,7 @@ def test_broken_files_are_in_quarantine_and_links_lead_nowhere(
     rows = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert {row["path"] for row in rows} == reasons.keys() | {"short.mp4"}
     with build(some_clips, out) as index:
-        assert index.report is not None and index.report.unchanged == 13 and len(index.report.broken) == 4
+        assert index.report is not None and index.report.unchanged == 14 and len(index.report.broken) == 5
 
 
 def test_a_file_that_becomes_a_link_is_not_served(

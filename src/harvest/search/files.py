@@ -74,6 +74,12 @@ def _walk(root: Path) -> Iterator[File]:
             path = Path(folder) / name
             relative = path.relative_to(root).as_posix()
             try:
+                relative.encode()
+            except UnicodeEncodeError:
+                shown = relative.encode(errors="surrogateescape").decode(errors="backslashreplace")
+                yield File(shown, 0, 0, "its name is not UTF-8: rename it")
+                continue
+            try:
                 about = path.stat()
                 inside = path.resolve().is_relative_to(real_root)
             except OSError as error:

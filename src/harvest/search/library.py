@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from harvest.interfaces import HarvestError
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
@@ -70,6 +72,8 @@ class Model:
             made.update(name.encode())
             made.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         self.digest = made.hexdigest()
+        if torch.cuda.is_available():
+            self.model.cuda()  # under torchrun, this rank's own
 
 
 def named(source: str) -> str:

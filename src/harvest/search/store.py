@@ -256,6 +256,9 @@ class LocalStore:
         self.database = database
         self.width = width
         self._lock = threading.Lock()
+        self._asking = (
+            threading.Lock()
+        )  # usearch's threads have numbers, and two callers would both be the first
         self._generation = -1  # of the database when `_tail` was read
         self._base: Any = None  # usearch's index
         self._base_row = 0  # its newest row
@@ -304,8 +307,10 @@ class LocalStore:
         [(gone,)] = self.database.rows("SELECT count(*) FROM removed WHERE row <= ?", base_row)
         if new <= (_TAIL_MOST if base_row else EXACT_MOST):
             return
-        from usearch.index import Index
-
+        try:
+            from usearch.index import Index
+        except ImportError:  # the extra `search` is not installed: slower, and as right
+            return
         graph = None
         if base_row and gone < _GONE_SHARE * base_row:
             graph = Index.restore(str(path), view=False)
@@ -397,7 +402,8 @@ class LocalStore:
             if len(allowed) <= EXACT_MOST // 4:
                 return [row for (row,) in allowed]
             wanted = int(wanted * max(1.0, 2 * len(base) / len(allowed)))
-        return [int(row) for row in base.search(query, min(wanted, len(base))).keys]
+        with self._asking:
+            return [int(row) for row in base.search(query, min(wanted, len(base))).keys]
 
     def _look_up(self, query: Floats, rows: Sequence[int], videos: frozenset[str] | None) -> list[Near]:
         """Score rows by their stored vectors. Rows that are gone are left out."""
@@ -471,8 +477,11 @@ class LocalStore:
             return 0
         row = _newest_in(path)
         if self._base is None or row != self._base_row:
-            from usearch.index import Index
-
+            try:
+                from usearch.index import Index
+            except ImportError:
+                self._base = None
+                return 0
             self._base = Index.restore(str(path), view=True)
             if self._base is None:
                 return 0
