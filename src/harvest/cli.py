@@ -738,6 +738,8 @@ def moments_command(args: list[str]) -> None:
             picture: Write the curve to this SVG file; of several sentences, each with its number.
             json: Print the curve as JSON.
         """
+        import torch
+
         from harvest.evaluation.embed import progress_bar
         from harvest.interfaces import HarvestError
         from harvest.model.pretrained import load_pretrained
@@ -748,6 +750,8 @@ def moments_command(args: list[str]) -> None:
             raise HarvestError("moments needs a sentence")
         dense = Dense(window_s=window_s, hop_s=hop_s, fast=fast)
         loaded, tokenizer, _ = load_pretrained(model)
+        if torch.cuda.is_available():
+            loaded.cuda()
         with progress_bar("encoding") as progress:
             read = DenseVideo.read(loaded, tokenizer, video, dense, precision=precision, progress=progress)
         for number, text in enumerate(texts, start=1):
