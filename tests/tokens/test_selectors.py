@@ -253,3 +253,16 @@ def test_a_budget_below_what_changes_keeps_what_changes_most() -> None:
     assert packed.keep.tolist() == [2, 6, 10, 14]
     with pytest.raises(HarvestError, match="budget: expected 1 to 16"):
         run_length_keep(change, budget=17)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_as_on_a_cpu() -> None:
+    change = torch.rand(3, 48, generator=seeded()) * 40
+    for name, select in {"motion": motion_keep, "attention": attention_keep}.items():
+        here = select(change, 4, budget=17, generator=seeded())
+        there = select(change.cuda(), 4, budget=17, generator=seeded())
+        assert there.is_cuda and torch.equal(here, there.cpu()), name
+    here, there = run_length_keep(change.view(3, 4, 12)), run_length_keep(change.view(3, 4, 12).cuda())
+    assert torch.equal(here.keep, there.keep.cpu()) and torch.equal(here.runs, there.runs.cpu())
+    assert here.groups == there.groups

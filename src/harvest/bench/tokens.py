@@ -89,6 +89,8 @@ def tokens_command(
     print(", ".join(f"{name} {value}" for name, value in result.settings.items()))
     print(", ".join(str(value) for value in result.machine.values()))
     print_table(_HEADINGS, [_cells(row) for row in result.rows])
+    if any(compile):
+        print(f"graphs compiled after warm-up: {result.compiled_after_warm_up}")
     for path, text in ((out, json.dumps(dataclasses.asdict(result), indent=1)), (plot, _drawn(result))):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
