@@ -226,11 +226,11 @@ def evaluate_command(args: list[str]) -> None:
         from harvest.evaluation import read_class_names, table
         from harvest.evaluation.embed import progress_bar
         from harvest.model.folder import load_head
-        from harvest.model.pretrained import load_pretrained
+        from harvest.model.pretrained import load_any
         from harvest.tokens import see
 
         examples = read_manifest(data, videos=videos)
-        loaded, tokenizer, _ = load_pretrained(model)
+        loaded, tokenizer, _ = load_any(model)
         has_head = (Path(model) / "head.json").is_file() and not zero_shot
         with progress_bar("encoding") as progress:
             result = run(
@@ -358,10 +358,10 @@ def benchmark_command(args: list[str]) -> None:
         from harvest.evaluation.benchmark import check_complete, score_benchmark
         from harvest.evaluation.embed import progress_bar
         from harvest.model.folder import load_head
-        from harvest.model.pretrained import load_pretrained
+        from harvest.model.pretrained import load_any
 
         check_complete(data, allow_missing=allow_missing)  # before the model is loaded
-        loaded, tokenizer, _ = load_pretrained(model)
+        loaded, tokenizer, _ = load_any(model)
         has_head = (Path(model) / "head.json").is_file() and not zero_shot
         with progress_bar("encoding") as progress:
             result = score_benchmark(
@@ -453,7 +453,7 @@ def probe_command(args: list[str]) -> None:
         from harvest.evaluation.embed import progress_bar
         from harvest.evaluation.probe import probe as run
         from harvest.interfaces import HarvestError
-        from harvest.model.pretrained import load_pretrained
+        from harvest.model.pretrained import load_any
 
         how: dict[str, Any] = dict(
             kind=kind,
@@ -471,7 +471,7 @@ def probe_command(args: list[str]) -> None:
                 read(benchmark, annotations, split=split, videos=videos)
                 for split in (train_split, test_split)
             ]
-            loaded = load_pretrained(model)[0]
+            loaded = load_any(model)[0]
             with progress_bar("encoding") as progress:
                 result = probe_benchmark(
                     loaded, *splits, allow_missing=allow_missing, progress=progress, **how
@@ -479,7 +479,7 @@ def probe_command(args: list[str]) -> None:
         elif benchmark is None and train is not None and test is not None and classes is not None:
             sets = [read_manifest(path, videos=videos) for path in (train, test)]
             names = read_class_names(classes)
-            loaded = load_pretrained(model)[0]
+            loaded = load_any(model)[0]
             with progress_bar("encoding") as progress:
                 result = run(loaded, *sets, class_names=names, progress=progress, **how)
         else:

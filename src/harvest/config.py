@@ -29,6 +29,7 @@ from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.multimodal import MultimodalConfig
 from harvest.objectives.multiple_choice import MultipleChoiceConfig
+from harvest.objectives.pixel_reconstruction import PixelReconstructionConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.objectives.question_answering import QuestionAnsweringConfig
 from harvest.parallel import Parallel, Precision
@@ -44,6 +45,7 @@ ObjectiveConfig = (
     | ClassificationConfig
     | QuestionAnsweringConfig
     | AnswerDecodingConfig
+    | PixelReconstructionConfig
     | MultipleChoiceConfig
 )
 

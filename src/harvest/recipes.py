@@ -21,6 +21,7 @@ from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.multimodal import MultimodalConfig
 from harvest.objectives.multiple_choice import MultipleChoiceConfig
+from harvest.objectives.pixel_reconstruction import PixelReconstructionConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.objectives.question_answering import QuestionAnsweringConfig
 from harvest.training.optim import OptimConfig
@@ -191,6 +192,45 @@ def umt_stage1_l16() -> RunConfig:
         objective=MaskedAlignmentConfig(
             teacher="openai/clip-vit-large-patch14", teacher_image_size=196, drop_path=0.2
         ),
+    )
+
+
+def videomae_b16() -> RunConfig:
+    """The baseline VideoMAE, ViT-B/16: 90 % of 16 frames hidden as tubes, normalised pixels rebuilt by a light decoder."""
+    # 800 epochs of Kinetics-400's 240,000 clips in batches of 1,024: lr 1.5e-4 x 1,024 / 256, 40 epochs of warm-up.
+    student = _umt_student(768, 12, 12)
+    assert student.scratch is not None
+    video = dataclasses.replace(student.scratch.video, num_frames=16, tubelet_size=2)
+    return RunConfig(
+        recipe="videomae-b16",
+        start=dataclasses.replace(student, scratch=dataclasses.replace(student.scratch, video=video)),
+        objective=PixelReconstructionConfig(),
+        data=DataConfig(num_frames=16, crop_scale=(0.44, 1.0), flip=True, workers=8),
+        optim=OptimConfig(lr=6e-4, lr_end=1e-5, warmup_steps=40 * 235, weight_decay=0.05, betas=(0.9, 0.95)),
+        loop=LoopConfig(steps=800 * 235, global_batch=1024),
+    )
+
+
+def mini_videomae() -> RunConfig:
+    """Pixel reconstruction in the mini-world: what `mini-umt-stage1` is compared with."""
+    return dataclasses.replace(
+        mini_umt_stage1(),
+        recipe="mini-videomae",
+        objective=PixelReconstructionConfig(decoder_width=64, decoder_depth=2, decoder_heads=2),
+    )
+
+
+def mini_actions() -> RunConfig:
+    """Action labels of the mini-world: from scratch, or fine-tuned with --start.model runs/mini-umt-stage1."""
+    base = mini_umt_stage1()
+    return dataclasses.replace(
+        base,
+        recipe="mini-actions",
+        objective=ClassificationConfig(),
+        data=DataConfig(train="mini-world/actions", num_frames=8, cache="memory"),
+        world=MiniWorldConfig(seed=2, train=1, retrieval=1, questions=4000),
+        optim=dataclasses.replace(base.optim, lr=1e-3),
+        loop=dataclasses.replace(base.loop, steps=500),
     )
 
 
@@ -395,6 +435,9 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "mini-umt-stage1": mini_umt_stage1,
     "mini-umt-stage2": mini_umt_stage2,
     "mini-umt-qa": mini_umt_qa,
+    "mini-videomae": mini_videomae,
+    "mini-actions": mini_actions,
+    "videomae-b16": videomae_b16,
     "umt-ft-msrvtt-b16": umt_ft_msrvtt_b16,
     "ft-k400-b16": ft_k400_b16,
     "ft-ssv2-b16": ft_ssv2_b16,
@@ -402,6 +445,18 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "ft-msrvtt-qa-b16": ft_msrvtt_qa_b16,
     "ft-choice-b16": ft_choice_b16,
 }
+
+
+def _small_student(start: StartConfig) -> StartConfig:
+    """A tower from scratch at the size of a twin; other starts as they are."""
+    sizes = start.scratch
+    if sizes is None or sizes.text is not None or sizes.video.width <= 128:
+        return start
+    small = _umt_student(64, 3, 2, image_size=64, patch_size=8).scratch
+    assert small is not None
+    old = sizes.video
+    video = dataclasses.replace(small.video, num_frames=old.num_frames, tubelet_size=old.tubelet_size)
+    return dataclasses.replace(start, scratch=dataclasses.replace(small, video=video))
 
 
 _TINY_BERT = TextEncoderConfig(
@@ -438,8 +493,6 @@ def tiny(name: str) -> RunConfig:
             if start.words != "mini-image":
                 fusion = FusionConfig(layout="bert", tied_words=True, matches=True)
                 start = dataclasses.replace(start, words="scratch", scratch_words=_TINY_BERT, fusion=fusion)
-        elif start.scratch is not None and start.scratch.video.width > 128:
-            start = _umt_student(64, 3, 2, image_size=64, patch_size=8)
         config = dataclasses.replace(
             config,
             start=start,
@@ -447,7 +500,7 @@ def tiny(name: str) -> RunConfig:
                 config.objective, teacher="mini-image", teacher_image_size=None, num_layers=2
             ),
         )
-    start = config.start
+    start = _small_student(config.start)
     if start.scratch is None and not isinstance(config.objective, MultimodalConfig):
         start = dataclasses.replace(start, model="mini-image")
     if start.fusion is not None:

@@ -26,10 +26,13 @@ from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.multimodal import MultimodalConfig
+from harvest.objectives.pixel_reconstruction import PixelReconstructionConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.objectives.question_answering import QuestionAnsweringConfig
 from harvest.recipes import RECIPES
-from harvest.training.loop import start_model, train
+from harvest.training.checkpoint import newest_weights
+from harvest.training.loop import train
+from harvest.training.start import build_objective, start_model
 
 TinyRun = Callable[..., RunConfig]
 
@@ -75,6 +78,7 @@ def test_the_tiny_twin_of_every_recipe_runs_end_to_end(name: str, runs: Path, ti
         MaskedAlignmentConfig: {"alignment"},
         MultimodalConfig: {"alignment", "vtc", "vtm", "mlm"} if fills_words else {"vtc", "vtm"},
         AnswerDecodingConfig: {"answer", "answers_right"},
+        PixelReconstructionConfig: {"pixels"},
     }.get(type(config.objective), set())
     assert parts <= lines[0].keys() and {"loss", "lr", "clips_per_s", "waiting"} <= lines[0].keys()
     assert read_config(run / "config.json") == config
@@ -82,7 +86,7 @@ def test_the_tiny_twin_of_every_recipe_runs_end_to_end(name: str, runs: Path, ti
     assert len(kept) == 2 and kept[-1] == f"step-{config.total_steps:08d}"
     assert list((run / "tensorboard").iterdir()) and not (run / "broken.json").exists()
     model, tokenizer = load_model(run / "model")
-    is_tower = type(config.objective) is MaskedAlignmentConfig  # it has met no words
+    is_tower = config.start.scratch is not None and config.start.scratch.text is None  # it has met no words
     assert (tokenizer is None) == is_tower
     if tokenizer is not None:
         assert model.encode_text(tokenizer(["a red circle"])).pooled.shape == (1, 128)
@@ -381,3 +385,61 @@ def test_what_one_process_cannot_do_ends_all(runs: Path, tiny_run: TinyRun) -> N
     first, second = on_ranks(2, config, run, code=2)
     assert "could not save a checkpoint" in first
     assert "process 0 of 2: could not save a checkpoint" in " ".join(second.split())
+
+
+def test_a_tower_without_words_is_fine_tuned_for_actions(
+    runs: Path, stage1_run: Path, tiny_run: TinyRun
+) -> None:
+    """UMT's path from stage 1 to recognition: no words anywhere."""
+    config = tiny_run("ft-k400-b16", start={"model": str(stage1_run)}, loop={"steps": 3})
+    train(config, runs / "actions")
+    model, tokenizer = load_model(runs / "actions" / "model")
+    assert tokenizer is None and model.config.text is None
+    before = safetensors.torch.load_file(stage1_run / "model" / "model.safetensors")
+    after = weights(runs / "actions")
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["video.blocks.0.mlp.up.weight"], after["video.blocks.0.mlp.up.weight"])
+
+
+def test_stage_2_goes_on_from_stage_1(stage1_run: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Defect 16: a training checkpoint of stage 1 loads nothing into the reference's stage 2, silently."""
+    config = tiny_run("umt-stage2-b16")
+    model, tokenizer, _ = start_model(config, ["a red circle"])
+    tower = weights(stage1_run)
+    own = model.state_dict()
+    assert {name for name in tower if name.startswith("video.")} <= own.keys() and tokenizer is not None
+    assert all(torch.equal(own[name], tensor) for name, tensor in tower.items() if name.startswith("video."))
+    objective = build_objective(config, model)
+    assert objective.teaching is not None
+    checkpoint = newest_weights(stage1_run)
+    heads = {k: t for k, t in checkpoint.items() if k.startswith("teaching.")}
+    assert heads and all(torch.equal(objective.state_dict()[k], t) for k, t in heads.items())
+    shutil.copytree(stage1_run / "model", tmp_path / "model")  # the model alone has no heads
+    alone = dataclasses.replace(
+        config, start=dataclasses.replace(config.start, model=str(tmp_path / "model"))
+    )
+    made = build_objective(alone, start_model(alone, ["a red circle"])[0])
+    assert not torch.equal(
+        made.state_dict()["teaching.heads.heads.0.linear.weight"],
+        heads["teaching.heads.heads.0.linear.weight"],
+    )
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(HarvestError, match=r"no model\.safetensors"):
+        start_model(alone, ["a red circle"])
+    nowhere = dataclasses.replace(config, start=dataclasses.replace(config.start, words=None))
+    with pytest.raises(HarvestError, match=r"--start\.words"):
+        start_model(nowhere, [])
+
+
+@pytest.mark.parametrize("name", ["umt-stage1-b16", "umt-stage2-b16"])
+def test_umt_goes_on_to_the_bit(name: str, runs: Path, tiny_run: TinyRun) -> None:
+    """Dropout, hidden words, negatives and pictures in between are functions of the step too."""
+    whole, stopped = runs / f"whole-{name}", runs / f"stopped-{name}"
+    config = tiny_run(name, loop={"steps": 4, "save_every": 2})
+    train(config, whole)
+    train(config, stopped)
+    shutil.rmtree(stopped / "model")
+    shutil.rmtree(stopped / "checkpoints" / "step-00000004")  # as if killed after step 2
+    train(config, stopped)
+    first, second = weights(whole), weights(stopped)
+    assert all(torch.equal(first[key], second[key]) for key in first)

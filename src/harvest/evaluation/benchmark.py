@@ -30,7 +30,7 @@ def check_complete(data: BenchmarkData, *, allow_missing: bool = False) -> Missi
 
 def score_benchmark(
     model: VideoTextModel,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     data: BenchmarkData,
     *,
     allow_missing: bool = False,

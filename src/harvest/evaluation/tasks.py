@@ -26,7 +26,7 @@ from harvest.evaluation.retrieval import retrieval
 from harvest.interfaces import Example, HarvestError
 from harvest.model.heads import AnswerHead, Head
 from harvest.model.tokenizer import Tokenizer
-from harvest.model.video_text import VideoTextModel
+from harvest.model.video_text import NO_WORDS, VideoTextModel
 from harvest.parallel import Precision
 from harvest.tokens import Selection, described
 
@@ -35,7 +35,7 @@ Task = Literal["retrieval", "choice", "recognition", "qa", "masked_words", "clas
 
 def evaluate(
     model: VideoTextModel,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     examples: Sequence[Example],
     *,
     task: Task,
@@ -61,6 +61,8 @@ def evaluate(
     num_crops: int = 1,
 ) -> Result:
     """Evaluate without training on the task, or with the head of a fine-tuned model, on the device the model is on.
+
+    Only "classification" does without a tokenizer: a model without a text tower has none.
 
     `mode` "image" is the image baseline: every frame alone, embeddings averaged. The video settings are those of
     `embed_videos` (`selection`: how many tubelets of a clip are seen, and which; `dim`: entries of an embedding);
@@ -114,6 +116,8 @@ def evaluate(
                 progress=progress,
             )
             return _with_settings(result, selection, None)
+        if tokenizer is None:  # all other tasks read words
+            raise HarvestError(NO_WORDS)
         clips = read_clips(
             model,
             examples,

@@ -481,8 +481,10 @@ def _read_pixels(folder: Path, default: Pixels) -> tuple[Pixels, list[str]]:
 
 
 def find_folder(source: str | Path, *, offline: bool = False) -> Path:
-    """A local file or folder, or the snapshot of a hub model of this name."""
+    """A local file or folder (of a run: its model), or the snapshot of a hub model of this name."""
     path = Path(source).expanduser()
+    if (path / "model" / "config.json").is_file():
+        return path / "model"
     return path if path.exists() else _download(str(source), offline=offline)
 
 

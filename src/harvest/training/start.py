@@ -31,6 +31,7 @@ from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
 from harvest.objectives.multiple_choice import MultipleChoice, MultipleChoiceConfig
+from harvest.objectives.pixel_reconstruction import PixelReconstruction, PixelReconstructionConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.objectives.question_answering import QuestionAnswering, QuestionAnsweringConfig
 from harvest.training.checkpoint import newest_weights
@@ -46,8 +47,12 @@ Objective = (
     | Classification
     | QuestionAnswering
     | AnswerDecoding
+    | PixelReconstruction
     | MultipleChoice
 )
+
+WORDLESS = (ClassificationConfig, MaskedAlignmentConfig, PixelReconstructionConfig)
+"""Objectives that train a video tower alone."""
 
 
 def start_model(
@@ -58,12 +63,12 @@ def start_model(
     start = config.start
     if isinstance(config.objective, MultimodalConfig):
         return *_second_stage(config, captions), None
-    if start.scratch is not None:
-        if isinstance(config.objective, MaskedAlignmentConfig):
+    if start.scratch is not None and start.model == "scratch":
+        if isinstance(config.objective, WORDLESS) and start.scratch.text is None:
             return _student(config, start.scratch), None, None
         return *_from_scratch(config, captions), None
     source = source_of(start.model)
-    needs_words = not isinstance(config.objective, (ClassificationConfig, MaskedAlignmentConfig))
+    needs_words = not isinstance(config.objective, WORDLESS)
     model, tokenizer, report = (load_pretrained if needs_words else load_any)(
         source, vocabulary=_vocabulary(config)
     )
@@ -156,6 +161,9 @@ def _objective(config: RunConfig, model: VideoTextModel, names: Sequence[str], *
         teacher = as_teacher(_teacher(config, objective))
         with _seeded(config):  # the heads
             return MaskedAlignment(objective, model, teacher, seed=seed)
+    if isinstance(objective, PixelReconstructionConfig):
+        with _seeded(config):  # the decoder
+            return PixelReconstruction(objective, model, seed=seed)
     assert isinstance(objective, ImageTextConfig)
     return ImageTextPretraining(objective, model, seed=seed)
 
