@@ -21,7 +21,6 @@ usage: harvest COMMAND [options]        harvest COMMAND --help for examples
 
   demo        the whole method in minutes: an image model becomes a video model, with a report
   recipes     list the training recipes
-  check       look at every clip of a manifest: broken, duplicate, short, silent, and statistics on a page
   prepare     pack a manifest's clips, trimmed and scaled, into tar shards that training reads fast
   train       run a recipe, or go on with it: harvest train harvest-b16 --data.train clips.csv
   evaluate    zero-shot retrieval, multiple choice, recognition, question answering
@@ -289,6 +288,8 @@ def benchmark_command(args: list[str]) -> None:
         allow_missing: bool = False,
         missing_list: Path | None = None,
         manifest: Path | None = None,
+        boxes: Path | None = None,
+        span_s: float | None = None,
         image: bool = False,
         zero_shot: bool = False,
         num_frames: int | None = None,
@@ -320,6 +321,8 @@ def benchmark_command(args: list[str]) -> None:
             missing_list: File for the list of missing videos; without it missing-NAME-SPLIT.txt here.
             manifest: Write the rows as a manifest to train on (.jsonl), and its classes or answers beside it
                 (.names.json).
+            boxes: Of action detection: a detector's boxes of persons (csv); without it the annotated boxes.
+            span_s: Of action detection: seconds of video shown around a picture; without it what annotators saw.
             image: The image baseline: each frame encoded alone, embeddings averaged.
             zero_shot: Leave the head of a fine-tuned model aside.
             num_frames: Frames a clip; without it the model's own number.
@@ -332,10 +335,12 @@ def benchmark_command(args: list[str]) -> None:
         """
         from rich.console import Console
 
-        from harvest.data.benchmarks import missing, read, write_training
+        from harvest.data.benchmarks import missing, read, widen, write_training
         from harvest.interfaces import HarvestError
 
         data = read(name, annotations, split=split, videos=videos)
+        if span_s is not None:
+            data = widen(data, span_s)
         for count, number in data.counts.items():
             published = data.published.counts.get(count)
             beside = "" if published is None else f" (published: {published:,}, {data.published.source})"
@@ -357,6 +362,7 @@ def benchmark_command(args: list[str]) -> None:
             return
         from harvest.evaluation import table
         from harvest.evaluation.benchmark import check_complete, score_benchmark
+        from harvest.evaluation.detection import read_boxes
         from harvest.evaluation.embed import progress_bar
         from harvest.model.folder import load_head
         from harvest.model.pretrained import load_any
@@ -371,6 +377,7 @@ def benchmark_command(args: list[str]) -> None:
                 data,
                 allow_missing=allow_missing,
                 head=load_head(Path(model)) if has_head else None,
+                detected=None if boxes is None else read_boxes(boxes),
                 num_clips=num_clips,
                 num_crops=num_crops,
                 with_dual_softmax=dual_softmax,
@@ -884,82 +891,6 @@ def convert_command(args: list[str]) -> None:
     _run(convert, args)
 
 
-def check_command(args: list[str]) -> None:
-    import tyro
-
-    def check(
-        manifest: Annotated[Path, tyro.conf.Positional],
-        /,
-        videos: Path | None = None,
-        out: Path | None = None,
-        min_s: float = 1.0,
-        min_words: int = 2,
-        caption_model: str | None = None,
-        min_similarity: float | None = None,
-        video_limit_s: float = 30.0,
-        workers: int = 2,
-    ) -> None:
-        """Look at every clip of a manifest once; what is wrong goes on a page, what is not into clean.jsonl.
-
-        $ harvest check clips.jsonl
-        $ harvest check results_10M_train.csv --videos /data/webvid --workers 32 --out checks/webvid
-        $ harvest check clips.jsonl --caption-model openai/clip-vit-base-patch16 --min-similarity 0.2
-
-        Args:
-            manifest: .jsonl, .csv, .tsv or .parquet: video, caption(s), optional start_s, end_s, label.
-            videos: Folder that video paths are relative to; without it the manifest's own.
-            out: Folder for check.html, check.json and clean.jsonl; without it check-NAME here.
-            min_s: Clips that are shorter are named.
-            min_words: Captions of fewer words are named.
-            caption_model: An image model that says how alike clips and captions are: a hub name, a folder or a file.
-            min_similarity: Rows whose best caption is less similar to the clip are named.
-            video_limit_s: A clip that takes longer to read counts as broken.
-            workers: Processes that decode.
-        """
-        from harvest.data.check import CheckConfig, write_report
-        from harvest.data.check import check as run
-        from harvest.data.manifest import columns_of, read_manifest
-        from harvest.interfaces import HarvestError
-        from harvest.training.log import bar
-
-        if min_similarity is not None and caption_model is None:
-            raise HarvestError("--min-similarity needs --caption-model, which measures it")
-        examples = read_manifest(manifest, videos=videos, captions_required=False)
-        similarities = None
-        if caption_model is not None:
-            from harvest.evaluation.caption_quality import caption_similarities
-            from harvest.model.pretrained import load_pretrained
-
-            model, tokenizer, _ = load_pretrained(caption_model)
-            with bar("comparing clips and captions") as progress:
-                similarities = caption_similarities(
-                    model, tokenizer, examples, workers=workers, progress=progress
-                )
-        config = CheckConfig(min_s, min_words, min_similarity, video_limit_s)
-        with bar("looking at clips") as progress:
-            found = run(
-                examples,
-                config,
-                columns=columns_of(manifest),
-                similarities=similarities,
-                workers=workers,
-                progress=progress,
-            )
-        folder = out or Path(f"check-{manifest.stem}")
-        write_report(folder, manifest.name, examples, found)
-        print(f"{found.num_rows:,} rows of {found.num_clips:,} clips, {found.hours:.1f} hours")
-        for word in ("missing", "broken", "duplicate", "short", "silent", "unlike"):
-            rows = getattr(found, word)
-            first = next(iter(rows.items()), None)
-            print(f"{word:<10} {len(rows):>9,}" + (f"   first: {first[0]}: {first[1]}" if first else ""))
-        if found.licence_column is None:
-            print("no column tells the licence (licence, license, rights)")
-        print(f"page: {folder / 'check.html'}")
-        print(f"{found.num_rows - len(found.useless):,} rows with nothing wrong: {folder / 'clean.jsonl'}")
-
-    _run(check, args)
-
-
 def prepare_command(args: list[str]) -> None:
     import tyro
 
@@ -1162,7 +1093,6 @@ def _run(function: Callable[..., None], args: list[str], *, prog: str | None = N
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo_command,
     "recipes": recipes_command,
-    "check": check_command,
     "prepare": prepare_command,
     "train": train_command,
     "evaluate": evaluate_command,

@@ -25,6 +25,7 @@ from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig
 from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig
+from harvest.objectives.detection import DetectionConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.multimodal import MultimodalConfig
@@ -47,6 +48,7 @@ ObjectiveConfig = (
     | AnswerDecodingConfig
     | PixelReconstructionConfig
     | MultipleChoiceConfig
+    | DetectionConfig
 )
 
 

@@ -22,12 +22,32 @@ class RunStopped(HarvestError):
 
 
 @dataclass(frozen=True)
+class Box:
+    """A region of a picture, and what is done there."""
+
+    sides: tuple[float, float, float, float]
+    """Left, top, right, bottom as shares of the picture, 0 to 1."""
+    labels: tuple[int, ...] = ()
+    score: float = 1.0
+    """How sure a detector is that somebody is there."""
+
+    def __post_init__(self) -> None:
+        left, top, right, bottom = self.sides
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise HarvestError(
+                f"the box {self.sides} is not inside the picture: expected shares from 0 to 1, left before right, top "
+                "before bottom"
+            )
+
+
+@dataclass(frozen=True)
 class Example:
     """One row of a manifest.
 
     `texts` are the captions of the stretch or, for a multiple-choice question, its options, with
     `label` the index of the right one. `question` and `answer` are set for open-ended questions, `labels`
-    instead of `label` where several classes may hold at once.
+    instead of `label` where several classes may hold at once. `boxes` say who does what in the picture in the middle
+    of the stretch.
     """
 
     id: str
@@ -39,6 +59,7 @@ class Example:
     question: str | None = None
     answer: str | None = None
     labels: tuple[int, ...] = ()
+    boxes: tuple[Box, ...] = ()
 
     def __post_init__(self) -> None:
         if self.end_s is not None and self.end_s <= self.start_s:

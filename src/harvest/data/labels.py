@@ -109,6 +109,26 @@ def answered(examples: Sequence[Example], answers: Sequence[str]) -> list[Exampl
     return rows
 
 
+def boxed(examples: Sequence[Example], num_actions: int) -> list[Example]:
+    """The rows with boxes, one a clip, whose labels must be of the actions; captions are left out."""
+    rows = [dataclasses.replace(e, texts=(), label=0) for e in examples if e.boxes]
+    if not rows:
+        raise HarvestError("none of the rows of the training set has boxes: detection needs them")
+    for row in rows:
+        wrong = [label for box in row.boxes for label in box.labels if not 0 <= label < num_actions]
+        if wrong:
+            raise HarvestError(
+                f"example {row.id!r} has a box with label {wrong[0]}, the actions go from 0 to {num_actions - 1}"
+            )
+    stretches = Counter((row.video, row.start_s, row.end_s) for row in rows)
+    twice = next((row.id for row in rows if stretches[(row.video, row.start_s, row.end_s)] > 1), None)
+    if twice is not None:
+        raise HarvestError(
+            f"example {twice!r} is of the same stretch as another: put all boxes of a picture in one row"
+        )
+    return rows
+
+
 def check_equally_many(examples: Sequence[Example]) -> None:
     """Raise HarvestError unless every row is a question with equally many options, of which `label` is right."""
     wanted = len(examples[0].texts) if examples else 0

@@ -66,6 +66,8 @@ class DataConfig:
     order, of which every row must have equally many: the options of questions."""
     crop_scale: tuple[float, float] = (1.0, 1.0)
     """Smallest and largest share of the picture's area in a random crop; 1 1 takes the middle square."""
+    crop: Literal["center", "squash"] = "center"
+    """Without random crops: the middle square, or the whole picture squashed to a square, as boxes need it."""
     flip: bool = False
     """Mirror every other clip. Not for captions that say left and right."""
     rand_augment: int = 0
@@ -98,6 +100,8 @@ class DataConfig:
             raise HarvestError(
                 f"data.crop_scale: expected 0 < smallest <= largest <= 1, got {self.crop_scale}"
             )
+        if self.crop == "squash" and self.crop_scale != (1.0, 1.0):
+            raise HarvestError("data.crop squash shows whole pictures: it does not go with data.crop_scale")
         if not 0 <= self.max_broken_share <= 1:
             raise HarvestError(f"data.max_broken_share: expected 0 to 1, got {self.max_broken_share}")
         if self.video_limit_s <= 0:
@@ -238,7 +242,9 @@ class ClipDataset(Dataset):
         is_good = torch.zeros(self.num_clips, dtype=torch.bool)
         broken: dict[int, str] = {}
         first_row = _first_rows(self.clip_of, self.num_clips)
-        clips = _Clips([self.examples[row] for row in first_row], config.num_frames, self.image_size)
+        clips = _Clips(
+            [self.examples[row] for row in first_row], config.num_frames, self.image_size, config.crop
+        )
         clips.limit_s = config.video_limit_s
         if config.times == "random":
             clips.seed = self.seed
@@ -365,7 +371,7 @@ class ClipDataset(Dataset):
             start_s=source.start_s,
             end_s=source.end_s,
             generator=draw.generator if config.times == "random" else None,
-            crop="none" if self._crops else "center",
+            crop="none" if self._crops else config.crop,
         )
         if not draw.others:
             return self._augmented(clip.frames, draw)

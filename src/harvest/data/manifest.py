@@ -6,7 +6,7 @@ A manifest is a table. Its columns are recognised by name, whatever their order 
     what is said   texts, captions, options, choices, caption, text, sentence, sentences, description,
                    label_or_caption, title, name
     the rest       id | video_id | videoid | clip_id; start_s | start | start_time; end_s | end | end_time;
-                   label (a whole number); labels (several of them); question; answer
+                   label (a whole number); labels (several of them); boxes; question; answer
 
 Of several the first in this order counts. Several captions of one row are a list (in CSV a JSON list,
 `["a dog", "a dog runs"]`), or several rows name the same video. WebVid's csv (videoid, name, page_dir, …) has no
@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import Box, Example, HarvestError
 
 VIDEO = ("video", "video_path", "path", "file", "filename", "filepath", "file_name", "clip")
 TEXTS = tuple(
@@ -80,13 +80,6 @@ def read_manifest(
     return examples
 
 
-def columns_of(path: str | Path) -> list[str]:
-    """The names of a manifest's columns, in lower case, as its first row has them."""
-    for _, row in _rows(Path(path)):
-        return [str(name).strip().lower() for name in row]
-    return []
-
-
 def write_manifest(path: str | Path, examples: Iterable[Example]) -> None:
     """Write JSONL, whole or not at all. Videos under the manifest's folder are written relative to it."""
     path = Path(path)
@@ -122,7 +115,14 @@ def _row_of(example: Example, folder: Path) -> dict[str, Any]:
             row[key] = getattr(example, key)
     if example.labels:
         row["labels"] = list(example.labels)
+    if example.boxes:
+        row["boxes"] = [{"sides": box.sides, "labels": box.labels} for box in example.boxes]
     return row
+
+
+def boxed_example(row: Mapping[str, Any], folder: Path) -> Example:
+    """A row with boxes as an Example, its video relative to `folder`."""
+    return _Rows(folder / "boxes", folder, False).example("a row", row)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -254,6 +254,7 @@ class _Rows:
                 question=None if question is None else str(question),
                 answer=None if answer is None else str(answer),
                 labels=self._labels(place, value("labels")),
+                boxes=self._boxes(place, value("boxes")),
             )
         except HarvestError as error:
             raise (
@@ -275,7 +276,7 @@ class _Rows:
             raise HarvestError(
                 f"{self._at(place)}: no video column; found: {found}; expected one of: {', '.join(VIDEO)}"
             )
-        says_something = any(name in columns for name in (*TEXTS, "label", "labels", "question"))
+        says_something = any(name in columns for name in (*TEXTS, "label", "labels", "boxes", "question"))
         if self.captions_required and not says_something:
             raise HarvestError(
                 f"{self._at(place)}: no caption column; found: {found}; expected one of: {', '.join(TEXTS)}"
@@ -337,6 +338,24 @@ class _Rows:
             raise HarvestError(f"{self._at(place)}: labels must be a list of whole numbers, got {value!r}")
         found = [self._label(place, label) for label in value]
         return tuple(sorted({label for label in found if label is not None}))
+
+    def _boxes(self, place: str, value: Any) -> tuple[Box, ...]:
+        if isinstance(value, str):
+            with suppress(json.JSONDecodeError):
+                value = json.loads(value)
+        if value is None:
+            return ()
+        boxes = []
+        for box in value if isinstance(value, list) else [value]:
+            sides = box.get("sides") if isinstance(box, dict) else None
+            if not isinstance(sides, Sequence) or len(sides) != 4:
+                raise HarvestError(
+                    f"{self._at(place)}: boxes are a list of {{'sides': [left, top, right, bottom], 'labels': [...]}}, got"
+                    f" {box!r:.100}"
+                )
+            left, top, right, bottom = (float(side) for side in sides)
+            boxes.append(Box((left, top, right, bottom), self._labels(place, box.get("labels"))))
+        return tuple(boxes)
 
     def _number(self, place: str, name: str, value: Any) -> float | None:
         if value is None:

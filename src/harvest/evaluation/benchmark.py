@@ -7,11 +7,12 @@ from typing import Any, cast
 
 from harvest.data.benchmarks import BenchmarkData, Missing, missing
 from harvest.data.labels import check_same_names
+from harvest.evaluation.detection import detection
 from harvest.evaluation.probe import probe
 from harvest.evaluation.result import Result
 from harvest.evaluation.tasks import Task, evaluate
-from harvest.interfaces import HarvestError
-from harvest.model.heads import Head
+from harvest.interfaces import Box, HarvestError
+from harvest.model.heads import BoxHead, Head
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 
@@ -35,11 +36,13 @@ def score_benchmark(
     *,
     allow_missing: bool = False,
     head: Head | None = None,
+    detected: dict[str, tuple[Box, ...]] | None = None,
     **settings: Any,
 ) -> Result:
     """Evaluate by the benchmark's protocol, zero-shot or with the head of a fine-tuned model.
 
-    `settings` are those of `evaluate` for any task; with a head, its views are among them.
+    `settings` are those of `evaluate` for any task; with a head, its views are among them. `detected` are the boxes of
+    a detector for action detection (`detection.read_boxes`), which without it is on the annotated ones.
 
     Raises HarvestError where rows are missing, from the annotation files or because their video is not there or
     cannot be read. `allow_missing` scores what is there instead: `metrics["share_of_rows"]` is then the share of
@@ -48,6 +51,21 @@ def score_benchmark(
     absent = check_complete(data, allow_missing=allow_missing)
     task = cast(Task, data.task)  # the tasks that are none of these are unscored
     of_task: dict[str, Any] = {}
+    if data.task == "detection":
+        if not isinstance(head, BoxHead):
+            raise HarvestError(
+                f"{data.name} needs a model that was fine-tuned to detect actions (recipe ft-ava-b16)"
+            )
+        own = ("num_frames", "batch_size", "precision", "workers", "progress")
+        found = detection(
+            model,
+            head,
+            data.examples,
+            names=data.action_names,
+            detected=detected,
+            **{name: value for name, value in settings.items() if name in own},
+        )
+        return _of_the_whole(data, found, absent, allow_missing=allow_missing)
     if task == "recognition" and head is not None:
         task = "classification"
         of_task = {"class_names": data.class_names, "head": head}

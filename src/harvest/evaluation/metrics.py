@@ -142,6 +142,100 @@ def average_precisions(scores: Tensor, is_right: Tensor) -> Tensor:
     return found
 
 
+def frame_average_precisions(
+    frame: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    truth_frame: Tensor,
+    truth_boxes: Tensor,
+    truth_label: Tensor,
+    *,
+    overlap: float = 0.5,
+    most: int = 50,
+) -> Tensor:
+    """Average precision of each action in pictures, float64 `[A]`, NaN where nobody does it (ActivityNet's `ava`).
+
+    `boxes` `[n, 4]` (left, top, right, bottom) of pictures `frame` `[n]` with `scores` `[n, A]`; the truth has a box a
+    label. A box is matched with the true one it overlaps most, of its picture and action. It is right if that is by
+    `overlap` or more and no higher score has taken that box; else it is wrong, also where a second box were free.
+    The precision at each recall is the best one at that recall or a higher one (PASCAL VOC 2010). Of a picture the
+    `most` highest scores of any box and action count. Equal scores come together.
+    """
+    counts_at_all = _highest_of_each(frame, scores, most)
+    found = torch.full((scores.shape[1],), math.nan, dtype=torch.float64)
+    for action in torch.unique(truth_label).tolist():
+        mine = truth_label == action
+        true_boxes, true_frame = truth_boxes[mine], truth_frame[mine]
+        said = counts_at_all[:, action]
+        given = scores[said, action]
+        best, partner = best_overlaps(frame[said], boxes[said], true_frame, true_boxes)
+        # Higher scores choose first, of equal ones the greater overlap.
+        order = best.argsort(descending=True, stable=True)
+        order = order[given[order].argsort(descending=True, stable=True)]
+        fits = best[order] >= overlap
+        taken = torch.where(fits, partner[order], -1)
+        is_first = torch.zeros(len(order), dtype=torch.bool)
+        if fits.any():
+            numbers, back = torch.unique(taken[fits], return_inverse=True)
+            places = fits.nonzero()[:, 0]
+            first = torch.full((len(numbers),), len(order)).scatter_reduce_(0, back, places, "amin")
+            is_first[first] = True
+        ordered = given[order]
+        hits = is_first.double().cumsum(0)
+        ends = torch.ones(len(ordered), dtype=torch.bool)
+        ends[:-1] = ordered[1:] != ordered[:-1]
+        if not len(ordered):
+            found[action] = 0.0
+            continue
+        precision = (hits / torch.arange(1, len(hits) + 1))[ends]
+        recall = (hits / int(mine.sum()))[ends]
+        envelope = precision.flip(0).cummax(0).values.flip(0)
+        found[action] = (envelope * recall.diff(prepend=torch.zeros(1, dtype=torch.float64))).sum()
+    return found
+
+
+def _highest_of_each(frame: Tensor, scores: Tensor, most: int) -> Tensor:
+    """Which of `scores` `[n, A]` are among the `most` highest of their picture: bool `[n, A]`."""
+    picture = frame[:, None].expand(scores.shape).flatten()
+    order = scores.flatten().argsort(descending=True, stable=True)
+    order = order[picture[order].argsort(stable=True)]  # by picture, then by score
+    _, counts = torch.unique_consecutive(picture[order], return_counts=True)
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    found = torch.zeros(scores.numel(), dtype=torch.bool)
+    found[order] = torch.arange(len(order)) - first < most
+    return found.view(scores.shape)
+
+
+def best_overlaps(
+    frame: Tensor, boxes: Tensor, true_frame: Tensor, true_boxes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """For each box the largest intersection over union with a true box of its picture, and which: `[n]` and `[n]`.
+
+    0 and -1 where its picture has none.
+    """
+    best, partner = torch.zeros(len(boxes), dtype=torch.float64), torch.full((len(boxes),), -1)
+    order = true_frame.argsort(stable=True)
+    pictures, counts = torch.unique_consecutive(true_frame[order], return_counts=True)
+    starts = counts.cumsum(0) - counts
+    place = torch.searchsorted(pictures, frame).clamp(max=max(0, len(pictures) - 1))
+    has_any = pictures[place] == frame if len(pictures) else torch.zeros(len(frame), dtype=torch.bool)
+    for nth in range(int(counts.max()) if len(counts) else 0):  # the nth true box of every picture at once
+        rows = (has_any & (counts[place] > nth)).nonzero()[:, 0]
+        other = order[starts[place[rows]] + nth]
+        value = intersection_over_union(boxes[rows].double(), true_boxes[other].double())
+        better = value > best[rows]
+        best[rows[better]], partner[rows[better]] = value[better], other[better]
+    return best, partner
+
+
+def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
+    """Of boxes row by row, `[n, 4]` and `[n, 4]` to `[n]`."""
+    low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=1)
+    areas = [(box[:, 2:] - box[:, :2]).prod(dim=1) for box in (a, b)]
+    return shared / (areas[0] + areas[1] - shared)
+
+
 def bootstrap_interval(
     values: Tensor,
     group: Tensor | None = None,

@@ -24,7 +24,7 @@ from harvest.evaluation.recognition import TEMPLATES, recognition
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import retrieval
 from harvest.interfaces import Example, HarvestError
-from harvest.model.heads import AnswerHead, Head
+from harvest.model.heads import AnswerHead, ClipHead, Head
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import NO_WORDS, VideoTextModel
 from harvest.parallel import Precision
@@ -97,7 +97,7 @@ def evaluate(
         if progress is None:
             progress = stack.enter_context(progress_bar(f"evaluating {task}"))
         if task == "classification":
-            if head is None or isinstance(head, AnswerHead) or mode == "image":
+            if not isinstance(head, ClipHead) or mode == "image":
                 raise HarvestError(
                     "classification needs the head of a model that was fine-tuned for it, which looks at clips as videos"
                 )

@@ -21,7 +21,7 @@ from harvest.model.video_text import VideoTextModel
 class HeadConfig:
     """What a head tells apart and what it reads; written into the model folder."""
 
-    kind: Literal["linear", "attentive", "answers"]
+    kind: Literal["linear", "attentive", "answers", "boxes"]
     names: tuple[str, ...]
     """What the scores stand for, in their order."""
     width: int
@@ -85,6 +85,20 @@ class AnswerHead(nn.Module):
         return self.linear(F.dropout(hidden, dropout))
 
 
+class BoxHead(nn.Module):
+    """Two layers on a region's feature (`model.regions`), a yes or no for each action."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dense = nn.Linear(config.width, config.width)
+        self.linear = nn.Linear(config.width, len(config.names))
+
+    def forward(self, regions: Tensor, *, dropout: float = 0.0) -> Tensor:
+        """Scores `[R, A]` of regions `[R, D]`; dropout draws from PyTorch's own generator."""
+        return self.linear(F.dropout(F.relu(self.dense(F.dropout(regions, dropout))), dropout))
+
+
 def answer_width(model: VideoTextModel) -> int:
     words, video = model.config.words, model.config.video
     return words.width + video.width + words.embed_dim
@@ -105,12 +119,14 @@ def answer_features(model: VideoTextModel, video: VideoFeatures, text_ids: Tenso
 
 ClipHead = LinearHead | AttentiveHead
 """Heads that read a clip alone."""
-Head = ClipHead | AnswerHead
+Head = ClipHead | AnswerHead | BoxHead
 
 
 def build_head(config: HeadConfig) -> Head:
     if config.kind == "answers":
         return AnswerHead(config)
+    if config.kind == "boxes":
+        return BoxHead(config)
     return LinearHead(config) if config.kind == "linear" else AttentiveHead(config)
 
 

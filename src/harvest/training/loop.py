@@ -26,6 +26,7 @@ from torch import nn
 from harvest.config import ObjectiveConfig, RunConfig, differences, read_config, to_json
 from harvest.data.labels import (
     answered,
+    boxed,
     check_equally_many,
     class_names_of,
     frequent_answers,
@@ -34,8 +35,8 @@ from harvest.data.labels import (
     read_class_names,
 )
 from harvest.data.loader import ClipDataset, DataConfig, Refused, TrainLoader
-from harvest.data.manifest import read_manifest
-from harvest.data.miniworld import MiniWorld, write_miniworld
+from harvest.data.manifest import boxed_example, read_manifest
+from harvest.data.miniworld import MiniWorld, acting_rows, write_miniworld
 from harvest.data.mixing import MixedLoader
 from harvest.data.shards import ShardSet, are_shards, read_shards
 from harvest.interfaces import Batch, Example, HarvestError, RunStopped
@@ -47,6 +48,7 @@ from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig
+from harvest.objectives.detection import DetectionConfig
 from harvest.objectives.multiple_choice import MultipleChoiceConfig
 from harvest.objectives.post_pretraining import PostPretraining
 from harvest.objectives.question_answering import QuestionAnsweringConfig
@@ -93,7 +95,12 @@ def train(config: RunConfig, run: Path) -> Path:
             raise HarvestError("blend needs an image model to blend with: this run does not start from one")
         _check_budgets(config, model)
         objective = build_objective(
-            config, model, names, tokenizer=tokenizer, several=dataset.labels.ndim > 1
+            config,
+            model,
+            names,
+            tokenizer=tokenizer,
+            several=dataset.labels.ndim > 1,
+            clips=_boxed_clips(config, dataset),
         )
         objective = objective.to(here.device)
         if config.loop.compile:
@@ -265,6 +272,7 @@ def _rows(
         videos = Path(config.data.videos) if config.data.videos else None
         return read_manifest(Path(name), videos=videos), None
     parts = [f.name for f in dataclasses.fields(MiniWorld) if not f.init and f.name != "labels"]
+    parts += ["acting", "acting_test"]
     part = name.partition("/")[2] or "train"
     if part not in parts:
         raise HarvestError(f"the mini-world has no part {part!r}; there are {', '.join(parts)}")
@@ -274,13 +282,22 @@ def _rows(
             if here.is_main:
                 write_miniworld(folder, config.world, progress=progress)
         made = write_miniworld(folder, config.world)  # the other ranks find it finished
+    if part.startswith("acting"):  # who does what where: only detection asks for it
+        rows = acting_rows(made, "train" if part == "acting" else "retrieval")
+        return [boxed_example(row, made.folder) for row in rows], made.labels
     return read_manifest(getattr(made, part)), made.labels
 
 
 def _open_shards(config: RunConfig, here: World, name: str) -> ShardSet:
     if config.data.more or config.data.videos:
         raise HarvestError("data.more and data.videos belong to manifests: name all shards in data.train")
-    of_tasks = (ClassificationConfig, QuestionAnsweringConfig, AnswerDecodingConfig, MultipleChoiceConfig)
+    of_tasks = (
+        ClassificationConfig,
+        DetectionConfig,
+        QuestionAnsweringConfig,
+        AnswerDecodingConfig,
+        MultipleChoiceConfig,
+    )
     if isinstance(config.objective, of_tasks):
         raise HarvestError(
             f"{name}: fine-tuning for a task trains from a manifest, whose classes or answers it numbers"
@@ -309,6 +326,14 @@ def _numbered(
                 f"{len(names)}: they are left out of training"
             )
         return rows, names
+    if isinstance(objective, DetectionConfig):
+        path = objective.classes or listed
+        if path is None:
+            raise HarvestError(
+                "detection needs the actions' names in the order of their labels: --objective.classes FILE"
+            )
+        names = read_class_names(path)
+        return boxed(examples, len(names)), names
     if isinstance(objective, MultipleChoiceConfig):
         check_equally_many(examples)
         return examples, []
@@ -322,6 +347,18 @@ def _numbered(
     if len(rows) < len(examples):
         say(f"{len(examples) - len(rows)} of {len(examples)} rows have no label and are left out")
     return rows, names
+
+
+def _boxed_clips(config: RunConfig, dataset: ClipDataset) -> Sequence[Example]:
+    """The clips of a training set with boxes, in the order of `Batch.example`."""
+    if not isinstance(config.objective, DetectionConfig):
+        return ()
+    if config.data.crop != "squash" or config.data.flip:
+        raise HarvestError(
+            "boxes are shares of whole pictures: detection needs --data.crop squash, and mirrors clips with their boxes"
+            " itself (objective.flip, not data.flip)"
+        )
+    return list(dataset.examples)  # one row a clip, so the numbers of clips are those of rows
 
 
 def _cache_texts(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harvest.config import RunConfig
-from harvest.interfaces import HarvestError
+from harvest.interfaces import Example, HarvestError
 from harvest.model.adaptation import adapt
 from harvest.model.alignment import AlignmentHeads, init_xavier
 from harvest.model.answers import encode_answers
@@ -27,6 +27,7 @@ from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.model.weights import ImportReport, read_json
 from harvest.objectives.answer_decoding import AnswerDecoding, AnswerDecodingConfig
 from harvest.objectives.classification import Classification, ClassificationConfig
+from harvest.objectives.detection import Detection, DetectionConfig
 from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
@@ -49,9 +50,10 @@ Objective = (
     | AnswerDecoding
     | PixelReconstruction
     | MultipleChoice
+    | Detection
 )
 
-WORDLESS = (ClassificationConfig, MaskedAlignmentConfig, PixelReconstructionConfig)
+WORDLESS = (ClassificationConfig, DetectionConfig, MaskedAlignmentConfig, PixelReconstructionConfig)
 """Objectives that train a video tower alone."""
 
 
@@ -121,28 +123,40 @@ def build_objective(
     *,
     several: bool = False,
     tokenizer: Tokenizer | None = None,
+    clips: Sequence[Example] = (),
 ) -> Objective:
     """The module that trains `model`, or of its towers what `config.adapt` says, with its teacher where it has one.
 
     `names` are what its head tells apart, where it has one, or the answers that it says, for which it needs the
     `tokenizer`; `several` says that more than one name may hold.
+    `clips` are those of the training set, whose boxes detection learns from.
     """
     if isinstance(config.objective, AnswerDecodingConfig):
         assert tokenizer is not None  # its model has words
         ids = encode_answers(tokenizer, model.config.words, names)
         made: Objective = AnswerDecoding(config.objective, model, ids, seed=config.loop.seed)
     else:
-        made = _objective(config, model, names, several=several)
+        made = _objective(config, model, names, several=several, clips=clips)
     with _seeded(config):
         adapt(model, config.adapt)
     return made
 
 
-def _objective(config: RunConfig, model: VideoTextModel, names: Sequence[str], *, several: bool) -> Objective:
+def _objective(
+    config: RunConfig,
+    model: VideoTextModel,
+    names: Sequence[str],
+    *,
+    several: bool,
+    clips: Sequence[Example],
+) -> Objective:
     objective, seed = config.objective, config.loop.seed
     if isinstance(objective, ClassificationConfig):
         with _seeded(config):  # the head
             return Classification(objective, model, names, several=several, seed=seed)
+    if isinstance(objective, DetectionConfig):
+        with _seeded(config):  # the head
+            return Detection(objective, model, names, clips, seed=seed)
     if isinstance(objective, QuestionAnsweringConfig):
         with _seeded(config):  # the head
             return QuestionAnswering(objective, model, names, seed=seed)

@@ -10,6 +10,7 @@ videos are not there.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import re
@@ -30,7 +31,7 @@ from harvest.data.benchmarks.record import (
 )
 from harvest.data.benchmarks.videos import Missing, VideoFolder, expected_path, missing
 from harvest.data.manifest import write_manifest
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import Box, Example, HarvestError
 
 __all__ = [
     "BENCHMARKS",
@@ -44,6 +45,7 @@ __all__ = [
     "looks_like",
     "missing",
     "read",
+    "widen",
     "write_training",
 ]
 
@@ -90,7 +92,7 @@ def read(
         name=name,
         split=split,
         task=benchmark.task,
-        examples=tuple(_example(row, path) for row, path in rows),
+        examples=tuple(_example(row, path, found) for row, path in rows),
         protocol=f"{benchmark.title}, {split}: {found.protocol}.",
         counts=_counts(found, len(set(paths)), benchmark.task),
         published=files.split.published,
@@ -122,14 +124,29 @@ def write_training(data: BenchmarkData, path: str | Path, *, allow_missing: bool
     if not rows:
         raise HarvestError(f"{absent}: there is nothing to write")
     write_manifest(path, rows)
-    names = data.class_names or data.answers
+    names = data.class_names or data.answers or data.action_names
     if names is not None:
         path.with_suffix(".names.json").write_text(json.dumps(names, indent=1, ensure_ascii=False), "utf-8")
     return rows
 
 
-def _example(row: Row, video: str) -> Example:
+def widen(data: BenchmarkData, span_s: float) -> BenchmarkData:
+    """The same pictures with `span_s` of video around each, which is what a detector of actions is shown."""
+    if span_s <= 0:
+        raise HarvestError(f"span_s: expected more than 0 seconds, got {span_s}")
+    middle = [((e.end_s or 0.0) + e.start_s) / 2 for e in data.examples]
+    examples = (
+        dataclasses.replace(e, start_s=max(0.0, m - span_s / 2), end_s=m + span_s / 2)
+        for e, m in zip(data.examples, middle, strict=True)
+    )
+    return dataclasses.replace(data, examples=tuple(examples))
+
+
+def _example(row: Row, video: str, found: Found) -> Example:
+    number = {action: place for place, action in enumerate(sorted(found.actions))}
+    boxes = tuple(Box(b.box, tuple(number[a] for a in b.actions)) for b in found.boxes.get(row.id, ()))
     return Example(
+        boxes=boxes,
         id=row.id,
         video=video,
         texts=row.texts,

@@ -144,6 +144,11 @@ class BenchmarkData:
     """Why the evaluations at hand cannot score it by its protocol, where that is so."""
 
     @property
+    def action_names(self) -> tuple[str, ...]:
+        """Of detection: in the order of the labels of `Example.boxes`, which is that of the official ids."""
+        return tuple(self.actions[action] for action in sorted(self.actions))
+
+    @property
     def digest(self) -> str:
         """A hash of the rows, wherever the videos are: the same for everyone who read the same split."""
         rows = [[e.id, e.texts, e.label, e.start_s, e.end_s, e.question, e.answer] for e in self.examples]

@@ -6,6 +6,7 @@ learnt: only order can. `docs/miniworld.md` tells the story; the files read in t
 captions, splits, writing. They keep to numpy and PyAV, so that worker processes start fast.
 """
 
+from harvest.data.miniworld.acting import acting_rows
 from harvest.data.miniworld.drawing import Scene, drawings, render
 from harvest.data.miniworld.motions import (
     COLOURS,
@@ -29,6 +30,7 @@ __all__ = [
     "MiniWorld",
     "MiniWorldConfig",
     "Scene",
+    "acting_rows",
     "drawings",
     "gerund",
     "is_held_out",

@@ -1,0 +1,124 @@
+"""Action detection: what every boxed actor does, read from the tower's tokens where the box is (AVA).
+
+Boxes of people are given, in training by the annotators, in the test by them or by a detector; what is learned is what
+people do. Shapes: B clips, R boxes of all clips, A actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harvest.interfaces import Batch, Example, HarvestError, Losses
+from harvest.model.heads import HeadConfig, build_head
+from harvest.model.regions import region_features
+from harvest.model.video_text import VideoTextModel
+from harvest.objectives.masked_alignment import drop_path_shares
+from harvest.objectives.multimodal import seeded_dropout
+from harvest.parallel import generator_for, mean_over_ranks, seed_for, world_rank_size
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    classes: str | None = None
+    """File of the actions' names in the order of the labels: a JSON list, or a name a line."""
+    drop_path: float = 0.2
+    head_dropout: float = 0.0
+    flip: bool = True
+    """Mirror every other clip, and its boxes. Not for actions that say left and right."""
+    drop_ratio: float = 0.0
+    """0: regions are cut out of all tubelets."""
+
+    def __post_init__(self) -> None:
+        for name in ("drop_path", "head_dropout"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise HarvestError(f"objective.{name}: expected 0 or more and less than 1, got {value}")
+        if self.drop_ratio != 0:
+            raise HarvestError("objective.drop_ratio: detection reads regions of all tubelets, it must be 0")
+
+
+class BoxTable(nn.Module):
+    """The boxes of every clip of a training set, on the device: rows of clip c are `starts[c]` to `starts[c + 1]`."""
+
+    starts: Tensor  # int64 [clips + 1]
+    boxes: Tensor  # fp32 [boxes, 4]
+    actions: Tensor  # uint8 [boxes, A]
+
+    def __init__(self, clips: Sequence[Example], num_actions: int) -> None:
+        super().__init__()
+        counts = [len(example.boxes) for example in clips]
+        rows = [box for example in clips for box in example.boxes]
+        actions = torch.zeros(len(rows), num_actions, dtype=torch.uint8)
+        for row, box in zip(actions, rows, strict=True):
+            row[list(box.labels)] = 1
+        self.register_buffer("starts", F.pad(torch.tensor(counts).cumsum(0), (1, 0)), persistent=False)
+        self.register_buffer("boxes", torch.tensor([box.sides for box in rows]), persistent=False)
+        self.register_buffer("actions", actions, persistent=False)
+
+    def of(self, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes `[R, 4]`, their actions `[R, A]` and whose they are in the batch `[R]`, of clips `[B]`."""
+        count = self.starts[clip + 1] - self.starts[clip]
+        owner = torch.arange(len(clip), device=clip.device).repeat_interleave(count)
+        first = count.cumsum(0) - count
+        rows = self.starts[clip][owner] + torch.arange(len(owner), device=clip.device) - first[owner]
+        return self.boxes[rows], self.actions[rows], owner
+
+
+class Detection(nn.Module):
+    """Binary cross-entropy of every action of every box, a mean over the boxes of the global batch."""
+
+    def __init__(
+        self,
+        config: DetectionConfig,
+        model: VideoTextModel,
+        names: Sequence[str],
+        clips: Sequence[Example],
+        *,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if model.config.video.prefix == "clip" or model.config.video.attention == "frame":
+            raise HarvestError("detection reads the tokens of a tower whose frames see each other")
+        self.config = config
+        self.model = model
+        self.seed = seed
+        self.table = BoxTable(clips, len(names))
+        self.head = build_head(HeadConfig("boxes", tuple(names), model.config.video.width, several=True))
+        model.requires_grad_(False)
+        unused = ("projection.", "pool.", "norm_pooled.")
+        for name, parameter in model.video.named_parameters():
+            parameter.requires_grad_(not name.startswith(unused))
+
+    def forward(self, batch: Batch, step: int) -> Losses:
+        rank, _ = world_rank_size()
+        generator = generator_for(self.seed, step, rank)
+        B, device = len(batch.video), batch.video.device
+        boxes, actions, owner = self.table.of(batch.example)
+        video = batch.video
+        if self.training and self.config.flip:
+            mirrored = (torch.rand(B, generator=generator) < 0.5).to(device)
+            video = torch.where(mirrored[:, None, None, None, None], video.flip(-1), video)
+            boxes = torch.where(mirrored[owner, None], mirror(boxes), boxes)
+        shares = None
+        if self.training and self.config.drop_path > 0:
+            depth = self.model.config.video.depth
+            shares = drop_path_shares(depth, B, rate=self.config.drop_path, generator=generator).to(device)
+        seen = self.model.video_features(video, shares=shares)
+        with seeded_dropout(seed_for(self.seed, step, rank)):
+            regions = region_features(seen.tokens, self.model.grid(video).num_places, boxes, owner)
+            scores = self.head(regions, dropout=self.config.head_dropout if self.training else 0.0).float()
+        each = F.binary_cross_entropy_with_logits(scores, actions.float(), reduction="none").mean(dim=1)
+        # Ranks may have different numbers of boxes: each counts alike in the mean that the ranks' gradients make.
+        loss = each.sum() / mean_over_ranks(torch.tensor(float(len(each)), device=device)).clamp(min=1)
+        return Losses(loss, {"actions": loss.detach(), "boxes": torch.tensor(len(each) / B)})
+
+
+def mirror(boxes: Tensor) -> Tensor:
+    """Boxes `[R, 4]` of the mirrored picture."""
+    left, top, right, bottom = boxes.unbind(dim=-1)
+    return torch.stack([1 - right, top, 1 - left, bottom], dim=-1)
