@@ -25,9 +25,8 @@ for broken in index.broken():
 answer = index.search("a red circle moves to the left", k=5)
 print("found" if answer.is_there else "nothing like this here; the nearest:")
 for hit in answer.hits:
-    print(
-        f"{hit.path}  {hit.start_s:.1f} to {hit.end_s:.1f} s  score {hit.score:.3f}  chance {hit.chance:.1%}"
-    )
+    chance = "unknown" if hit.chance is None else f"{hit.chance:.1%}"
+    print(f"{hit.path}  {hit.start_s:.1f} to {hit.end_s:.1f} s  score {hit.score:.3f}  chance {chance}")
 
 # %% More like the best of them; without something; only in some of the files.
 if answer.hits:

@@ -7,7 +7,7 @@ it would score as high that often.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from harvest.search.store import Floats
 
 LEAST = 20  # sentences: with fewer, no chance below 5 % could be told
 BANK_SIZE = 512
+MOST_PIECES = 2.0  # of a word, on average, in a vocabulary that has it
 
 # Everyday words in scenes that nobody has filmed.
 _WHO = [
@@ -106,6 +107,15 @@ def default_bank() -> tuple[str, ...]:
         who, does = number % len(_WHO), number * 7 // 3 % len(_DOES)
         bank.append(f"{_WHO[who]} {_DOES[does]} {_WHERE[(number * 11 + number // 24) % len(_WHERE)]}")
     return tuple(dict.fromkeys(bank))
+
+
+def knows_everyday_words(count_pieces: Callable[[str], int]) -> bool:
+    """Whether a tokenizer has the default bank's words, so that its sentences are more to the model than noise.
+
+    `count_pieces` gives the word pieces of a sentence. CLIP's vocabulary has 1.07 a word, the mini-world's 2.9.
+    """
+    bank = default_bank()
+    return sum(map(count_pieces, bank)) < MOST_PIECES * sum(len(sentence.split()) for sentence in bank)
 
 
 def read_bank(background: str | Path | Sequence[str]) -> tuple[str, ...]:

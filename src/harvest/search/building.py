@@ -19,7 +19,7 @@ from harvest.data.video import VideoError
 from harvest.evaluation.embed import embed_texts
 from harvest.interfaces import HarvestError
 from harvest.parallel import Precision, barrier, world_rank_size
-from harvest.search.background import default_bank, read_bank
+from harvest.search.background import default_bank, knows_everyday_words, read_bank
 from harvest.search.cutting import Cutting
 from harvest.search.embedding import Embedded, embed_moments
 from harvest.search.files import File, digest, video_files
@@ -114,7 +114,8 @@ def _build(
         if rank == 0:
             if plan.gone:
                 store.put([], gone=plan.gone)
-            if plan.jobs or plan.gone or settings.background is not None or not library.database.get("tops"):
+            is_calibrated = library.database.get("tops") is not None
+            if plan.jobs or plan.gone or settings.background is not None or not is_calibrated:
                 _calibrate(library, model, settings.background)
                 store.optimise()
         broken = _quarantine(library, store) if rank == 0 else ()
@@ -171,7 +172,8 @@ def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
     store = open_store(database, facts)
     if world_rank_size()[0] == 0:
         store.clear()
-        database.set(facts=facts.to_json(), background=b"", tops=b"")
+        database.remove("background", "background_texts", "tops")
+        database.set(facts=facts.to_json())
     return Library(out, database, facts, store), model
 
 
@@ -270,16 +272,20 @@ def _calibrate(library: Library, model: Model | None, background: str | Path | S
     texts: tuple[str, ...] = ()
     if background is not None:
         texts = read_bank(background)
-    elif not stored:
-        texts = default_bank()
+    elif stored is None:
+        model = model or Model(library.facts.model)
+        tokenizer = model.tokenizer
+        if knows_everyday_words(lambda text: len(tokenizer.words(text))):
+            texts = default_bank()
     if texts:
         model = model or Model(library.facts.model)
         vectors = embed_texts(model.model, model.tokenizer, texts).numpy()
         stored = vectors.astype("<f4").tobytes()
-        library.database.set(background=stored, background_texts=json.dumps(texts).encode())
-    assert stored is not None
-    bank: Floats = np.frombuffer(stored, "<f4").reshape(-1, library.facts.width)
-    library.database.set(tops=tops_of(library.store, bank).tobytes())
+    bank: Floats = np.frombuffer(stored or b"", "<f4").reshape(-1, library.facts.width)
+    facts = {"background": bank.tobytes(), "tops": tops_of(library.store, bank).tobytes()}
+    if texts:
+        facts["background_texts"] = json.dumps(texts).encode()
+    library.database.set(**facts)
 
 
 def tops_of(store: Store, bank: Floats) -> Floats:

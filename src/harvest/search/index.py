@@ -44,6 +44,10 @@ MAX_HITS = 1000
 MAX_RERANK = 200
 UNWANTED = 0.5  # weight of what is unwanted in the direction that is searched
 OVERLAP = 0.3  # of the shorter of two moments, from which they show the same
+NO_BACKGROUND = (
+    "scores carry no chance: the model does not know the default background's everyday words. Give sentences that "
+    "nothing here matches: harvest index … --background FILE"
+)
 
 
 class UnknownId(HarvestError):
@@ -171,7 +175,7 @@ class Index:
             near = self._rerank(text, near[:rerank]) + near[rerank:]
         tops = self._tops() if text is not None else None
         if tops is None:
-            notes.append("no background for this kind of query: scores carry no chance")
+            notes.append(self._why_no_chance(text))
         hits = tuple(
             Hit(
                 moment=self._moment_of(found),
@@ -385,13 +389,14 @@ class Index:
 
     def _tops(self) -> Floats | None:
         stored = self._library.database.get("tops")
-        if stored:
-            return np.frombuffer(stored, "<f4")
-        bank = self._library.database.get("background")
-        if not bank:
-            return None  # the first run of the indexer is not through
-        return building.tops_of(
-            self._library.store, np.frombuffer(bank, "<f4").reshape(-1, self._library.facts.width)
+        return np.frombuffer(stored, "<f4") if stored else None
+
+    def _why_no_chance(self, text: str | None) -> str:
+        if text is None:
+            return "scores of pictures and clips carry no chance"
+        is_through = self._library.database.get("tops") is not None
+        return (
+            NO_BACKGROUND if is_through else "scores carry no chance before the indexer has been through once"
         )
 
     def _moment_of(self, near: Near) -> Moment:

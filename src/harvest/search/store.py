@@ -36,6 +36,10 @@ Floats = NDArray[np.float32]
 
 EXACT_MOST = 100_000  # moments that are searched exactly, in memory
 _CANDIDATES = 64  # of the approximate index at least
+_EXPANSION = (
+    256  # nodes of the graph kept in sight: of a million vectors in tight clusters, 64 finds 85 % of the ten
+)
+# nearest, 128 finds 91 %, 256 finds 98 %, and 400 no more
 _TAIL_MOST = 50_000  # moments newer than the approximate index, before they are added to it
 _GONE_SHARE = 0.3  # of its rows that may be gone before it is made again
 _WAIT_S = 60.0  # for another process's transaction
@@ -231,6 +235,10 @@ class Database:
     def set(self, **facts: bytes) -> None:
         with self.transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", facts.items())
+
+    def remove(self, *keys: str) -> None:
+        with self.transaction() as connection:
+            connection.executemany("DELETE FROM meta WHERE key = ?", [(key,) for key in keys])
 
     def close(self) -> None:
         for connection in self._all:
@@ -485,6 +493,7 @@ class LocalStore:
             self._base = Index.restore(str(path), view=True)
             if self._base is None:
                 return 0
+            self._base.expansion_search = _EXPANSION
         return row
 
 
