@@ -327,3 +327,19 @@ def test_clips_are_packed_and_trained_on(
     assert answer.code == 2 and "1 shards of" in answer.err and "3 bytes" in answer.err
     answer = harvest(f"train mini-harvest --tiny {options} --data.train {packed} --out {tmp_path / 'new'}")
     assert answer.code == 2 and "copy it again" in answer.err
+
+
+def test_a_data_set_is_checked(harvest, clips: list[Example], tmp_path: Path, image_model: Path) -> None:
+    write_manifest(tmp_path / "clips.jsonl", [*clips[:6], Example("gone", "gone.mp4", ("gone for good",))])
+    out = tmp_path / "out"
+    answer = harvest(
+        f"check {tmp_path / 'clips.jsonl'} --out {out} --caption-model {image_model} --min-similarity 1.0"
+    )
+    assert answer.code == 0 and "missing            1   first: gone: no such file" in answer.out
+    assert "unlike             6" in answer.out and "no column tells the licence" in answer.out
+    said = json.loads((out / "check.json").read_text())
+    assert (
+        said["missing"].keys() == {"gone"} and said["values"]["similarity of clip and caption"]["largest"] < 1
+    )
+    assert (out / "check.html").exists() and "0 rows with nothing wrong" in answer.out
+    assert harvest(f"check {tmp_path / 'clips.jsonl'} --min-similarity 0.2").code == 2

@@ -21,6 +21,7 @@ usage: harvest COMMAND [options]        harvest COMMAND --help for examples
 
   demo        the whole method in minutes: an image model becomes a video model, with a report
   recipes     list the training recipes
+  check       look at every clip of a manifest: broken, duplicate, short, silent, and statistics on a page
   prepare     pack a manifest's clips, trimmed and scaled, into tar shards that training reads fast
   train       run a recipe, or go on with it: harvest train harvest-b16 --data.train clips.csv
   evaluate    zero-shot retrieval, multiple choice, recognition, question answering
@@ -891,6 +892,82 @@ def convert_command(args: list[str]) -> None:
     _run(convert, args)
 
 
+def check_command(args: list[str]) -> None:
+    import tyro
+
+    def check(
+        manifest: Annotated[Path, tyro.conf.Positional],
+        /,
+        videos: Path | None = None,
+        out: Path | None = None,
+        min_s: float = 1.0,
+        min_words: int = 2,
+        caption_model: str | None = None,
+        min_similarity: float | None = None,
+        video_limit_s: float = 30.0,
+        workers: int = 2,
+    ) -> None:
+        """Look at every clip of a manifest once; what is wrong goes on a page, what is not into clean.jsonl.
+
+        $ harvest check clips.jsonl
+        $ harvest check results_10M_train.csv --videos /data/webvid --workers 32 --out checks/webvid
+        $ harvest check clips.jsonl --caption-model openai/clip-vit-base-patch16 --min-similarity 0.2
+
+        Args:
+            manifest: .jsonl, .csv, .tsv or .parquet: video, caption(s), optional start_s, end_s, label.
+            videos: Folder that video paths are relative to; without it the manifest's own.
+            out: Folder for check.html, check.json and clean.jsonl; without it check-NAME here.
+            min_s: Clips that are shorter are named.
+            min_words: Captions of fewer words are named.
+            caption_model: An image model that says how alike clips and captions are: a hub name, a folder or a file.
+            min_similarity: Rows whose best caption is less similar to the clip are named.
+            video_limit_s: A clip that takes longer to read counts as broken.
+            workers: Processes that decode.
+        """
+        from harvest.data.check import CheckConfig, write_report
+        from harvest.data.check import check as run
+        from harvest.data.manifest import columns_of, read_manifest
+        from harvest.interfaces import HarvestError
+        from harvest.training.log import bar
+
+        if min_similarity is not None and caption_model is None:
+            raise HarvestError("--min-similarity needs --caption-model, which measures it")
+        examples = read_manifest(manifest, videos=videos, captions_required=False)
+        similarities = None
+        if caption_model is not None:
+            from harvest.evaluation.caption_quality import caption_similarities
+            from harvest.model.pretrained import load_pretrained
+
+            model, tokenizer, _ = load_pretrained(caption_model)
+            with bar("comparing clips and captions") as progress:
+                similarities = caption_similarities(
+                    model, tokenizer, examples, workers=workers, progress=progress
+                )
+        config = CheckConfig(min_s, min_words, min_similarity, video_limit_s)
+        with bar("looking at clips") as progress:
+            found = run(
+                examples,
+                config,
+                columns=columns_of(manifest),
+                similarities=similarities,
+                workers=workers,
+                progress=progress,
+            )
+        folder = out or Path(f"check-{manifest.stem}")
+        write_report(folder, manifest.name, examples, found)
+        print(f"{found.num_rows:,} rows of {found.num_clips:,} clips, {found.hours:.1f} hours")
+        for word in ("missing", "broken", "duplicate", "short", "silent", "unlike"):
+            rows = getattr(found, word)
+            first = next(iter(rows.items()), None)
+            print(f"{word:<10} {len(rows):>9,}" + (f"   first: {first[0]}: {first[1]}" if first else ""))
+        if found.licence_column is None:
+            print("no column tells the licence (licence, license, rights)")
+        print(f"page: {folder / 'check.html'}")
+        print(f"{found.num_rows - len(found.useless):,} rows with nothing wrong: {folder / 'clean.jsonl'}")
+
+    _run(check, args)
+
+
 def prepare_command(args: list[str]) -> None:
     import tyro
 
@@ -1093,6 +1170,7 @@ def _run(function: Callable[..., None], args: list[str], *, prog: str | None = N
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo_command,
     "recipes": recipes_command,
+    "check": check_command,
     "prepare": prepare_command,
     "train": train_command,
     "evaluate": evaluate_command,

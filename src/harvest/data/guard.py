@@ -13,10 +13,13 @@ import select
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from queue import Queue
 from typing import Any, NoReturn
 
 from harvest.interfaces import HarvestError
@@ -156,3 +159,41 @@ def _serve(function: Callable[..., Any], pipe: Connection, *, parent: int, limit
         code = 0
     finally:
         os._exit(code)  # never back into the parent's stack, nor its exit handlers
+
+
+def guarded_map(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], *, workers: int, limit_s: float
+) -> Iterator[Any]:
+    """`function(*args)` for each of `arguments`, in their order, on `workers` guarded processes.
+
+    In place of a call that was lost, or raised a HarvestError, comes that error.
+    """
+    guards: Queue[Guard] = Queue()
+    for _ in range(max(1, workers)):
+        guard = Guard(function, limit_s=limit_s)
+        guard.start()
+        guards.put(guard)
+
+    def call(args: tuple[Any, ...]) -> Any:
+        guard = guards.get()
+        try:
+            return guard(*args)
+        except (Lost, HarvestError) as error:
+            return error
+        finally:
+            guards.put(guard)
+
+    ahead: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        try:
+            for args in arguments:
+                ahead.append(pool.submit(call, args))
+                if len(ahead) > 4 * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+    while not guards.empty():
+        guards.get().close()

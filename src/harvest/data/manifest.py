@@ -80,6 +80,13 @@ def read_manifest(
     return examples
 
 
+def columns_of(path: str | Path) -> list[str]:
+    """The names of a manifest's columns, in lower case, as its first row has them."""
+    for _, row in _rows(Path(path)):
+        return [str(name).strip().lower() for name in row]
+    return []
+
+
 def write_manifest(path: str | Path, examples: Iterable[Example]) -> None:
     """Write JSONL, whole or not at all. Videos under the manifest's folder are written relative to it."""
     path = Path(path)

@@ -1,0 +1,243 @@
+"""`harvest check`: every clip of a data set looked at once, and what is wrong with it on one page.
+
+Looked at are the file's own words (length, size, frame rate, codec) and three pictures of the clip, which tell
+whether it decodes and whether another clip shows the same. Nothing is changed; `clean.jsonl` is the manifest without
+the rows that are of no use for training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from harvest.data.guard import Lost, guarded_map
+from harvest.data.manifest import write_manifest
+from harvest.data.video import probe, read_clip
+from harvest.interfaces import Example, HarvestError
+
+TEMPLATE = Path(__file__).with_name("check.html.j2")
+LICENCE = ("licence", "license", "rights", "usage_rights")
+BINS = 24
+SHOWN = 200  # rows a list on the page
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    min_s: float = 1.0
+    """Clips that are shorter are named."""
+    min_words: int = 2
+    """Captions of fewer words are named."""
+    min_similarity: float | None = None
+    """Rows whose best caption is less similar to the clip, by an image model, are named. None names none."""
+    video_limit_s: float = 30.0
+    """A clip that takes longer to read counts as broken."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of one clip."""
+
+    duration_s: float  # of the stretch
+    fps: float | None
+    width: int
+    height: int
+    codec: str
+    pictures: str  # equal for clips that show the same
+
+
+@dataclass
+class Checked:
+    """What is wrong with which rows, by id, and statistics of the others."""
+
+    num_rows: int
+    num_clips: int
+    broken: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # files that are not there: of links that rot
+    duplicate: dict[str, str] = field(default_factory=dict)  # id -> the first that shows the same
+    short: dict[str, str] = field(default_factory=dict)
+    silent: dict[str, str] = field(default_factory=dict)  # no caption, or hardly one
+    unlike: dict[str, str] = field(default_factory=dict)  # caption and clip, as an image model sees them
+    licence_column: str | None = None
+    hours: float = 0.0
+    codecs: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    values: dict[str, list[float]] = field(default_factory=dict)  # of the histograms
+
+    @property
+    def useless(self) -> set[str]:
+        return {
+            *self.broken,
+            *self.missing,
+            *self.duplicate,
+            *self.short,
+            *self.silent,
+            *self.unlike,
+        }
+
+
+def check(
+    examples: Sequence[Example],
+    config: CheckConfig,
+    *,
+    columns: Sequence[str] = (),
+    similarities: Mapping[str, float] | None = None,
+    workers: int = 2,
+    progress: Progress = lambda done, of: None,
+) -> Checked:
+    """Look at every clip once. `similarities` by id are those of a row's best caption, from an image model."""
+    if not examples:
+        raise HarvestError("nothing to check: the manifest has no rows")
+    clips: dict[tuple[str, float, float | None], list[Example]] = {}
+    for example in examples:
+        clips.setdefault((example.video, example.start_s, example.end_s), []).append(example)
+    found = Checked(len(examples), len(clips))
+    found.licence_column = next((name for name in LICENCE if name in columns), None)
+    first_that_shows: dict[str, str] = {}
+    seconds: list[float] = []
+    sides: list[float] = []
+    rates: list[float] = []
+    codecs: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    results = guarded_map(look, list(clips), workers=workers, limit_s=config.video_limit_s)
+    for done, (rows, result) in enumerate(zip(clips.values(), results, strict=True), 1):
+        progress(done, len(clips))
+        ids = [row.id for row in rows]
+        if isinstance(result, Lost | HarvestError):
+            reason = getattr(result, "reason", str(result))
+            place = found.missing if reason == "no such file" else found.broken
+            place.update(dict.fromkeys(ids, reason))
+            continue
+        assert isinstance(result, Looked)
+        seconds.append(result.duration_s)
+        sides.append(float(min(result.width, result.height)))
+        rates += [] if result.fps is None else [result.fps]
+        codecs[result.codec] += 1
+        sizes[f"{result.width} x {result.height}"] += 1
+        if result.duration_s < config.min_s and len(rows) and not _is_still(result):
+            found.short.update(dict.fromkeys(ids, f"{result.duration_s:.2f} s"))
+        first = first_that_shows.setdefault(result.pictures, ids[0])
+        if first != ids[0]:
+            found.duplicate.update(dict.fromkeys(ids, f"shows what {first} shows"))
+    for example in examples:
+        words = max((len(text.split()) for text in example.texts), default=0)
+        if words < config.min_words and example.label is None and example.question is None:
+            found.silent[example.id] = f"“{example.texts[0]}”" if example.texts else "no caption"
+    if similarities is not None and config.min_similarity is not None:
+        low = {id: s for id, s in similarities.items() if s < config.min_similarity}
+        found.unlike = {id: f"similarity {s:.3f}" for id, s in sorted(low.items(), key=lambda item: item[1])}
+    found.hours = math.fsum(seconds) / 3600
+    found.codecs, found.sizes = dict(codecs.most_common()), dict(sizes.most_common(12))
+    found.values = {
+        "length of a clip, s": seconds,
+        "short side, pixels": sides,
+        "frames a second": rates,
+        "words of a caption": [float(len(text.split())) for e in examples for text in e.texts],
+        "captions of a row": [float(len(e.texts)) for e in examples],
+        "similarity of clip and caption": list((similarities or {}).values()),
+    }
+    return found
+
+
+def look(video: str, start_s: float, end_s: float | None) -> Looked:
+    """Probe a clip and decode three of its pictures. Raises VideoError."""
+    info = probe(video)
+    clip = read_clip(video, num_frames=3, image_size=9, start_s=start_s, end_s=end_s, crop="squash")
+    end = info.duration_s if end_s is None else min(end_s, info.duration_s)
+    # Which of two neighbours is brighter: that survives scaling and encoding again. Flat pictures are told by
+    # their brightness.
+    grey = clip.frames.float().mean(1)  # [3, 9, 9]
+    signs = (grey[:, :, 1:] > grey[:, :, :-1] + 2).flatten().tolist()
+    coarse = (grey.mean((1, 2)) / 8).round().int().tolist()
+    pictures = hashlib.blake2b(
+        f"{signs} {coarse} {round(end - start_s)}".encode(), digest_size=12
+    ).hexdigest()
+    return Looked(max(0.0, end - start_s), info.fps, info.width, info.height, info.codec, pictures)
+
+
+def _is_still(looked: Looked) -> bool:
+    return looked.codec in ("mjpeg", "png", "webp", "bmp")
+
+
+def write_report(out: Path, name: str, examples: Sequence[Example], found: Checked) -> None:
+    """check.html, check.json and clean.jsonl in `out`."""
+    clean = [example for example in examples if example.id not in found.useless]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_manifest(out / "clean.jsonl", clean)
+        said = asdict(found) | {"clean": len(clean)}
+        said["values"] = {title: summary(values) for title, values in found.values.items() if values}
+        _write(out / "check.json", json.dumps(said, indent=1, ensure_ascii=False))
+        _write(out / "check.html", _page(name, found, len(clean)))
+    except OSError as error:
+        raise HarvestError(f"cannot write into {out}: {error.strerror or error}") from error
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Smallest, quarters, largest and mean."""
+    ordered = sorted(values)
+    return {
+        "smallest": ordered[0],
+        "a quarter below": ordered[len(ordered) // 4],
+        "half below": ordered[len(ordered) // 2],
+        "three quarters below": ordered[len(ordered) * 3 // 4],
+        "largest": ordered[-1],
+        "mean": math.fsum(ordered) / len(ordered),
+    }
+
+
+def histogram(values: Sequence[float]) -> list[tuple[float, int]]:
+    """(lower edge, count) of equal bins; what lies above the 99th percentile is in the last one."""
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    width = (high - low) / BINS or 1.0
+    counts = [0] * BINS
+    for value in ordered:
+        counts[min(BINS - 1, int((value - low) / width))] += 1
+    return [(low + place * width, count) for place, count in enumerate(counts)]
+
+
+def _page(name: str, found: Checked, num_clean: int) -> str:
+    lists: list[tuple[str, str, dict[str, str]]] = [
+        ("Missing", "The file is not there: a link that has rotted, or another folder.", found.missing),
+        ("Broken", "No picture could be decoded, or it took too long.", found.broken),
+        ("Duplicate", "Three pictures and the length are those of another clip.", found.duplicate),
+        ("Short", "Shorter than asked for.", found.short),
+        ("Silent", "No caption, or hardly a word.", found.silent),
+        ("Unlike", "An image model finds the caption unlike the clip.", found.unlike),
+    ]
+    charts: list[dict[str, Any]] = []
+    for title, values in found.values.items():
+        if values:
+            bars = histogram(values)
+            most = max(count for _, count in bars)
+            charts.append(
+                {
+                    "title": title,
+                    "summary": summary(values),
+                    "bars": [(edge, count, 100 * count / most) for edge, count in bars],
+                }
+            )
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        name=name, found=found, lists=lists, charts=charts, shown=SHOWN, num_clean=num_clean
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
