@@ -348,3 +348,57 @@ def test_the_scale_is_held_at_100() -> None:
 def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(HarvestError, match=message):
         PostPretrainingConfig(**settings)
+
+
+def gradients_of(made: PostPretraining, batch: Batch, step: int = 5) -> tuple[Losses, dict[str, Tensor]]:
+    made.zero_grad(set_to_none=True)
+    losses = made(batch, step)
+    losses.total.backward()
+    return losses, {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"text_tower": "trained"}, {"masked_words_share": 0.3}, {"masked_words_weight": 0.0}]
+)
+def test_a_batch_in_chunks_has_the_gradients_of_the_whole(settings: dict) -> None:
+    """256 clips in chunks of 16, with dropping and hidden words: the same draws, the same gradients."""
+    batch = small_batch(256, captions=2)
+    whole, expected = gradients_of(objective(drop_ratio=0.5, **settings), batch)
+    losses, found = gradients_of(objective(drop_ratio=0.5, chunk_clips=16, **settings), batch)
+    torch.testing.assert_close(losses.total, whole.total)
+    assert losses.parts.keys() == whole.parts.keys() and found.keys() == expected.keys()
+    for name, part in whole.parts.items():
+        torch.testing.assert_close(losses.parts[name], part, rtol=1e-5, atol=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            found[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name
+        )
+    assert sum(bool(gradient.any()) for gradient in expected.values()) > 20
+
+
+def kept_for_backward(made: PostPretraining, batch: Batch) -> int:
+    """Bytes of tensors that the forward pass leaves for the backward pass, the batch itself and the weights aside."""
+    known = {t.untyped_storage().data_ptr() for t in (*batch, *made.parameters(), *made.buffers())}
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = made(batch, 0)
+    assert losses.total.requires_grad
+    return sum(sizes.values())
+
+
+def test_chunks_keep_little_of_the_forward_pass() -> None:
+    def of(clips: int, **settings: int) -> int:
+        return kept_for_backward(objective(drop_ratio=0.5, **settings), small_batch(clips))
+
+    more_whole = of(64) - of(32)
+    more_in_chunks = of(64, chunk_clips=16) - of(32, chunk_clips=16)
+    assert more_in_chunks < 0.1 * more_whole
+    with pytest.raises(HarvestError, match="chunk_clips"):
+        PostPretrainingConfig(chunk_clips=-1)

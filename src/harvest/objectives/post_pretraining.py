@@ -12,8 +12,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.interfaces import Batch, HarvestError, Kept, Losses
 from harvest.model.nesting import shorten
 from harvest.model.video_text import VideoTextModel, own_attention
 from harvest.objectives.losses import contrastive, masked_words
@@ -38,12 +39,17 @@ class PostPretrainingConfig(Selection):
     """So many other cached captions, drawn afresh each step, are further negatives of every clip. A frozen tower
     makes them free, and they hold what a batch hardly ever does: captions that differ from the right one in little."""
 
+    chunk_clips: int = 0
+    """Clips of a process that are computed at a time; 0 for all. A batch of any size then fits the memory of so many,
+    with the gradients of the whole batch, since what was drawn for it is kept; the forward pass is done twice."""
     dims: tuple[int, ...] = ()
     """The first so many entries of an embedding are embeddings too (Matryoshka): each size adds its contrastive loss.
     A run that starts from an image model first turns the shared space to the axes in which its captions differ most."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.chunk_clips < 0:
+            raise HarvestError(f"objective.chunk_clips: expected 0 or more, got {self.chunk_clips}")
         if not 0 <= self.text_mask_ratio <= 1:
             raise HarvestError(f"objective.text_mask_ratio: expected 0 to 1, got {self.text_mask_ratio}")
         if not 0 < self.masked_words_share <= 1:
@@ -112,16 +118,29 @@ class PostPretraining(nn.Module):
             generator=generator,
             look=lambda: own_attention(self.model, batch.video),
         )
-        video = self.model.encode_video(batch.video, keep)
+        masked: tuple[Tensor, Tensor] | None = None
+        num_hidden = torch.zeros(())
+        if self.config.masked_words_weight > 0:
+            M = max(1, round(self.config.masked_words_share * B))  # the order of a batch is random
+            ids = batch.text_ids[:M, 0]
+            masked = mask_text(
+                ids,
+                maskable=self.model.text.maskable(ids),
+                ratio=self.config.text_mask_ratio,
+                mask_id=self.model.mask_id,
+                generator=generator,
+            )
+            num_hidden = mean_over_ranks(masked[1].sum().float())
+        video_BE, text_BE, mlm, right = self._in_chunks(batch, keep, masked, num_hidden)
 
         # `scores` is texts by videos; both are those of all ranks, so every rank computes the global loss.
         example = gather_rows(batch.example)
-        text_HE, text_example = gather_rows(self._pooled_texts(batch)), example.repeat_interleave(C)
+        text_HE, text_example = gather_rows(text_BE), example.repeat_interleave(C)
         if self.config.text_bank and self.text_cache is not None and self.text_example is not None:
             bank = self._bank(step, len(self.text_cache)).to(text_HE.device)
             text_HE = torch.cat([text_HE, self.text_cache[bank]])
             text_example = torch.cat([text_example, self.text_example[bank]])
-        video_GE = gather_rows(video.pooled)
+        video_GE = gather_rows(video_BE)
         vtc = contrastive(self.model.scores(video_GE, text_HE), example, text_example)
         parts = {"vtc": vtc.detach()}
         for dim in self.config.dims:
@@ -129,27 +148,50 @@ class PostPretraining(nn.Module):
             nested = contrastive(scores, example, text_example)
             vtc, parts[f"vtc_{dim}"] = vtc + nested, nested.detach()
         total = self.config.contrastive_weight * vtc / (1 + len(self.config.dims))
-
-        if self.config.masked_words_weight > 0:
-            M = max(1, round(self.config.masked_words_share * B))  # the order of a batch is random
-            ids = batch.text_ids[:M, 0]
-            masked_ids, hidden = mask_text(
-                ids,
-                maskable=self.model.text.maskable(ids),
-                ratio=self.config.text_mask_ratio,
-                mask_id=self.model.mask_id,
-                generator=generator,
-            )
-            states_BLD = self.model.fuse(video.rows(slice(M)), self.model.encode_text(masked_ids))
-            logits_MV = self.model.predict_words(
-                states_BLD[hidden[:, : states_BLD.shape[1]]]
-            )  # at hidden positions only
-            targets = ids[hidden]
-            mlm = masked_words(logits_MV, targets, num_hidden=mean_over_ranks(hidden.sum().float()))
+        if masked is not None:
             total = total + self.config.masked_words_weight * mlm
-            right = (logits_MV.argmax(dim=1) == targets).sum() / max(1, len(targets))
-            parts |= {"mlm": mlm.detach(), "words_right": right.detach()}
+            parts |= {"mlm": mlm.detach(), "words_right": right / masked[1].sum().clamp(min=1)}
         return Losses(total, parts)
+
+    def _in_chunks(
+        self, batch: Batch, keep: Kept, masked: tuple[Tensor, Tensor] | None, num_hidden: Tensor
+    ) -> tuple[Tensor, ...]:
+        """`_rows` of the whole batch. Chunks keep no activations but these results, and are computed again, one at a
+        time, in the backward pass: gradient caching (Gao et al., 2021) as activation checkpointing over rows."""
+        B, size = len(batch.video), self.config.chunk_clips
+        if not 0 < size < B:
+            return self._rows(batch, keep, masked, num_hidden)
+        if keep is not None and not isinstance(keep, Tensor):
+            raise HarvestError(
+                "objective.chunk_clips goes with choices that keep equally many tubelets of each clip"
+            )
+        results = []
+        for rows in (slice(start, start + size) for start in range(0, B, size)):
+            chunk = Batch(*(tensor[rows] for tensor in batch))
+            kept = None if keep is None else keep[rows]
+            words = None if masked is None else (masked[0][rows], masked[1][rows])
+            results.append(checkpoint(self._rows, chunk, kept, words, num_hidden, use_reentrant=False))
+        videos, texts, mlm, right = zip(*results, strict=True)
+        return torch.cat(videos), torch.cat(texts), torch.stack(mlm).sum(), torch.stack(right).sum()
+
+    def _rows(
+        self, batch: Batch, keep: Kept, masked: tuple[Tensor, Tensor] | None, num_hidden: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Pooled clips `[B, E]` and captions `[B * C, E]`, and of their hidden words the loss, a share of that of
+        `num_hidden` words, and the number filled rightly. `masked` may be of fewer rows, the first."""
+        video, texts = self.model.encode_video(batch.video, keep), self._pooled_texts(batch)
+        none = texts.new_zeros(())
+        if masked is None or len(masked[0]) == 0:
+            return video.pooled, texts, none, none
+        masked_ids, hidden = masked
+        M = len(masked_ids)
+        states_BLD = self.model.fuse(video.rows(slice(M)), self.model.encode_text(masked_ids))
+        logits_MV = self.model.predict_words(
+            states_BLD[hidden[:, : states_BLD.shape[1]]]
+        )  # at hidden positions only
+        targets = batch.text_ids[:M, 0][hidden]
+        mlm = masked_words(logits_MV, targets, num_hidden=num_hidden)
+        return video.pooled, texts, mlm, (logits_MV.argmax(dim=1) == targets).sum().to(texts.dtype)
 
     def _bank(self, step: int, num_captions: int) -> Tensor:
         """Captions that join this step as negatives, the same on all ranks."""
