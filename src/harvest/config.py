@@ -152,6 +152,14 @@ class RunConfig:
             raise HarvestError(
                 "blend mixes weights of one shape, and adapters widen the tower: adapt.how lora or full"
             )
+        data = self.data
+        is_fixed = data.times == "middle" and data.crop_scale == (1.0, 1.0) and not data.flip
+        is_fixed = is_fixed and data.rand_augment == 0
+        if getattr(self.objective, "teacher_cache", None) is not None and not is_fixed:
+            raise HarvestError(
+                "objective.teacher_cache holds for clips that look the same each time: give --data.times middle "
+                "--data.crop-scale 1 1 --data.no-flip, and no RandAugment"
+            )
         if not 0 <= self.blend <= 1:
             raise HarvestError(
                 f"blend must be between 0 (image model) and 1 (trained model), got {self.blend}"

@@ -443,3 +443,25 @@ def test_umt_goes_on_to_the_bit(name: str, runs: Path, tiny_run: TinyRun) -> Non
     train(config, stopped)
     first, second = weights(whole), weights(stopped)
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_teacher_s_cache_is_filled_once(runs: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
+    """A second run with the same cache never asks the teacher, and takes the same steps."""
+    config = tiny_run("umt-stage1-b16", loop={"steps": 3}, data={"times": "middle", "crop_scale": (1.0, 1.0)})
+    settings = {
+        "teacher_cache": str(tmp_path / "cache"),
+        "teacher_cache_share": 1.0,
+        "teacher_cache_type": "fp16",
+    }
+    with_cache = dataclasses.replace(config, objective=dataclasses.replace(config.objective, **settings))
+    train(config, runs / "cache-none")
+    train(with_cache, runs / "cache-first")
+    shards = sorted((tmp_path / "cache").glob("shard-*"))
+    written = [path.stat().st_mtime_ns for path in shards]
+    train(with_cache, runs / "cache-second")
+    assert shards and [path.stat().st_mtime_ns for path in shards] == written
+    plain, first, second = (
+        [line["loss"] for line in metrics(runs / name)]
+        for name in ("cache-none", "cache-first", "cache-second")
+    )
+    assert first == second and first == pytest.approx(plain, rel=5e-3)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from harvest.model.video_text import VideoTextModel
 from harvest.objectives.losses import alignment
 from harvest.parallel import generator_for, world_rank_size
 from harvest.tokens import Keep, Selection, budget_of, choose_equally
+
+if TYPE_CHECKING:
+    from harvest.objectives.teacher_cache import TeacherCache
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,21 @@ class MaskedAlignmentConfig(Selection):
     """How unit vectors are compared: `2 - 2 cos`, or the mean over their entries."""
     drop_path: float = 0.1
     """Stochastic depth of the student: from 0 in the first block to this in the last."""
+    teacher_cache: str | None = None
+    """Folder in which what the teacher sees is kept, so that every epoch but the first skips it. Only for clips that
+    look the same each time: data.times middle, no random crop, no mirror."""
+    teacher_cache_share: float = 0.4
+    """Share of a frame's places that are stored, drawn by attention; each step draws what it keeps among them. Where it
+    is what is kept (0.2), every epoch sees the same; 1 stores all."""
+    teacher_cache_type: Literal["fp16", "fp8"] = "fp8"
+    """fp8 halves the cache; its directions are off by a cosine of about 1e-3."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.teacher_cache_share <= 1:
+            raise HarvestError(
+                f"objective.teacher_cache_share: expected more than 0 and at most 1, got {self.teacher_cache_share}"
+            )
         if not 0 <= self.drop_path < 1:
             raise HarvestError(
                 f"objective.drop_path: expected 0 or more and less than 1, got {self.drop_path}"
@@ -163,6 +178,7 @@ class MaskedAlignment(nn.Module):
         self.seed = seed
         self.selection: Selection = config
         self.teaching = Teaching(config, model.config.video, teacher)
+        self.cache: TeacherCache | None = None
         # Nothing here trains what is not in the loss: words, scales, and what follows the student's tokens.
         model.requires_grad_(False)
         for name, parameter in model.video.named_parameters():
@@ -173,8 +189,13 @@ class MaskedAlignment(nn.Module):
         generator = generator_for(self.seed, step, rank)
         video, teaching = batch.video, self.teaching
         grid = self.model.grid(video)
-        layers, attention = teaching.look(video, grid, attention=is_guided(self.selection, grid))
-        keep = choose_equally(self.selection, video, grid, generator=generator, look=lambda: attention)
+        keep: Tensor | None
+        if self.cache is not None:
+            keep, targets = self.cache.draw(batch.example, video, grid, self.selection, generator=generator)
+        else:
+            layers, attention = teaching.look(video, grid, attention=is_guided(self.selection, grid))
+            keep = choose_equally(self.selection, video, grid, generator=generator, look=lambda: attention)
+            targets = teaching.targets(layers, keep)
         shares = None
         if self.training and self.config.drop_path > 0:
             depth = self.model.config.video.depth
@@ -182,7 +203,7 @@ class MaskedAlignment(nn.Module):
             shares = shares.to(video.device)
         seen = self.model.encode_video(video, keep, layers=teaching.student_layers, shares=shares)
         student = teaching.heads(seen.layers, keep, grid.num_tubelets)
-        total = teaching.distance(student, teaching.targets(layers, keep))
+        total = teaching.distance(student, targets)
         return Losses(total, {"alignment": total.detach()})
 
 

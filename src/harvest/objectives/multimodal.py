@@ -49,6 +49,10 @@ class MultimodalConfig(MaskedAlignmentConfig):
                 "objective: expected an image_drop_ratio of 0 or more and less than 1, and a text_mask_ratio of 0 to 1, "
                 f"got {self.image_drop_ratio} and {self.text_mask_ratio}"
             )
+        if self.teacher_cache is not None:
+            raise HarvestError(
+                "objective.teacher_cache is for UMT's first stage: the second sees each clip a few times"
+            )
         weights = (
             self.alignment_weight,
             self.contrastive_weight,

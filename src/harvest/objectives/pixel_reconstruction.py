@@ -19,7 +19,7 @@ from harvest.model.layers import Block, SinusoidPositions
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.masked_alignment import drop_path_shares
 from harvest.parallel import generator_for, world_rank_size
-from harvest.tokens import Keep, Selection, choose
+from harvest.tokens import Keep, Selection, choose_equally
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,9 @@ class PixelReconstruction(nn.Module):
         generator = generator_for(self.seed, step, rank)
         video, model = batch.video, self.model
         grid = model.grid(video)
-        keep = choose(self.selection, video, grid, generator=generator)
+        keep = choose_equally(self.selection, video, grid, generator=generator)
         if keep is None:
             raise HarvestError("pixel reconstruction needs hidden tubelets: all are seen")
-        if not isinstance(keep, Tensor):
-            raise HarvestError(
-                f"pixel reconstruction needs equally many tubelets of each clip, not {self.selection.keep}"
-            )
         shares = None
         if self.training and self.config.drop_path > 0:
             depth = model.config.video.depth

@@ -34,7 +34,7 @@ from harvest.data.labels import (
     read_answers,
     read_class_names,
 )
-from harvest.data.loader import ClipDataset, DataConfig, Refused, TrainLoader
+from harvest.data.loader import ClipDataset, DataConfig, Refused, TrainLoader, eval_batches
 from harvest.data.manifest import boxed_example, read_manifest
 from harvest.data.miniworld import MiniWorld, acting_rows, write_miniworld
 from harvest.data.mixing import MixedLoader
@@ -46,9 +46,11 @@ from harvest.model.inflation import blend
 from harvest.model.prompt import QuestionTokenizer
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
+from harvest.objectives import teacher_cache
 from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.detection import DetectionConfig
+from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
 from harvest.objectives.multiple_choice import MultipleChoiceConfig
 from harvest.objectives.post_pretraining import PostPretraining
 from harvest.objectives.question_answering import QuestionAnsweringConfig
@@ -115,6 +117,7 @@ def train(config: RunConfig, run: Path) -> Path:
         first_step = load_checkpoint(run, objective=objective, optimizer=optimizer, average=average) or 0
         if config.loop.parallel == "ddp":
             _cache_texts(objective, dataset, tokenizer, here)
+        _cache_teacher(config, objective, dataset, here)
         train_step = wrap(objective, here)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -370,6 +373,67 @@ def _cache_texts(
         objective.fill_text_cache(
             tokenizer(dataset.captions()).to(here.device), dataset.caption_clips().to(here.device), progress
         )
+
+
+def _cache_teacher(config: RunConfig, objective: nn.Module, dataset: ClipDataset, here: World) -> None:
+    """Open the teacher's cache, after filling what it lacks; ranks share the work."""
+    settings = config.objective
+    if not (isinstance(objective, MaskedAlignment) and isinstance(settings, MaskedAlignmentConfig)):
+        return
+    if settings.teacher_cache is None:
+        return
+    if not isinstance(dataset.examples, list):
+        raise HarvestError("objective.teacher_cache needs a manifest: shards have no order of clips to keep")
+    folder, size = Path(settings.teacher_cache), objective.model.config.video.image_size
+    shape = (1, config.data.num_frames, 3, size, size)
+    grid = objective.model.grid(torch.empty(shape, dtype=torch.uint8, device="meta"))
+    firsts: dict[int, Example] = {}
+    for example, clip in zip(dataset.examples, dataset.clip_of.tolist(), strict=True):
+        firsts.setdefault(clip, example)
+    clips = [firsts[clip] for clip in range(len(firsts))]
+    made_of = teacher_cache.describe(
+        objective.teaching,
+        grid,
+        share=settings.teacher_cache_share,
+        stored=settings.teacher_cache_type,
+        clips=[f"{clip.video} {clip.start_s} {clip.end_s}" for clip in clips],
+        seed=config.loop.seed,
+    )
+    if not (folder / "cache.json").exists():
+
+        def batches(start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            some = clips[start : start + teacher_cache.CLIPS_A_SHARD]
+            for numbers, video in eval_batches(
+                some,
+                num_frames=config.data.num_frames,
+                image_size=size,
+                batch_size=32,
+                workers=config.data.workers,
+            ):
+                yield numbers + start, video
+
+        starts = range(0, len(clips), teacher_cache.CLIPS_A_SHARD)
+        mine = [(n, partial(batches, start)) for n, start in enumerate(starts) if n % here.size == here.rank]
+        with (
+            bar("the teacher looks", quiet=not here.is_main) as progress,
+            autocast(here.device, config.loop.precision),
+        ):
+            teacher_cache.fill(
+                folder,
+                objective.teaching,
+                mine,
+                grid,
+                share=settings.teacher_cache_share,
+                stored=settings.teacher_cache_type,
+                seed=config.loop.seed,
+                device=here.device,
+                progress=lambda done: progress(min(done * here.size, len(clips)), len(clips)),
+            )
+        barrier()
+        if here.is_main:
+            teacher_cache.finish(folder, made_of)
+        barrier()
+    objective.cache = teacher_cache.TeacherCache(folder, made_of=made_of)
 
 
 def _claim(run: Path, config: RunConfig, here: World) -> None:

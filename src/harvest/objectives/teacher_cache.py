@@ -1,0 +1,201 @@
+"""What a frozen teacher sees of every clip, kept on disk: later epochs, and later runs, skip the teacher.
+
+FOLDER/shard-00000.safetensors   of 64 clips: their numbers, the places that are stored, the teacher's attention there,
+                                 and its aligned layers there, unit vectors in fp16 or fp8
+FOLDER/cache.json                what it was made of; written last, and compared when it is opened
+
+It holds for clips that look the same each time: middle frames, no random crop, no mirror.
+
+Shapes: B clips, S tubelet times, N tubelets of a clip, M stored ones, K kept ones, E width of the teacher's space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harvest.interfaces import Grid, HarvestError
+from harvest.objectives.masked_alignment import Teaching
+from harvest.parallel import generator_for
+from harvest.tokens import Selection, attention_keep, budget_of, choose_equally
+
+Stored = Literal["fp16", "fp8"]
+DTYPES = {"fp16": torch.float16, "fp8": torch.float8_e4m3fn}
+CLIPS_A_SHARD = 64
+
+
+class TeacherCache:
+    """Opened shards; `draw` picks what a step sees and gives the teacher's layers there."""
+
+    def __init__(self, folder: Path, *, made_of: dict[str, Any]) -> None:
+        path = folder / "cache.json"
+        if not path.is_file():
+            raise HarvestError(f"{folder} is no finished teacher cache: it has no cache.json")
+        found = json.loads(path.read_text())
+        differ = [
+            f"{key}: {found.get(key)!r} there, {made_of.get(key)!r} now"
+            for key in sorted(found.keys() | made_of.keys())
+            if found.get(key) != made_of.get(key)
+        ]
+        if differ:
+            raise HarvestError(
+                f"{folder} is a teacher cache of something else:\n  "
+                + "\n  ".join(differ)
+                + "\nGive another folder."
+            )
+        self.place_of: dict[int, tuple[int, int]] = {}  # clip -> shard, row
+        self.shards: list[Any] = []
+        for number, shard in enumerate(sorted(folder.glob("shard-*.safetensors"))):
+            try:
+                opened: Any = safetensors.safe_open(shard, framework="pt")
+            except safetensors.SafetensorError as error:
+                raise HarvestError(
+                    f"{shard} cannot be read: {error}. Remove {folder} to fill it anew."
+                ) from error
+            self.shards.append(opened)
+            clips: Tensor = opened.get_slice("clips")[:]
+            for row, clip in enumerate(clips.tolist()):
+                self.place_of[clip] = number, row
+
+    def read(self, clips: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Places `[B, M]`, attention there `[B, M]` and layers `[B, layers, M, E]`, on the CPU in fp32."""
+        parts: list[tuple[Tensor, ...]] = []
+        for clip in clips:
+            if clip not in self.place_of:
+                raise HarvestError(
+                    f"the teacher cache lacks clip {clip} of the training set: it could not be read then"
+                )
+            shard, row = self.place_of[clip]
+            parts.append(
+                tuple(
+                    self.shards[shard].get_slice(name)[row : row + 1].float()
+                    for name in ("places", "attention", "layers")
+                )
+            )
+        places, attention, layers = (torch.cat(part) for part in zip(*parts, strict=True))
+        return places.long(), attention, layers
+
+    def draw(
+        self, clips: Tensor, video: Tensor, grid: Grid, selection: Selection, *, generator: torch.Generator
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The tubelets to keep `[B, K]`, drawn from the stored ones, and the teacher's layers there `[B, K, E]`."""
+        places, attention, layers = (part.to(video.device) for part in self.read(clips.tolist()))
+        M, K = places.shape[1], budget_of(selection, grid)
+        if K > M:
+            raise HarvestError(f"{K} tubelets are kept and {M} stored: raise objective.teacher_cache_share")
+        if K == M:
+            chosen = torch.arange(M, device=places.device).expand(len(places), -1)
+        elif selection.keep == "attention":
+            chosen = attention_keep(attention, grid.num_times, budget=K, generator=generator)
+        elif grid.num_tubelets == M:
+            picked = choose_equally(selection, video, grid, generator=generator)
+            assert picked is not None  # fewer than all
+            chosen = picked
+        else:
+            raise HarvestError(
+                f"keep {selection.keep} may want any tubelet, and the teacher cache stores {M} of {grid.num_tubelets}: "
+                "set objective.teacher_cache_share 1, or keep attention"
+            )
+        keep = places.gather(1, chosen)
+        rows = chosen[..., None].expand(-1, -1, layers.shape[-1])
+        return keep, [layer.gather(1, rows) for layer in layers.unbind(1)]
+
+
+def describe(
+    teaching: Teaching, grid: Grid, *, share: float, stored: Stored, clips: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """What a cache is made of: another teacher, other layers or other clips are another cache."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(teaching.teacher.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    named = hashlib.blake2b(json.dumps(list(clips)).encode(), digest_size=16)
+    return {
+        "teacher": digest.hexdigest(),
+        "layers": list(teaching.teacher_layers),
+        "teacher_image_size": teaching.teacher.config.image_size,
+        "grid": list(grid),
+        "share": share,
+        "stored": stored,
+        "clips": named.hexdigest(),
+        "seed": seed,
+    }
+
+
+@torch.no_grad()
+def fill(
+    folder: Path,
+    teaching: Teaching,
+    shards: Iterable[tuple[int, Callable[[], Iterable[tuple[Tensor, Tensor]]]]],
+    grid: Grid,
+    *,
+    share: float,
+    stored: Stored,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Write the shards that are not there yet: (number, a function that gives (clip numbers, video) batches).
+
+    In each frame `share` of the places are stored, drawn in proportion to attention, the same ones in every run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    done = 0
+    for number, batches in shards:
+        path = folder / f"shard-{number:05d}.safetensors"
+        if not path.exists():
+            parts = [
+                _look(teaching, clips, video.to(device), grid, share=share, seed=seed)
+                for clips, video in batches()
+            ]
+            if parts:
+                with torch.autocast("cpu", enabled=False):  # which knows no fp16 on a CPU
+                    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                tensors["layers"] = tensors["layers"].to(DTYPES[stored])
+                temporary = path.with_suffix(".new")
+                safetensors.torch.save_file(tensors, temporary)
+                temporary.rename(path)
+        done += CLIPS_A_SHARD
+        progress(done)
+
+
+def _look(
+    teaching: Teaching, clips: Tensor, video: Tensor, grid: Grid, *, share: float, seed: int
+) -> dict[str, Tensor]:
+    layers, attention = teaching.look(video, grid, attention=True)
+    assert attention is not None  # asked for
+    N = grid.num_tubelets
+    budget = max(1, round(share * grid.num_places)) * grid.num_times
+    places = torch.arange(N, device=video.device).expand(len(clips), -1)
+    if budget < N:
+        rows = [
+            attention_keep(row[None], grid.num_times, budget=budget, generator=generator_for(seed, int(clip)))
+            for clip, row in zip(clips, attention, strict=True)
+        ]
+        places = torch.cat(rows)
+    targets = torch.stack(teaching.targets(layers, places), dim=1).float()  # [B, layers, M, E]
+    unit = (
+        F.normalize(targets, dim=-1) * targets.shape[-1] ** 0.5
+    )  # entries near 1: fp8 keeps three bits of each
+    return {
+        "clips": clips.to(torch.int32),
+        "places": places.to(torch.int32).cpu(),
+        "attention": attention.gather(1, places).clamp(min=1e-7).half().cpu(),
+        "layers": unit.half().cpu(),
+    }
+
+
+def finish(folder: Path, made_of: dict[str, Any]) -> None:
+    """Say what the shards are made of: the cache is whole from now on."""
+    temporary = folder / ".cache.json.new"
+    temporary.write_text(json.dumps(made_of, indent=1))
+    temporary.rename(folder / "cache.json")
