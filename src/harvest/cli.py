@@ -1086,11 +1086,13 @@ def demo_command(args: list[str]) -> None:
 def bench_command(args: list[str]) -> None:
     from harvest.bench.step import step_command
     from harvest.bench.tokens import tokens_command
+    from harvest.bench.umt import umt_command
     from harvest.interfaces import HarvestError
 
     commands: dict[str, Callable[..., None]] = {
         "step": step_command,
         "tokens": tokens_command,
+        "umt": umt_command,
         "library": library_bench,
         "vectors": vectors_bench,
     }
@@ -1100,6 +1102,9 @@ def bench_command(args: list[str]) -> None:
         )
         print(
             "       harvest bench tokens [options]      ways of choosing tokens x budgets x batches, with a plot"
+        )
+        print(
+            "       harvest bench umt [options]         the steps of UMT's two stages, and of the teacher's cache"
         )
         print(
             "       harvest bench library MODEL         what search finds, and refuses, in videos of the mini-world"

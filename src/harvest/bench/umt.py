@@ -1,0 +1,206 @@
+"""`harvest bench umt`: the training steps of UMT's two stages, random weights, the teacher looking or its cache read."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from harvest.bench.step import describe_machine, print_table, random_batch, wait_for
+from harvest.interfaces import Batch, HarvestError
+from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
+from harvest.model.fusion import FusionConfig
+from harvest.model.inflation import as_teacher
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives import teacher_cache
+from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
+from harvest.objectives.multimodal import Multimodal, MultimodalConfig
+from harvest.parallel import Precision, autocast
+from harvest.training.optim import OptimConfig, build_optimizer
+
+SIZES: dict[str, dict[str, Any]] = {
+    "b16": {
+        "width": 768,
+        "depth": 12,
+        "num_heads": 12,
+        "mlp_width": 3072,
+        "image_size": 224,
+        "patch_size": 16,
+    },
+    "mini": {"width": 128, "depth": 4, "num_heads": 4, "mlp_width": 512, "image_size": 64, "patch_size": 8},
+}
+
+
+def umt_command(
+    model: Literal["b16", "mini"] = "b16",
+    batch: int = 8,
+    frames: tuple[int, int] = (8, 4),
+    precision: Precision = "bf16",
+    plain: bool = False,
+    threads: int | None = None,
+    seconds: float = 30.0,
+    device: str | None = None,
+) -> None:
+    """Clips a second of UMT's stage 1, with the teacher and with its cache, and of stage 2.
+
+    Args:
+        model: b16 is ViT-B/16 taught by CLIP-B/16, with a BERT-base; mini is the size of the mini-world's.
+        batch: Clips a step.
+        frames: Frames a clip in the two stages.
+        precision: bf16 or fp32, of student and teacher.
+        plain: Measure stage 1 in fp32 besides: what the reference computes.
+        threads: Threads PyTorch computes with.
+        seconds: For each, after two steps of warm-up.
+        device: cpu or cuda; without it the GPU where there is one.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    rows: list[tuple[str, ...]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        runs: list[tuple[str, nn.Module, ModelConfig, Precision]] = []
+        config, stage1 = _stage1(model, frames[0], place)
+        if plain:
+            runs.append(("stage 1, plain", stage1, config, "fp32"))
+        runs.append(("stage 1", stage1, config, precision))
+        with_cache = _stage1(model, frames[0], place)[1]
+        _fill(Path(folder), with_cache, random_batch(_with_words(config), batch, 3, place), place, precision)
+        runs.append(("stage 1, teacher cached", with_cache, config, precision))
+        both, stage2 = _stage2(model, frames[1], place)
+        runs.append(("stage 2", stage2, both, precision))
+        for name, objective, sizes, how in runs:
+            times = _time(objective, random_batch(_with_words(sizes), batch, 12, place), how, place, seconds)
+            rate = batch / median(times)
+            rows.append((name, str(batch), str(len(times)), f"{1000 * median(times):.0f} ms", f"{rate:.2f}"))
+    print(", ".join(str(value) for value in describe_machine(place).values()))
+    print_table(("what", "batch", "steps", "step", "clips/s"), rows)
+
+
+def _video(model: str, frames: int) -> VideoEncoderConfig:
+    sizes = SIZES[model]
+    return VideoEncoderConfig(
+        num_frames=frames,
+        embed_dim=sizes["width"],
+        activation="gelu",
+        norm_eps=1e-6,
+        prefix="none",
+        pooling="mean",
+        pre_norm=False,
+        patch_bias=True,
+        projection=False,
+        key_bias=False,
+        positions="sinusoid",
+        **sizes,
+    )
+
+
+def _teacher(model: str) -> VideoEncoder:
+    taught = VideoEncoderConfig(num_frames=1, embed_dim=512, **SIZES[model])
+    return as_teacher(VideoTextModel(ModelConfig(video=taught, text=None)))
+
+
+def _stage1(model: str, frames: int, place: torch.device) -> tuple[ModelConfig, MaskedAlignment]:
+    torch.manual_seed(0)
+    config = ModelConfig(video=_video(model, frames), text=None)
+    settings = MaskedAlignmentConfig(num_layers=min(6, config.video.depth))
+    return config, MaskedAlignment(settings, VideoTextModel(config), _teacher(model), seed=0).to(place)
+
+
+def _stage2(model: str, frames: int, place: torch.device) -> tuple[ModelConfig, Multimodal]:
+    torch.manual_seed(0)
+    is_small = model == "mini"
+    text = TextEncoderConfig(
+        vocab_size=768 if is_small else 30522,
+        context_length=32,
+        width=128 if is_small else 768,
+        depth=3 if is_small else 9,
+        num_heads=4 if is_small else 12,
+        mlp_width=512 if is_small else 3072,
+        activation="gelu",
+        norm_eps=1e-12,
+        causal=False,
+        norms="after",
+        dropout=0.1,
+        pooling="first",
+        projection_bias=True,
+        start_id=101,
+        end_id=None,
+        pad_id=0,
+        mask_id=103,
+    )
+    fusion = FusionConfig(
+        depth=1 if is_small else 3, num_heads=text.num_heads, layout="bert", tied_words=True, matches=True
+    )
+    video = dataclasses.replace(
+        _video(model, frames),
+        projection=True,
+        projection_bias=True,
+        embed_dim=512,
+        pooled_norm=True,
+        pool_times=True,
+    )
+    config = ModelConfig(video=video, text=text, fusion=fusion)
+    settings = MultimodalConfig(num_layers=min(6, video.depth))
+    return config, Multimodal(settings, VideoTextModel(config), _teacher(model), seed=0).to(place)
+
+
+def _with_words(config: ModelConfig) -> ModelConfig:
+    """Sizes that a random batch can be made of; the captions of stage 1 are looked at by nobody."""
+    return config if config.text is not None else dataclasses.replace(config, text=TextEncoderConfig())
+
+
+def _fill(
+    folder: Path, objective: MaskedAlignment, batch: Batch, place: torch.device, precision: Precision
+) -> None:
+    grid = objective.model.grid(batch.video)
+    settings = objective.config
+
+    def looks() -> list[tuple[Tensor, Tensor]]:
+        return [(batch.example.cpu(), batch.video)]
+
+    with autocast(place, precision):
+        teacher_cache.fill(
+            folder,
+            objective.teaching,
+            [(0, partial(looks))],
+            grid,
+            share=settings.teacher_cache_share,
+            stored=settings.teacher_cache_type,
+            seed=0,
+            device=place,
+        )
+    teacher_cache.finish(folder, {})
+    objective.cache = teacher_cache.TeacherCache(folder, made_of={})
+
+
+def _time(
+    objective: nn.Module, batch: Batch, precision: Precision, place: torch.device, seconds: float
+) -> list[float]:
+    if len(batch.video) < 1 or seconds <= 0:
+        raise HarvestError(
+            f"expected a batch of at least 1 and more than 0 seconds, got {len(batch.video)} and {seconds}"
+        )
+    optimizer = build_optimizer(objective, OptimConfig(lr=1e-6))
+    objective.train()
+    times: list[float] = []
+    step = 0
+    while step < 4 or sum(times) < seconds:
+        wait_for(place)
+        before = time.perf_counter()
+        with autocast(place, precision):
+            losses = objective(batch, step)
+        losses.total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        wait_for(place)
+        if step >= 2:  # after the warm-up
+            times.append(time.perf_counter() - before)
+        step += 1
+    return times
