@@ -10,14 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from harvest.interfaces import Batch
+from harvest.interfaces import Batch, Box, Example
 from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher
 from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives.classification import Classification, ClassificationConfig
+from harvest.objectives.detection import Detection, DetectionConfig
 from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
+from harvest.objectives.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.parallel import World, wrap
 
@@ -97,7 +100,7 @@ def small_batch(clips: int, *, captions: int = 1, seed: int = 0) -> Batch:
         text_ids=ids,
         example=example,
         caption=torch.arange(clips * captions).view(clips, captions),
-        label=torch.full((clips,), -1),
+        label=torch.arange(clips) % 2,
     )
 
 
@@ -118,6 +121,21 @@ def objective_of(kind: str) -> nn.Module:
         teacher = as_teacher(small_model(fusion=False, num_frames=1, seed=1))
         made = Multimodal(config, stage2_model(), teacher, seed=0)
         return made.eval()  # without dropout
+    if kind in ("classification", "detection"):
+        torch.manual_seed(0)
+        if kind == "classification":
+            plain = ClassificationConfig(
+                mixup=0.0, cutmix=0.0, random_erasing=0.0, drop_path=0.0, head_scale=1.0
+            )
+            return Classification(plain, small_model(fusion=False), ("a", "b"), seed=0)
+        boxes = [Box((0.1 * n, 0.0, 0.1 * n + 0.2, 0.7), (n % 2,)) for n in range(8)]
+        clips = [
+            Example(str(n), f"{n}.mp4", boxes=tuple(boxes[n % 3 :])) for n in range(8)
+        ]  # 8, 7, 6, 8, … boxes
+        still_sets = DetectionConfig(flip=False, drop_path=0.0)
+        return Detection(still_sets, small_model(fusion=False), ("a", "b"), clips, seed=0)
+    if kind == "choice":
+        return MultipleChoice(MultipleChoiceConfig(), small_model(fusion=False), seed=0)
     base = PostPretrainingConfig(drop_ratio=0.0, text_mask_ratio=1.0)
     changes = {
         "contrastive": {"masked_words_weight": 0.0},

@@ -22,6 +22,9 @@ CLIPS = 8
         ("alignment", 2),
         ("multimodal", 2),
         ("multimodal", 4),
+        ("classification", 2),
+        ("detection", 2),
+        ("choice", 2),
     ],
 )
 def test_gradients_do_not_depend_on_the_number_of_processes(kind: str, size: int, tmp_path: Path) -> None:
