@@ -532,7 +532,7 @@ def test_the_matching_head_orders_the_first_again(
 
 
 KILLS = """
-import json, os, random, signal, sys, time
+import json, os, random, shutil, signal, sys, time
 import torch
 import harvest
 from harvest.search import building
@@ -561,8 +561,12 @@ assert run(f"{folder}/whole", None) == 0
 whole_s = time.monotonic() - started
 ends = []
 for number in range(rounds):
-    for part in range(2):  # a second kill while it makes up for the first
-        ends.append(run(f"{folder}/{number}", draw.uniform(0.0, whole_s)))
+    out, after_s = f"{folder}/{number}", draw.uniform(0.0, 0.8 * whole_s)
+    while run(out, after_s) == 0:  # it was through before: earlier, then
+        shutil.rmtree(out)
+        after_s /= 2
+    ends.append(-signal.SIGKILL)
+    ends.append(run(out, draw.uniform(0.0, after_s)))  # again, while it makes up for the first
     assert run(f"{folder}/{number}", None) == 0
 print(json.dumps(ends))
 """
