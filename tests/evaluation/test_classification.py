@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from harvest.cli import main
 from harvest.data.benchmarks import BenchmarkData, Published
+from harvest.data.manifest import write_manifest
 from harvest.data.views import view_batches
 from harvest.evaluation import evaluate
 from harvest.evaluation.benchmark import score_benchmark
@@ -140,3 +143,16 @@ def test_a_benchmark_with_a_head(world: World) -> None:
 def test_classification_without_a_head_is_refused(world: World) -> None:
     with pytest.raises(HarvestError, match="needs the head of a model that was fine-tuned"):
         evaluate(world.model, world.tokenizer, rows(world, [0, 0, 0, 0]), task="classification")
+
+
+def test_the_command_uses_the_head(world: World, tmp_path: Path, capsys) -> None:
+    save_model(tmp_path / "m", world.model, world.tokenizer, head=make_head(world))
+    write_manifest(tmp_path / "a.jsonl", rows(world, [0, 1, 2, 3]))
+    args = ["evaluate", str(tmp_path / "m"), "--data", str(tmp_path / "a.jsonl"), "--task", "classification"]
+    out = ["--num-clips", "2", "--num-crops", "3", "--workers", "0", "--out", str(tmp_path / "found.json")]
+    assert main([*args, *out]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert "2 clips x 3 crops of 4 frames" in found["protocol"] and found["counts"]["clips"] == 4
+    save_model(tmp_path / "bare", world.model, world.tokenizer)
+    assert main(["evaluate", str(tmp_path / "bare"), *args[2:], "--workers", "0"]) == 2
+    assert "has no head" in capsys.readouterr().err
