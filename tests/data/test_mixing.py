@@ -7,20 +7,25 @@ import itertools
 import pytest
 import torch
 
+from harvest.data import loader
 from harvest.data.loader import ClipDataset, DataConfig
 from harvest.data.mixing import MixedLoader
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import Clip, Example, HarvestError
 
 
 def encode(texts: list[str]) -> torch.Tensor:
     return torch.tensor([[int(text)] for text in texts])
 
 
-class Numbered(ClipDataset):
-    """Clips whose pixels are the number of their row."""
+@pytest.fixture(autouse=True)
+def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips of black frames, without a file."""
 
-    def _read(self, sample: int, draw: object) -> torch.Tensor:
-        return torch.full((self.config.num_frames, 3, 2, 2), sample, dtype=torch.uint8)
+    def read(video: str, *, num_frames: int, image_size: int, **_: object) -> Clip:
+        frames = torch.zeros(num_frames, 3, image_size, image_size, dtype=torch.uint8)
+        return Clip(frames, torch.zeros(num_frames, dtype=torch.float64))
+
+    monkeypatch.setattr(loader, "read_clip", read)
 
 
 def dataset(rows: int, num_frames: int, *, first: int = 0) -> ClipDataset:
@@ -28,7 +33,7 @@ def dataset(rows: int, num_frames: int, *, first: int = 0) -> ClipDataset:
         Example(id=f"{num_frames}-{i}", video=f"{i}.mp4", texts=(str(first + i),)) for i in range(rows)
     ]
     config = DataConfig(num_frames=num_frames, workers=0)
-    return Numbered(examples, config, image_size=2, encode_text=encode, seed=3)
+    return ClipDataset(examples, config, image_size=2, encode_text=encode, seed=3)
 
 
 def mixed(first_step: int = 0, **settings: object) -> MixedLoader:
@@ -36,8 +41,8 @@ def mixed(first_step: int = 0, **settings: object) -> MixedLoader:
     return MixedLoader(dataset(20, 4), dataset(10, 1, first=100), batches, first_step=first_step, **settings)
 
 
-def take(loader: MixedLoader, count: int) -> list:
-    return list(itertools.islice(iter(loader), count))
+def take(batches: MixedLoader, count: int) -> list:
+    return list(itertools.islice(iter(batches), count))
 
 
 def test_a_step_shows_one_kind_in_proportion() -> None:
@@ -61,9 +66,9 @@ def test_it_goes_on_at_any_step() -> None:
 
 
 def test_stages_of_other_sizes_and_ranks() -> None:
-    loader = mixed(global_batch=[(0, 4), (6, 2)])
-    sizes = [len(batch.video) for batch in take(loader, 9)]
-    assert sizes == [4] * 6 + [2] * 3 == [loader.batch_at(step) for step in range(9)]
+    stages = mixed(global_batch=[(0, 4), (6, 2)])
+    sizes = [len(batch.video) for batch in take(stages, 9)]
+    assert sizes == [4] * 6 + [2] * 3 == [stages.batch_at(step) for step in range(9)]
     ranks = [take(mixed(rank=rank, world=2), 6) for rank in range(2)]
     for alone, *parts in zip(take(mixed(), 6), *ranks, strict=True):
         together = torch.stack([part.text_ids for part in parts], dim=1).flatten(0, 1)
