@@ -55,8 +55,8 @@ function openDoor() {
 $("#door form").addEventListener("submit", async (event) => {
   event.preventDefault();
   try {
-    await enter($("#door input").value);
-    $("#door input").value = $("#door .note").textContent = "";
+    await enter($("#door [type=password]").value);
+    $("#door [type=password]").value = $("#door .note").textContent = "";
     $("#door").close();
     search();
   } catch (error) {
@@ -176,7 +176,9 @@ async function showMoments(query, signal) {
   const count = answer.hits.length;
   if (answer.is_there) {
     hideAnswer();
-    status.textContent = [`${count} moment${count === 1 ? "" : "s"} in ${took} s`, ...notes].join(" · ");
+    const likely = answer.hits.filter((hit) => hit.chance == null || hit.chance <= answer.false_accept).length;
+    const found = likely < count ? `${many(likely, "likely moment")}, ${count - likely} less so` : many(count, "moment");
+    status.textContent = [`${found}, in ${took} s`, ...notes].join(" · ");
   } else {
     status.textContent = "";
     const best = answer.hits[0]?.chance;
@@ -289,10 +291,11 @@ function card(moment, place, falseAccept) {
     about.append(make("div", {
       className: "score",
       title: chance == null ? "Cosine of query and moment" : `${percent(chance)} of nonsense queries find a moment that scores as high`,
-    }, chance == null ? `score ${score.toFixed(3)}` : `score ${score.toFixed(3)}, by chance ${percent(chance)}`));
+    }, chance == null ? score.toFixed(3) : `${score.toFixed(3)}, chance ${percent(chance)}`));
     const more = make("button", { type: "button", className: "like", ariaLabel: `More like ${moment.path}, ${when}` }, "More like this");
     more.addEventListener("click", () => moreLike(moment));
-    moment.card.append(line, about, more);
+    about.append(make("div", { className: "foot" }, about.lastChild, more));
+    moment.card.append(line, about);
   } else {
     about.append(make("div", { className: "score" }, many(moment.whole.num_moments, "moment") +
       (moment.whole.damage ? ` · ${moment.whole.damage}` : "")));
