@@ -73,3 +73,31 @@ def test_settings_that_cannot_be() -> None:
         Box((0.5, 0.0, 0.4, 1.0))
     with pytest.raises(HarvestError, match="not inside the picture"):
         Box((0.0, 0.0, 1.2, 1.0))
+
+
+def test_it_learns_what_is_done_where() -> None:
+    """Two boxes a clip, one of them bright: what the box says must come from where the box is."""
+    generator = torch.Generator().manual_seed(0)
+    sides = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0))
+    bright = torch.randint(2, (16,), generator=generator).tolist()
+    clips = [
+        Example(str(n), f"{n}.mp4", boxes=tuple(Box(s, (int(half == side),)) for half, s in enumerate(sides)))
+        for n, side in enumerate(bright)
+    ]
+    video = torch.randint(100, (16, 4, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    for n, side in enumerate(bright):
+        video[n, ..., 8 * side : 8 * side + 8] += 120
+    torch.manual_seed(0)
+    one = Detection(PLAIN, small_model(fusion=False), ("is dark", "is bright"), clips, seed=0).train()
+    rows = small_batch(16)._replace(video=video, example=torch.arange(16))
+    optimizer = torch.optim.AdamW([p for p in one.parameters() if p.requires_grad], lr=3e-3)
+    for step in range(60):
+        loss = one(rows, step).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float(loss.detach()) < 0.15
+    boxes, actions, owner = one.table.of(rows.example)
+    tokens = one.model.video.features(video).tokens
+    said = one.head(region_features(tokens, 16, boxes, owner)).argmax(dim=1)
+    assert (said == actions.argmax(dim=1)).float().mean() > 0.95
