@@ -72,6 +72,7 @@ class Clip:
 
     frames: Tensor  # uint8 [T, 3, H, W]
     times_s: Tensor  # float64 [T], seconds in the file's clock, never decreasing
+    shown_as: tuple[int, int] | None = None  # height and width of the video, before it was scaled
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.frames.shape[1] != 3 or self.frames.dtype != torch.uint8:

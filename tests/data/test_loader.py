@@ -183,6 +183,27 @@ def test_flip(tmp_path: Path) -> None:
         assert 8 < sum(rises) < 32
 
 
+def test_crops_on_the_device_show_what_crops_of_workers_show(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(256, (1, 3, 3, 6), generator=generator).float()
+    picture = torch.nn.functional.interpolate(coarse, size=(96, 192), mode="bicubic").clamp(0, 255).byte()
+    write_video(tmp_path / "wide.mp4", picture.expand(4, -1, -1, -1).contiguous(), fps=4, crf=4)
+    rows = [Example("wide", str(tmp_path / "wide.mp4"), ("t",))]
+    settings = {"batch": 1, "crop_scale": (0.3, 0.9), "flip": True}
+    by_workers = take(loader(rows, **settings), 6)
+    on_device = take(loader(rows, **settings, crop_on="device", workers=1), 6)
+    assert equal(on_device[3:], take(loader(rows, **settings, crop_on="device", first_step=3), 3))
+    for one, other in zip(by_workers, on_device, strict=True):
+        assert one.video.shape == other.video.shape
+        near = (one.video.float() - other.video.float()).abs().mean()
+        mirrored = (one.video.float() - other.video.flip(-1).float()).abs().mean()
+        assert near < 12 < 20 < mirrored, (near, mirrored)
+    with pytest.raises(HarvestError, match="crop_on device"):
+        DataConfig(crop_on="device", crop_scale=(0.5, 1.0), rand_augment=2)
+    with pytest.raises(HarvestError, match="for random crops"):
+        DataConfig(crop_on="device")
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The same, whoever loads it
 

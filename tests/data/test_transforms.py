@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harvest.data import transforms
 from harvest.data.transforms import fit, flip, random_resized_crop
 from harvest.interfaces import HarvestError
 
@@ -77,3 +78,22 @@ def test_impossible_scales_are_refused(scale: tuple[float, float]) -> None:
 def test_flip_mirrors_left_and_right() -> None:
     frames = ramp(5, 7)
     assert flip(frames)[..., 0].equal(frames[..., -1]) and flip(flip(frames)).equal(frames)
+
+
+@pytest.mark.parametrize("size", [16, 40])  # smaller and larger than the boxes
+def test_a_batch_is_cropped_in_one_pass_as_one_by_one(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(256, (5, 2, 3, 12, 16), generator=generator).float()
+    video = torch.nn.functional.interpolate(coarse.flatten(0, 1), size=(48, 64), mode="bicubic")
+    video = video.clamp(0, 255).byte().unflatten(0, (5, 2))
+    boxes, expected = [], []
+    for clip in range(5):
+        top, left, height, width = transforms.random_box(48, 64, scale=(0.2, 0.9), generator=generator)
+        boxes.append((top / 48, left / 64, height / 48, (-1) ** clip * width / 64))
+        part = video[clip, ..., top : top + height, left : left + width]
+        part = transforms.resize(part, size, size)
+        expected.append(transforms.flip(part) if clip % 2 else part)
+    found = transforms.crop_batch(video, torch.tensor(boxes), size)
+    assert found.shape == (5, 2, 3, size, size) and found.dtype == torch.uint8
+    off = (found.int() - torch.stack(expected).int()).abs()
+    assert off.max() <= 3 and off.float().mean() < 0.6

@@ -36,6 +36,7 @@ from harvest.parallel import generator_for
 
 EncodeText = Callable[[list[str]], Tensor]
 Progress = Callable[[int, int], None]  # (done, of)
+Box = tuple[float, float, float, float]  # top, left, height, width in shares of a picture
 Key = tuple[int, int]  # (epoch, place in that epoch's order)
 
 _MIN_TRIED = 20  # no share of broken videos is judged on fewer
@@ -70,6 +71,9 @@ class DataConfig:
     """Without random crops: the middle square, or the whole picture squashed to a square, as boxes need it."""
     flip: bool = False
     """Mirror every other clip. Not for captions that say left and right."""
+    crop_on: Literal["worker", "device"] = "worker"
+    """device: workers hand over whole pictures, squashed to a square, and random crops and mirroring are done for the
+    batch in one pass where the model computes. Saves workers a scaling, and costs more bytes a clip."""
     rand_augment: int = 0
     """Operations of RandAugment on a clip, the same for all its frames; 0 is none, UMT fine-tunes with 4."""
     rand_augment_magnitude: float = 7.0
@@ -100,6 +104,14 @@ class DataConfig:
             raise HarvestError(
                 f"data.crop_scale: expected 0 < smallest <= largest <= 1, got {self.crop_scale}"
             )
+        if self.crop_on == "device" and (
+            self.rand_augment or self.views_per_clip > 1 or self.cache == "memory"
+        ):
+            raise HarvestError(
+                "data.crop_on device does not go with data.rand_augment, data.views_per_clip or data.cache memory"
+            )
+        if self.crop_on == "device" and self.crop_scale == (1.0, 1.0):
+            raise HarvestError("data.crop_on device is for random crops: set data.crop_scale, e.g. 0.5 1")
         if self.crop == "squash" and self.crop_scale != (1.0, 1.0):
             raise HarvestError("data.crop squash shows whole pictures: it does not go with data.crop_scale")
         if not 0 <= self.max_broken_share <= 1:
@@ -141,6 +153,7 @@ class Packed(NamedTuple):
     tried: list[int]  # samples looked at
     broken: list[tuple[int, Refused]]  # those that could not be read
     truncated: int  # captions that were too long for the text tower
+    boxes: Tensor | None = None  # [B, 4] of `transforms.crop_batch`, where the device is to crop
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -294,7 +307,9 @@ class ClipDataset(Dataset):
             caption=caption,
             label=self.labels[samples],
         )
-        return Packed(batch, tried, broken, getattr(self.encode_text, "truncated", 0) - truncated)
+        cut = getattr(self.encode_text, "truncated", 0) - truncated
+        boxes = torch.tensor([row.box for row in rows]) if self._crops_later else None
+        return Packed(batch, tried, broken, cut, boxes)
 
     def _places(self, epoch: int) -> Tensor:
         return _recent_order(self.seed, epoch, len(self))
@@ -313,7 +328,7 @@ class ClipDataset(Dataset):
                     draw = self._draw(epoch, sample)
                     if source is None:
                         return _Row(sample, draw, None)
-                    return _Row(sample, draw, self._video_of(epoch, sample, draw, source))
+                    return _Row(sample, draw, *self._video_of(epoch, sample, draw, source))
                 except VideoError as error:
                     self._refused[sample] = Refused(error.reason, position)
                 except Lost as error:
@@ -328,14 +343,16 @@ class ClipDataset(Dataset):
         example = self.examples[sample]
         return _Source(example.video, example.start_s, example.end_s)
 
-    def _video_of(self, epoch: int, sample: int, draw: _Draw, source: _Source) -> Tensor:
+    def _video_of(self, epoch: int, sample: int, draw: _Draw, source: _Source) -> tuple[Tensor, Box | None]:
         if self._guard is None:
             return self._read(draw, source)
-        return torch.from_numpy(self._guard(epoch, sample, source))
+        frames, box = self._guard(epoch, sample, source)
+        return torch.from_numpy(frames), box
 
-    def _pixels(self, epoch: int, sample: int, source: _Source) -> np.ndarray:
+    def _pixels(self, epoch: int, sample: int, source: _Source) -> tuple[np.ndarray, Box | None]:
         """What the guarded process answers: it makes the same draws again."""
-        return self._read(self._draw(epoch, sample), source).numpy()
+        frames, box = self._read(self._draw(epoch, sample), source)
+        return frames.numpy(), box
 
     def _draw(self, epoch: int, sample: int, *view: int) -> _Draw:
         """What is random about a sample, always drawn in this order: captions, flip, times, crop, other changes.
@@ -360,7 +377,11 @@ class ClipDataset(Dataset):
     def _crops(self) -> bool:
         return self.config.crop_scale != (1.0, 1.0)
 
-    def _read(self, draw: _Draw, source: _Source) -> Tensor:
+    @property
+    def _crops_later(self) -> bool:
+        return self.config.crop_on == "device"
+
+    def _read(self, draw: _Draw, source: _Source) -> tuple[Tensor, Box | None]:
         config = self.config
         # A crop of the smallest share still has as many pixels as the model wants, up to twice its side.
         size = min(2 * self.image_size, math.ceil(self.image_size / math.sqrt(config.crop_scale[0])))
@@ -371,11 +392,14 @@ class ClipDataset(Dataset):
             start_s=source.start_s,
             end_s=source.end_s,
             generator=draw.generator if config.times == "random" else None,
-            crop="none" if self._crops else config.crop,
+            crop="squash" if self._crops_later else "none" if self._crops else config.crop,
         )
+        if self._crops_later:
+            assert clip.shown_as is not None
+            return clip.frames, _box(*clip.shown_as, draw, config.crop_scale)
         if not draw.others:
-            return self._augmented(clip.frames, draw)
-        return torch.stack([self._augmented(clip.frames, view) for view in (draw, *draw.others)])
+            return self._augmented(clip.frames, draw), None
+        return torch.stack([self._augmented(clip.frames, view) for view in (draw, *draw.others)]), None
 
     def _augmented(self, frames: Tensor, draw: _Draw) -> Tensor:
         if self._crops:
@@ -435,10 +459,20 @@ class _Draw(NamedTuple):
     others: tuple[_Draw, ...] = ()  # of the clip's further views
 
 
+def _box(height: int, width: int, draw: _Draw, scale: tuple[float, float]) -> Box:
+    """The part of a picture to be shown, in shares of its sides; mirrored where the width is negative."""
+    found = transforms.random_box(height, width, scale=scale, generator=draw.generator)
+    side = min(height, width)
+    top, left, crop_h, crop_w = found or ((height - side) // 2, (width - side) // 2, side, side)
+    across = crop_w / width
+    return top / height, left / width, crop_h / height, -across if draw.is_flipped else across
+
+
 class _Row(NamedTuple):
     sample: int
     draw: _Draw
     video: Tensor | None  # None where it is in the cache; of a clip of several views [views, T, 3, S, S]
+    box: Box | None = None  # where the device is to crop
 
 
 def _each_view(row: _Row) -> list[_Row]:
@@ -496,6 +530,7 @@ class TrainLoader:
     refused: Mapping[str, Refused] = field(default_factory=dict)  # by id, what this run left out before
     broken: dict[str, Refused] = field(default_factory=dict)  # by id, of the samples seen by this rank
     truncated: int = 0  # captions cut, of the samples seen by this rank
+    device: torch.device | str = "cpu"  # that crops, with data.crop_on device
 
     def __post_init__(self) -> None:
         batch = self.global_batch
@@ -571,6 +606,10 @@ class TrainLoader:
         self.truncated += packed.truncated
         if packed.batch is None:
             raise self._too_many_broken()
+        if packed.boxes is not None:
+            video = packed.batch.video.to(self.device, non_blocking=True)
+            video = transforms.crop_batch(video, packed.boxes, self.dataset.image_size)
+            return packed.batch._replace(video=video)
         return packed.batch
 
     def _note(self, tried: Iterable[int], broken: Iterable[tuple[int, Refused]]) -> None:

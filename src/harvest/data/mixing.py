@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
+
 from harvest.data.loader import ClipDataset, Progress, Refused, TrainLoader
 from harvest.interfaces import Batch, HarvestError
 
@@ -30,6 +32,7 @@ class MixedLoader:
         share: float | None = None,
         progress: Progress | None = None,
         refused: Mapping[str, Refused] = NONE,
+        device: torch.device | str = "cpu",
     ) -> None:
         """`share` of the steps show pictures; None: as many of each kind as there are."""
         self.share = len(pictures) / (len(videos) + len(pictures)) if share is None else share
@@ -48,6 +51,7 @@ class MixedLoader:
             first_step=first_step - before,
             progress=progress,
             refused=refused,
+            device=device,
         )
         self.pictures = TrainLoader(
             pictures,
@@ -57,6 +61,7 @@ class MixedLoader:
             first_step=before,
             progress=progress,
             refused=refused,
+            device=device,
         )
 
     def pictures_before(self, step: int) -> int:

@@ -34,9 +34,25 @@ def random_resized_crop(
     `scale` bounds the part's share of the picture's area, `aspect` its width over height (drawn
     log-uniformly). Where no such part is found in ten draws the middle square is taken, as in torchvision.
     """
+    height, width = frames.shape[-2:]
+    box = random_box(height, width, scale=scale, generator=generator, aspect=aspect)
+    if box is None:
+        return fit(frames, image_size)
+    top, left, crop_h, crop_w = box
+    return resize(frames[..., top : top + crop_h, left : left + crop_w], image_size, image_size)
+
+
+def random_box(
+    height: int,
+    width: int,
+    *,
+    scale: tuple[float, float],
+    generator: torch.Generator,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int, int, int] | None:
+    """Top, left, height and width of `random_resized_crop`'s part of a picture; None where none was found."""
     if not 0 < scale[0] <= scale[1] <= 1:
         raise HarvestError(f"crop_scale: expected 0 < smallest <= largest <= 1, got {scale}")
-    height, width = frames.shape[-2:]
     draws = torch.rand(10, 4, dtype=torch.float64, generator=generator).tolist()
     for for_area, for_aspect, for_top, for_left in draws:
         area = height * width * (scale[0] + (scale[1] - scale[0]) * for_area)
@@ -46,9 +62,41 @@ def random_resized_crop(
         if 0 < crop_w <= width and 0 < crop_h <= height:
             top = int(for_top * (height - crop_h + 1))
             left = int(for_left * (width - crop_w + 1))
-            part = frames[..., top : top + crop_h, left : left + crop_w]
-            return resize(part, image_size, image_size)
-    return fit(frames, image_size)
+            return top, left, crop_h, crop_w
+    return None
+
+
+def crop_batch(video: Tensor, boxes: Tensor, image_size: int) -> Tensor:
+    """Crop, scale and mirror a batch in one pass, where it lies: uint8 `[B, T, 3, H, W]` to `[B, T, 3, S, S]`.
+
+    `boxes` float `[B, 4]` are top, left, height and width in shares of the picture; a negative width mirrors.
+    Scaling is `resize`'s, bicubic with antialiasing, as two products with small matrices a clip: within three
+    levels of it, which rounds in between, for boxes of whole pixels.
+    """
+    _, T, C, H, W = video.shape
+    boxes = boxes.to(video.device, torch.float32)
+    rows = _weights(boxes[:, 0] * H, boxes[:, 2] * H, H, image_size)  # [B, S, H]
+    columns = _weights(boxes[:, 1] * W, boxes[:, 3].abs() * W, W, image_size)  # [B, S, W]
+    columns = torch.where((boxes[:, 3] < 0)[:, None, None], columns.flip(1), columns)
+    part = video.flatten(1, 2).to(torch.float32) @ columns.mT[:, None]  # [B, T * C, H, S]
+    part = rows[:, None] @ part  # [B, T * C, S, S]
+    return part.round_().clamp_(0, 255).to(torch.uint8).unflatten(1, (T, C))  # type: ignore[no-untyped-call]
+
+
+def _weights(start: Tensor, length: Tensor, num_in: int, num_out: int) -> Tensor:
+    """How much each of `num_in` pixels counts for each of `num_out` that divide a stretch: `[B, num_out, num_in]`."""
+    step = (length / num_out)[:, None, None]
+    reach = step.clamp(min=1.0)  # a kernel as wide as what one pixel stands for
+    places = torch.arange(num_out, device=start.device)[None, :, None] + 0.5
+    pixels = torch.arange(num_in, device=start.device)[None, None] + 0.5
+    x = ((pixels - (start[:, None, None] + places * step)) / reach).abs()
+    a = -0.5  # Keys' cubic, as antialiased resizing has it everywhere
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    is_inside = (pixels > start[:, None, None]) & (pixels < (start + length)[:, None, None])
+    weights = weights * is_inside
+    return weights / weights.sum(dim=2, keepdim=True)
 
 
 def side_crops(frames: Tensor, image_size: int, *, num_crops: int) -> list[Tensor]:

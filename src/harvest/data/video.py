@@ -512,7 +512,7 @@ def _read(
                 shown = _read_in_order(container, stream, clock.ticks(times), image_size, crop)
             assert shown is not None  # it had frames a moment ago
     times_s = torch.tensor([clock.seconds(pts) for pts in shown.pts], dtype=torch.float64)
-    return Clip(_stacked(path, shown.pictures), times_s)
+    return Clip(_stacked(path, shown.pictures), times_s, shown.size and (shown.size[1], shown.size[0]))
 
 
 def _read_folder(
@@ -524,11 +524,13 @@ def _read_folder(
     for place in places:
         if place not in read:
             with _opened(pictures[place]) as (container, stream):
-                read[place] = _picture(
-                    _first_frame(pictures[place], container, stream), stream, image_size, crop
+                frame = _first_frame(pictures[place], container, stream)
+                read[place], (width, height) = (
+                    _picture(frame, stream, image_size, crop),
+                    _shown_size(frame, stream),
                 )
     times_s = torch.tensor([place / fps for place in places], dtype=torch.float64)
-    return Clip(_stacked(path, [read[place] for place in places]), times_s)
+    return Clip(_stacked(path, [read[place] for place in places]), times_s, (height, width))
 
 
 def _read_pictures(
@@ -547,8 +549,12 @@ def _read_pictures(
     for place in dict.fromkeys(places):
         one = PackedVideo(f"{packed.name} picture {place}", (packed.files[place],))
         with _opened(one) as (container, stream):
-            read[place] = _picture(_first_frame(one, container, stream), stream, image_size, crop)
-    return Clip(_stacked(packed, [read[place] for place in places]), taken[places])
+            frame = _first_frame(one, container, stream)
+            read[place], (width, height) = (
+                _picture(frame, stream, image_size, crop),
+                _shown_size(frame, stream),
+            )
+    return Clip(_stacked(packed, [read[place] for place in places]), taken[places], (height, width))
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -592,6 +598,7 @@ class _Shown:
     pts: list[int]
     pictures: list[np.ndarray]  # [H, W, 3] each
     ended_at: int | None  # where the last frame ends, if the file ended before the last time
+    size: tuple[int, int] | None = None  # width and height as shown
 
 
 def _frames_in_order(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
@@ -636,6 +643,7 @@ def _read_in_order(
             if frame.is_corrupt:
                 raise _Unreadable(f"the picture at {float(pts * stream.time_base):.2f} s is damaged")
             picture = _picture(frame, stream, image_size, crop)
+            shown.size = shown.size or _shown_size(frame, stream)
         shown.pts.append(pts)
         shown.pictures.append(picture)
 
@@ -683,6 +691,7 @@ class _KeyFrameReader:
         self.is_at_end = False
         self.wanted: set[int] = set()  # timestamps within these packets
         self.pictures: dict[int, np.ndarray] = {}
+        self.size: tuple[int, int] | None = None
         if not self._can_start_anywhere():
             raise _Decline
 
@@ -706,7 +715,7 @@ class _KeyFrameReader:
         last = max((p for p in self.packets if not p.is_discard), key=lambda p: p.pts)
         self._decode_wanted()
         ended_at = last.pts + (last.duration or 0) if self.is_at_end else None
-        return _Shown(shown, [self.pictures[pts] for pts in shown], ended_at)
+        return _Shown(shown, [self.pictures[pts] for pts in shown], ended_at, self.size)
 
     def _key_frame_lies_ahead(self, target: int) -> bool:
         index = self.stream.index_entries
@@ -801,6 +810,7 @@ class _KeyFrameReader:
                 if frame.is_corrupt:
                     raise _Decline
                 self.pictures[frame.pts] = _picture(frame, self.stream, self.image_size, self.crop)
+                self.size = self.size or _shown_size(frame, self.stream)
 
 
 # ---------------------------------------------------------------------------------------------------------------

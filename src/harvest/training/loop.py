@@ -142,6 +142,7 @@ def train(config: RunConfig, run: Path) -> Path:
                 first_step=first_step,
                 progress=progress,
                 refused=_read_broken(run),
+                device=here.device,
             )
             batches = _on_device(loader, here)
             step, batch = first_step, next(batches)
