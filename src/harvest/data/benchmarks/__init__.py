@@ -125,7 +125,7 @@ def write_training(data: BenchmarkData, path: str | Path, *, allow_missing: bool
         raise HarvestError(f"{absent}: there is nothing to write")
     write_manifest(path, rows)
     names = data.class_names or data.answers or data.action_names
-    if names is not None:
+    if names:
         path.with_suffix(".names.json").write_text(json.dumps(names, indent=1, ensure_ascii=False), "utf-8")
     return rows
 
