@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -15,6 +16,7 @@ import pytest
 
 import harvest
 from harvest.data.miniworld import make_clip, render
+from harvest.data.video import read_clip
 
 from .conftest import CUTTING, WORLD, write_long
 from .test_server import served
@@ -280,6 +282,32 @@ def test_a_phone_in_the_dark(page: Any) -> None:
     until(page, "document.querySelector('#player video').currentTime > 0")
     box = page.locator("#player").bounding_box()
     assert (box["x"], box["width"]) == (0, 360) and page.evaluate(wide)
+
+
+SHOTS = [
+    ("search", {"viewport": {"width": 1180, "height": 700}}),
+    ("search-dark", {"viewport": {"width": 1180, "height": 760}, "color_scheme": "dark"}),
+    ("search-phone", {"viewport": {"width": 390, "height": 760}, "is_mobile": True, "has_touch": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "page"), SHOTS, indirect=["page"], ids=[name for name, _ in SHOTS])
+def test_screenshots(page: Any, name: str, tmp_path: Path) -> None:
+    """Those of the README; HARVEST_SCREENSHOTS=docs/images writes them there."""
+    search(page, SEEN)
+    if name == "search-dark":
+        page.locator(".media").nth(2).click()
+        until(page, "document.querySelector('#player video').currentTime > 4.5")
+    in_sight = (
+        "[...document.images].filter((i) => i.offsetParent && i.getBoundingClientRect().top < innerHeight)"
+    )
+    until(page, f"{in_sight}.every((i) => i.naturalWidth > 0)")
+    path = Path(os.environ.get("HARVEST_SCREENSHOTS", tmp_path)) / f"{name}.png"
+    page.screenshot(path=path, animations="disabled", caret="hide")
+    shown = read_clip(path, num_frames=1, image_size=64, crop="none").frames.float()
+    assert shown.std() > 10  # not an empty page
+    is_dark = float(shown.median()) < 100
+    assert is_dark is (name == "search-dark")
 
 
 def test_the_token_is_asked_for_and_leaves_the_address(browser: Any, folder: Path) -> None:

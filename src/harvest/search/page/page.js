@@ -171,7 +171,7 @@ async function showMoments(query, signal) {
   const answer = await ask("/api/search", { body: { ...query, ...chosen(), k }, signal });
   if (like?.moment && like.name === "a moment" && !like.image) describeLike(answer.query);
   const took = ((performance.now() - started) / 1000).toFixed(2);
-  const notes = answer.notes.filter((note) => !note.startsWith("no background"));
+  const notes = answer.notes.filter((note) => !note.startsWith("scores of pictures")); // its cards say so
   $("#broken").hidden = true;
   const count = answer.hits.length;
   if (answer.is_there) {
