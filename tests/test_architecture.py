@@ -13,19 +13,23 @@ import pytest
 ALLOWED: dict[str, set[str]] = {
     "interfaces": set(),
     "parallel": {"interfaces"},
+    "progress": set(),
     "data": {"interfaces", "parallel"},
     "model": {"interfaces", "parallel"},
     "tokens": {"interfaces", "parallel"},
     "objectives": {"interfaces", "parallel", "model", "tokens"},
-    "training": {"interfaces", "parallel", "model"},
-    "evaluation": {"interfaces", "parallel", "data", "model", "tokens"},
-    "search": {"interfaces", "parallel", "data", "model", "tokens", "evaluation"},
+    "training": {"interfaces", "parallel", "progress", "model"},
+    "evaluation": {"interfaces", "parallel", "progress", "data", "model", "tokens"},
+    "search": {"interfaces", "parallel", "progress", "data", "model", "tokens", "evaluation"},
     "bench": {"interfaces", "parallel", "model", "tokens", "objectives", "training"},
     "config": {"interfaces", "parallel", "data", "model", "tokens", "objectives", "training"},
     "recipes": {"interfaces", "config", "data", "model", "objectives", "training"},
 }
 # These files wire rooms together.
-WIRING = {f"harvest.{name}" for name in ("api", "cli", "demo", "report", "training.loop", "training.start", "__main__")}
+WIRING = {
+    f"harvest.{name}"
+    for name in ("api", "cli", "demo", "report", "training.loop", "training.start", "__main__")
+}
 
 
 @pytest.fixture(scope="module")

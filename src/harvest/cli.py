@@ -225,15 +225,15 @@ def evaluate_command(args: list[str]) -> None:
         from harvest.data.manifest import read_manifest
         from harvest.evaluation import evaluate as run
         from harvest.evaluation import read_class_names, table
-        from harvest.evaluation.embed import progress_bar
         from harvest.model.folder import load_head
         from harvest.model.pretrained import load_any
+        from harvest.progress import bar
         from harvest.tokens import see
 
         examples = read_manifest(data, videos=videos)
         loaded, tokenizer, _ = load_any(model)
         has_head = (Path(model) / "head.json").is_file() and not zero_shot
-        with progress_bar("encoding") as progress:
+        with bar("encoding") as progress:
             result = run(
                 loaded,
                 tokenizer,
@@ -364,14 +364,14 @@ def benchmark_command(args: list[str]) -> None:
         from harvest.evaluation import table
         from harvest.evaluation.benchmark import check_complete, score_benchmark
         from harvest.evaluation.detection import read_boxes
-        from harvest.evaluation.embed import progress_bar
         from harvest.model.folder import load_head
         from harvest.model.pretrained import load_any
+        from harvest.progress import bar
 
         check_complete(data, allow_missing=allow_missing)  # before the model is loaded
         loaded, tokenizer, _ = load_any(model)
         has_head = (Path(model) / "head.json").is_file() and not zero_shot
-        with progress_bar("encoding") as progress:
+        with bar("encoding") as progress:
             result = score_benchmark(
                 loaded,
                 tokenizer,
@@ -459,10 +459,10 @@ def probe_command(args: list[str]) -> None:
         from harvest.data.manifest import read_manifest
         from harvest.evaluation import table
         from harvest.evaluation.benchmark import probe_benchmark
-        from harvest.evaluation.embed import progress_bar
         from harvest.evaluation.probe import probe as run
         from harvest.interfaces import HarvestError
         from harvest.model.pretrained import load_any
+        from harvest.progress import bar
 
         how: dict[str, Any] = dict(
             kind=kind,
@@ -481,7 +481,7 @@ def probe_command(args: list[str]) -> None:
                 for split in (train_split, test_split)
             ]
             loaded = load_any(model)[0]
-            with progress_bar("encoding") as progress:
+            with bar("encoding") as progress:
                 result = probe_benchmark(
                     loaded, *splits, allow_missing=allow_missing, progress=progress, **how
                 )
@@ -489,7 +489,7 @@ def probe_command(args: list[str]) -> None:
             sets = [read_manifest(path, videos=videos) for path in (train, test)]
             names = read_class_names(classes)
             loaded = load_any(model)[0]
-            with progress_bar("encoding") as progress:
+            with bar("encoding") as progress:
                 result = run(loaded, *sets, class_names=names, progress=progress, **how)
         else:
             raise HarvestError(
@@ -554,14 +554,14 @@ def index_command(args: list[str]) -> None:
         import dataclasses
 
         import harvest
-        from harvest.evaluation.embed import progress_bar
         from harvest.parallel import world
+        from harvest.progress import bar
         from harvest.search.cutting import Cutting
 
         named: dict[str, object] = {"window_s": window_s, "overlap": overlap, "num_frames": num_frames}
         named |= {"budget": budget, "keep": keep}
         given = {name: value for name, value in named.items() if value is not None}
-        with world() as here, progress_bar("indexing") as progress:
+        with world() as here, bar("indexing") as progress:
             made = harvest.Index.build(
                 folders,
                 out=out,
@@ -749,9 +749,9 @@ def moments_command(args: list[str]) -> None:
         """
         import torch
 
-        from harvest.evaluation.embed import progress_bar
         from harvest.interfaces import HarvestError
         from harvest.model.pretrained import load_pretrained
+        from harvest.progress import bar
         from harvest.search.curve import blocks, clock, svg
         from harvest.search.moments import Dense, DenseVideo
 
@@ -761,7 +761,7 @@ def moments_command(args: list[str]) -> None:
         loaded, tokenizer, _ = load_pretrained(model)
         if torch.cuda.is_available():
             loaded.cuda()
-        with progress_bar("encoding") as progress:
+        with bar("encoding") as progress:
             read = DenseVideo.read(loaded, tokenizer, video, dense, precision=precision, progress=progress)
         for number, text in enumerate(texts, start=1):
             curve = read.curve(text, k=k)
@@ -784,6 +784,8 @@ def moments_command(args: list[str]) -> None:
 
 
 def serve_command(args: list[str]) -> None:
+    import signal
+
     import tyro
 
     def serve(
@@ -830,6 +832,9 @@ def serve_command(args: list[str]) -> None:
                 token = token_file.read_text(encoding="utf-8").partition("\n")[0].strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise HarvestError(f"token file {token_file}: cannot be read: {error}") from error
+
+        # so that what the service keeps in a temporary folder goes with it
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
         def ready(address: str) -> None:
             print(f"serving {library} at {address}\nend with Ctrl-C", flush=True)
@@ -928,7 +933,7 @@ def check_command(args: list[str]) -> None:
         from harvest.data.check import check as run
         from harvest.data.manifest import columns_of, read_manifest
         from harvest.interfaces import HarvestError
-        from harvest.training.log import bar
+        from harvest.progress import bar
 
         if min_similarity is not None and caption_model is None:
             raise HarvestError("--min-similarity needs --caption-model, which measures it")
@@ -1010,7 +1015,7 @@ def prepare_command(args: list[str]) -> None:
         from harvest.data import prepare as preparing
         from harvest.data.manifest import read_manifest
         from harvest.interfaces import HarvestError
-        from harvest.training.log import bar
+        from harvest.progress import bar
 
         if verify:
             with bar("reading shards") as progress:
@@ -1054,7 +1059,7 @@ def miniworld_command(args: list[str]) -> None:
             seed: Another seed is another world of the same kind.
         """
         from harvest.data.miniworld import MiniWorldConfig, write_miniworld
-        from harvest.training.log import bar
+        from harvest.progress import bar
 
         with bar("drawing the mini-world") as progress:
             world = write_miniworld(
@@ -1134,10 +1139,10 @@ def library_bench(
         false_accept: Share of nonsense queries that may be answered.
         rerank: Let the model's matching head order the first so many again.
     """
-    from harvest.evaluation.embed import progress_bar
+    from harvest.progress import bar
     from harvest.search.measure import measure_library
 
-    with progress_bar("indexing") as progress:
+    with bar("indexing") as progress:
         figures = measure_library(
             model,
             out,
@@ -1158,10 +1163,10 @@ def vectors_bench(out: Path = Path("runs/vectors"), count: int = 1_000_000, widt
         count: Vectors.
         width: Of each.
     """
-    from harvest.evaluation.embed import progress_bar
+    from harvest.progress import bar
     from harvest.search.measure import measure_vectors
 
-    with progress_bar("filling") as progress:
+    with bar("filling") as progress:
         figures = measure_vectors(out, count=count, width=width, progress=progress)
     _print_json(figures)
 

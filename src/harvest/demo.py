@@ -17,7 +17,7 @@ import platform
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,7 @@ from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision, generator_for
+from harvest.progress import OnProgress, bar, say
 from harvest.recipes import mini_harvest
 from harvest.report import (
     Bar,
@@ -74,7 +75,6 @@ from harvest.report import (
 )
 from harvest.tokens import Keep
 from harvest.training import loop
-from harvest.training.log import bar, say
 
 CHOICES = {
     "motion_choice": ("motion, 4 options", "options differ in the motion only"),
@@ -96,8 +96,6 @@ LEFT_OUT: Mapping[Keep, str] = {
 NUM_SEARCHES = 6
 NUM_FOUND = 3
 BLANKS = {"motion": 4, "colour": 2}  # questions of each kind on the page
-
-OnProgress = Callable[[int, int], None]
 
 
 def run_demo(out: Path, *, seed: int = 0, config: RunConfig | None = None) -> Path:

@@ -542,6 +542,14 @@ def test_a_thousand_requests_while_indexing_goes_on(
             assert {"new2.mp4", "moved2.mp4"} <= paths and "3.mp4" not in paths
 
 
+def test_pictures_go_with_the_service(library: harvest.Index, picture: bytes, tmp_path: Path) -> None:
+    with served(library._library.folder, TMPDIR=str(tmp_path)) as (address, process):
+        assert httpx.post(f"{address}api/pictures", content=picture).status_code == 201
+        [kept] = tmp_path.glob("harvest-serve-*/pictures/*.jpg")
+        assert kept.read_bytes() == picture and kept.parents[1].stat().st_mode & 0o77 == 0
+    assert process.returncode == 0 and list(tmp_path.iterdir()) == []
+
+
 def raw(address: str, data: bytes, *, timeout: float = 20.0) -> bytes:
     """What comes back for bytes that no client would send."""
     url = httpx.URL(address)

@@ -10,7 +10,7 @@ from torch import Tensor
 from harvest.data.labels import check_labels, check_same_names
 from harvest.data.loader import clip_numbers
 from harvest.data.views import view_batches
-from harvest.evaluation.embed import OnProgress, evaluating, kept
+from harvest.evaluation.embed import evaluating, kept
 from harvest.evaluation.metrics import (
     average_precisions,
     bootstrap_interval,
@@ -22,6 +22,7 @@ from harvest.interfaces import Example, HarvestError
 from harvest.model.heads import ClipHead
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
+from harvest.progress import OnProgress
 from harvest.tokens import Selection
 
 

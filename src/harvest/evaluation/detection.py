@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harvest.data.labels import check_same_names
 from harvest.data.loader import eval_batches
-from harvest.evaluation.embed import OnProgress, evaluating
+from harvest.evaluation.embed import evaluating
 from harvest.evaluation.metrics import frame_average_precisions
 from harvest.evaluation.result import Result
 from harvest.interfaces import Box, Example, HarvestError
@@ -22,6 +22,7 @@ from harvest.model.heads import BoxHead
 from harvest.model.regions import region_features
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
+from harvest.progress import OnProgress
 
 
 def detection(

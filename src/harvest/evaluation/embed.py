@@ -6,16 +6,13 @@ encoded once however often it stands there: equal texts then have equal scores t
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from harvest.data.loader import clip_numbers, eval_batches
@@ -24,11 +21,10 @@ from harvest.model.nesting import shorten
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel, own_attention
 from harvest.parallel import Precision, autocast, generator_for
+from harvest.progress import OnProgress
 from harvest.tokens import Selection, choose
 
 Mode = Literal["video", "image"]
-OnProgress = Callable[[int, int], None]
-"""Called with how many are done and how many there are."""
 
 IMAGE_FRAMES = 8  # of the image baseline, where the model itself names only one
 
@@ -275,41 +271,6 @@ def evaluating(model: VideoTextModel, precision: Precision) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-@contextmanager
-def progress_bar(title: str, *, delay_s: float = 2.0) -> Iterator[OnProgress]:
-    """A bar with ETA on the terminal's standard error, shown only for work that takes longer than `delay_s`.
-
-    Where standard error is not a terminal, nothing is written.
-    """
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    task = bar.add_task(title, total=None)
-    started = time.monotonic()
-    is_shown = False
-
-    def update(done: int, total: int) -> None:
-        nonlocal is_shown
-        if not console.is_terminal:
-            return
-        bar.update(task, completed=done, total=total)
-        if not is_shown and time.monotonic() - started > delay_s:
-            bar.start()
-            is_shown = True
-
-    try:
-        yield update
-    finally:
-        if is_shown:
-            bar.stop()
 
 
 def _check_finite(pooled: Tensor, kind: str) -> None:

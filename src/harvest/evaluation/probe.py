@@ -24,13 +24,14 @@ from torch import Tensor
 from harvest.data.labels import check_labels
 from harvest.data.loader import clip_numbers, eval_batches
 from harvest.evaluation.classification import report, views_said
-from harvest.evaluation.embed import OnProgress, evaluating
+from harvest.evaluation.embed import evaluating
 from harvest.evaluation.metrics import choice_credit
 from harvest.evaluation.result import Result
 from harvest.interfaces import Example, HarvestError, VideoFeatures
 from harvest.model.heads import AttentiveHead, HeadConfig
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision, generator_for
+from harvest.progress import OnProgress
 
 Kind = Literal["linear", "attentive"]
 PENALTIES = tuple(10.0**power for power in range(-5, 2))

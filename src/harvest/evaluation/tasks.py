@@ -11,7 +11,7 @@ from harvest.data.labels import check_labels, class_names_of
 from harvest.evaluation.answer_ranking import answer_ranking
 from harvest.evaluation.choice import check_options, choice
 from harvest.evaluation.classification import classification
-from harvest.evaluation.embed import Mode, OnProgress, pool, progress_bar, read_clips
+from harvest.evaluation.embed import Mode, pool, read_clips
 from harvest.evaluation.matching import need_matching
 from harvest.evaluation.question_answering import (
     answer_with_head,
@@ -28,6 +28,7 @@ from harvest.model.heads import AnswerHead, ClipHead, Head
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import NO_WORDS, VideoTextModel
 from harvest.parallel import Precision
+from harvest.progress import OnProgress, bar
 from harvest.tokens import Selection, described
 
 Task = Literal["retrieval", "choice", "recognition", "qa", "masked_words", "classification"]
@@ -95,7 +96,7 @@ def evaluate(
 
     with ExitStack() as stack:
         if progress is None:
-            progress = stack.enter_context(progress_bar(f"evaluating {task}"))
+            progress = stack.enter_context(bar(f"evaluating {task}"))
         if task == "classification":
             if not isinstance(head, ClipHead) or mode == "image":
                 raise HarvestError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from harvest.data.video import VideoError
 from harvest.evaluation.embed import embed_texts
 from harvest.interfaces import HarvestError
 from harvest.parallel import Precision, barrier, world_rank_size
+from harvest.progress import OnProgress
 from harvest.search.background import default_bank, knows_everyday_words, read_bank
 from harvest.search.cutting import Cutting
 from harvest.search.embedding import Embedded, embed_moments
@@ -37,7 +38,6 @@ from harvest.search.library import (
 from harvest.search.results import Broken, IndexReport
 from harvest.search.store import Database, Entry, Floats, Spans, Store, video_id
 
-OnProgress = Callable[[int, int], None]
 GROUP = 16  # files
 
 

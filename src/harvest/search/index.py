@@ -18,7 +18,7 @@ video that overlap, the best; the first few again by the matching head, where th
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from harvest.data.video import IMAGE_SUFFIXES, read_clip
 from harvest.evaluation.embed import default_frames, embed_texts, encode_clips, evaluating
 from harvest.interfaces import HarvestError
 from harvest.parallel import Precision
+from harvest.progress import OnProgress
 from harvest.search import building
 from harvest.search.background import chance_of
 from harvest.search.cutting import Cutting
@@ -38,7 +39,6 @@ from harvest.search.pictures import MOST_HEIGHT, frames_at, jpeg
 from harvest.search.results import Answer, Broken, Hit, IndexReport, Moment, Stats, Timeline, Video, Where
 from harvest.search.store import Entry, Floats, Near, matches
 
-OnProgress = Callable[[int, int], None]
 MAX_QUERY_CHARACTERS = 2000
 MAX_HITS = 1000
 MAX_RERANK = 200

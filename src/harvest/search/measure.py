@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,12 @@ from harvest.data.miniworld import (
 )
 from harvest.data.video import write_video
 from harvest.interfaces import HarvestError
+from harvest.progress import OnProgress
 from harvest.search.cutting import Cutting
 from harvest.search.index import Index
 from harvest.search.results import Answer
 from harvest.search.store import Database, Entry, Floats, LocalStore, Spans
 
-OnProgress = Callable[[int, int], None]
 CLIP_S = 2.0  # of the mini-world
 _PER_PUT = 20_000  # vectors a transaction
 

@@ -11,7 +11,7 @@ Shapes: H hops, F frames a hop, E shared width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +26,11 @@ from harvest.interfaces import HarvestError
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
+from harvest.progress import OnProgress
 from harvest.search.embedding import mode_of
 from harvest.search.results import Curve, Interval
 from harvest.search.store import Floats
 
-OnProgress = Callable[[int, int], None]
 FALL = 0.5  # of the way from the median down to which a stretch reaches around its peak
 
 

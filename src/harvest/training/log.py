@@ -3,45 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-_console = Console(stderr=True)
-
-
-def say(message: str) -> None:
-    """A line for people, on stderr."""
-    _console.print(message, markup=False, highlight=False)
-
-
-@contextmanager
-def bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with an ETA, drawn from the first call of the yielded `progress(done, of)` on."""
-    with _progress_bar(quiet) as progress:
-        task = progress.add_task(title, total=None, says="", visible=False)
-
-        def show(done: int, of: int) -> None:
-            progress.update(task, completed=done, total=of, visible=True)
-
-        yield show
-
-
-def _progress_bar(quiet: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[says]}"),
-        console=Console(stderr=True, quiet=quiet),
-        refresh_per_second=2,
-    )
+from harvest.progress import columns
 
 
 class RunLog:
@@ -55,7 +22,7 @@ class RunLog:
         self._keep_lines_before(first_step)
         self.lines = self.path.open("a")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
-        self.progress = _progress_bar(quiet)
+        self.progress = columns(quiet)
         self.task = self.progress.add_task("training", total=steps, completed=first_step, says="")
 
     def __enter__(self) -> RunLog:

@@ -69,10 +69,11 @@ from harvest.parallel import (
     world,
     wrap,
 )
+from harvest.progress import bar, say
 from harvest.tokens import Selection, budget_of
 from harvest.training.average import WeightAverage
 from harvest.training.checkpoint import load_checkpoint, save_checkpoint
-from harvest.training.log import RunLog, bar, say
+from harvest.training.log import RunLog
 from harvest.training.optim import build_optimizer, lr_at, set_lr
 from harvest.training.start import build_objective, start_model
 from harvest.training.vary import show_frames

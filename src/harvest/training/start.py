@@ -35,8 +35,8 @@ from harvest.objectives.multiple_choice import MultipleChoice, MultipleChoiceCon
 from harvest.objectives.pixel_reconstruction import PixelReconstruction, PixelReconstructionConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.objectives.question_answering import QuestionAnswering, QuestionAnsweringConfig
+from harvest.progress import say
 from harvest.training.checkpoint import newest_weights
-from harvest.training.log import say
 
 MINI_IMAGE = Path(__file__).parent.parent / "weights" / "mini-image"
 
