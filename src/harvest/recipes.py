@@ -537,6 +537,9 @@ def tiny(name: str) -> RunConfig:
                 config.objective, teacher="mini-image", teacher_image_size=None, num_layers=2
             ),
         )
+    if isinstance(config.objective, PixelReconstructionConfig):
+        light = dataclasses.replace(config.objective, decoder_width=32, decoder_depth=1, decoder_heads=2)
+        config = dataclasses.replace(config, objective=light)
     start = _small_student(config.start)
     if start.scratch is None and not isinstance(config.objective, MultimodalConfig):
         start = dataclasses.replace(start, model="mini-image")
