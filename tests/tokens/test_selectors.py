@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -210,7 +210,10 @@ def unpacked(packed: Packed, clips: int) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
+@example(
+    clips=1, times=4, places=10, still=0.875, capped=True, seed=0
+)  # 12 change, 13 is the most, 14 the next length
 @given(**sizes, still=st.floats(0, 1), capped=st.booleans(), seed=st.integers(0, 2**31))
 def test_runs_cover_every_repeat_once(
     clips: int, times: int, places: int, still: float, capped: bool, seed: int

@@ -157,11 +157,12 @@ def run_length_keep(change: Tensor, *, budget: int | None = None, num_lengths: i
     first = torch.full((B, 1, P), torch.inf, device=device)
     changed = torch.cat([first, change], dim=1) > REPEATS  # [B, S, P]
     step = max(1, N // num_lengths)
-    counts = (-(-changed.flatten(1).sum(dim=1) // step) * step).clamp(max=N)
+    num_changed = changed.flatten(1).sum(dim=1)
+    counts = (-(-num_changed // step) * step).clamp(max=N)
     priority = torch.cat([first, change], dim=1)
     if budget is not None:
         if S > 1:
-            is_more = (counts > budget)[:, None, None]
+            is_more = (num_changed > budget)[:, None, None]
             priority = torch.where(is_more, torch.cat([change[:, :1], change], dim=1), priority)
         counts = counts.clamp(max=budget)
     order = priority.flatten(1).argsort(dim=1, descending=True, stable=True)

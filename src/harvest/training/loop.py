@@ -75,7 +75,7 @@ from harvest.training.average import WeightAverage
 from harvest.training.checkpoint import load_checkpoint, save_checkpoint
 from harvest.training.log import RunLog
 from harvest.training.optim import build_optimizer, lr_at, set_lr
-from harvest.training.start import build_objective, start_model
+from harvest.training.start import build_objective, needs_captions, start_model
 from harvest.training.vary import show_frames
 
 Loader = TrainLoader | MixedLoader
@@ -197,7 +197,7 @@ def train(config: RunConfig, run: Path) -> Path:
             with together():
                 if here.is_main:
                     if whole is not None:  # a module cannot leave its shards: build it anew
-                        captions = dataset.captions() if config.start.scratch is not None else []
+                        captions = dataset.captions() if needs_captions(config) else []
                         again = start_model(config, captions)[0]
                         objective = build_objective(config, again, names, several=dataset.labels.ndim > 1)
                         objective.load_state_dict(whole)
@@ -233,9 +233,7 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
         examples, names = _numbered(config.objective, examples, listed)
     pictures = _rows(config, run, here, config.data.images)[0] if config.data.images else []
     captions: list[str] = []
-    if (
-        config.start.scratch is not None or config.start.words == "scratch"
-    ):  # a vocabulary is learned from them
+    if needs_captions(config):
         captions = [text for rows in (examples, pictures) for example in rows for text in example.texts]
     model, tokenizer, image_model = start_model(config, captions)
     encode_text: Any = tokenizer

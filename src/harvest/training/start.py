@@ -57,6 +57,12 @@ WORDLESS = (ClassificationConfig, DetectionConfig, MaskedAlignmentConfig, PixelR
 """Objectives that train a video tower alone."""
 
 
+def needs_captions(config: RunConfig) -> bool:
+    """Whether a run's captions say how its model starts: a vocabulary is learned from them, or the shared space turned."""
+    is_nested = isinstance(config.objective, PostPretrainingConfig) and bool(config.objective.dims)
+    return config.start.scratch is not None or config.start.words == "scratch" or is_nested
+
+
 def start_model(
     config: RunConfig, captions: list[str]
 ) -> tuple[VideoTextModel, Tokenizer | None, VideoTextModel | None]:
