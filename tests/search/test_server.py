@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import os
 import re
 import shutil
@@ -298,6 +299,25 @@ def test_links_and_vanished_files_are_not_served(some_clips: Path, image_model: 
         (some_clips / "2.mp4").unlink()
         (some_clips / "2.mp4").write_bytes(b"no video any more")
         says(client.get(f"/api/videos/{third}/thumbnail"), 422, "cannot be read")
+
+
+def test_a_full_disk_is_told_without_paths(
+    library: harvest.Index, picture: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(library, tmp_path)
+
+    def full(source: object, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        for answer in (
+            client.post("/api/pictures", content=picture),
+            client.get(f"/api/moments/{library.videos()[0].id}.0/preview"),
+        ):
+            says(answer, 503, "cannot read or write a file")
+            assert str(tmp_path) not in answer.text
+    assert client.get(f"/api/moments/{library.videos()[0].id}.0/preview").status_code == 200
 
 
 # ---- what it says of itself

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ipaddress
+import logging
 import secrets
 import socket
 import tempfile
@@ -451,6 +452,11 @@ def _tell_errors(app: FastAPI) -> None:
     @app.exception_handler(HarvestError)
     async def mistake(_: Request, error: Exception) -> Response:
         return JSONResponse({"error": str(error)}, 400)
+
+    @app.exception_handler(OSError)
+    async def unwritten(_: Request, error: OSError) -> Response:
+        logging.getLogger("uvicorn.error").error("%s", error)
+        return JSONResponse({"error": "The service cannot read or write a file; its log says why."}, 503)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:

@@ -86,11 +86,14 @@ def write_preview(path: Path, out: Path, *, start_s: float, end_s: float) -> Non
     """A stretch of a video as a small H.264 mp4 without sound, which every browser plays.
 
     Its clock starts at `start_s`; of long stretches the first `PREVIEW_LONGEST_S`. VideoError where the video cannot
-    be read.
+    be read, OSError where the preview cannot be written.
     """
     length_s = min(end_s - start_s, PREVIEW_LONGEST_S)
     count = max(1, round(length_s * PREVIEW_FPS))
     times_s = start_s + (torch.arange(count, dtype=torch.float64) + 0.5) / PREVIEW_FPS
     frames = read_frames(path, times_s, image_size=PREVIEW_HEIGHT, crop="none").frames
     height, width = (side - side % 2 for side in frames.shape[-2:])
-    write_video(out, frames[..., :height, :width], fps=PREVIEW_FPS, crf=24)
+    try:
+        write_video(out, frames[..., :height, :width], fps=PREVIEW_FPS, crf=24)
+    except HarvestError as error:  # here no user's mistake
+        raise OSError(str(error)) from error
