@@ -102,7 +102,7 @@ def mini_harvest() -> RunConfig:
                 "fusion": 0.67,
             },
         ),
-        loop=LoopConfig(steps=1500, global_batch=128, save_every=500),
+        loop=LoopConfig(steps=1300, global_batch=128, save_every=500),
         tuning=TuningConfig(steps=100, drop_ratio=0.6, keep="random", lr=5e-4),
     )
 
@@ -287,7 +287,7 @@ def mini_umt_stage1() -> RunConfig:
         optim=OptimConfig(
             lr=1.5e-3, warmup_steps=50, weight_decay=0.05, betas=(0.9, 0.95), max_grad_norm=1.0
         ),
-        loop=LoopConfig(steps=1500, global_batch=128, save_every=500),
+        loop=LoopConfig(steps=1300, global_batch=128, save_every=500),
     )
 
 
