@@ -16,6 +16,7 @@ import os
 import platform
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -606,19 +607,28 @@ def write_page(
 
 
 def next_commands(out: Path) -> list[tuple[str, str]]:
+    """What to type next; with the path of the command where a plain `harvest` would not be found."""
     folder = shlex.quote(str(out))
+    harvest = (
+        "harvest" if shutil.which("harvest") else shlex.quote(str(Path(sys.executable).parent / "harvest"))
+    )
     return [
         (
+            "find these clips with words, in the browser",
+            f"{harvest} index {folder}/world/videos/retrieval --model {folder}/model --out {folder}/library"
+            f" && {harvest} serve {folder}/library --open",
+        ),
+        (
             "score the model yourself",
-            f"harvest evaluate {folder}/model --data {folder}/world/order_choice.jsonl --task choice",
+            f"{harvest} evaluate {folder}/model --data {folder}/world/motion_choice.jsonl --task choice",
         ),
         (
             "train for longer",
-            f"harvest train mini-harvest --data.train {folder}/world/train.jsonl --loop.steps 4000 --out runs/longer",
+            f"{harvest} train mini-harvest --data.train {folder}/world/train.jsonl --loop.steps 4000 --out runs/longer",
         ),
         (
             "start from CLIP, with your own captioned clips",
-            "harvest train harvest-b16 --data.train clips.csv --out runs/clips",
+            f"{harvest} train harvest-b16 --data.train clips.csv --out runs/clips",
         ),
     ]
 

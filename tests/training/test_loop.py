@@ -317,7 +317,9 @@ def on_ranks(size: int, config: RunConfig, run: Path, code: int = 0) -> list[str
         start(config, run, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), **shared)
         for rank in range(size)
     ]
-    return [finished(process, code) for process in processes]
+    said = [process.communicate(timeout=200)[1] for process in processes]  # all of them, also where one fails
+    assert [process.returncode for process in processes] == [code] * size, "\n".join(said)
+    return said
 
 
 def same_on_ranks(tiny_run: TinyRun, **changes: object) -> RunConfig:

@@ -14,15 +14,18 @@ from harvest.progress import columns
 class RunLog:
     """One JSON line a logged step in `metrics.jsonl`, the same numbers for TensorBoard, and a bar with an ETA.
 
-    On resume, lines of steps that are done again are cut off first, so the file reads as one unbroken run.
+    On resume, lines of steps that are done again are cut off first, so the file reads as one unbroken run. Of several
+    processes only the one with `is_main` writes and shows anything.
     """
 
-    def __init__(self, run: Path, *, first_step: int, steps: int, quiet: bool = False) -> None:
+    def __init__(self, run: Path, *, first_step: int, steps: int, is_main: bool = True) -> None:
         self.path = run / "metrics.jsonl"
-        self._keep_lines_before(first_step)
-        self.lines = self.path.open("a")
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
-        self.progress = columns(quiet)
+        self.lines, self.board = None, None
+        if is_main:
+            self._keep_lines_before(first_step)
+            self.lines = self.path.open("a")
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+        self.progress = columns(quiet=not is_main)
         self.task = self.progress.add_task("training", total=steps, completed=first_step, says="")
 
     def __enter__(self) -> RunLog:
@@ -33,14 +36,17 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-        self.lines.close()
-        self.board.close()
+        if self.lines is not None and self.board is not None:
+            self.lines.close()
+            self.board.close()
 
     def advance(self, step: int) -> None:
         self.progress.update(self.task, completed=step)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Log the numbers of `step`, e.g. losses, `lr`, `clips_per_s`, `waiting` (share of time without data)."""
+        if self.lines is None or self.board is None:
+            return
         self.lines.write(json.dumps({"step": step, **numbers}) + "\n")
         self.lines.flush()
         for name, value in numbers.items():

@@ -147,7 +147,7 @@ def train(config: RunConfig, run: Path) -> Path:
             )
             batches = _on_device(loader, here)
             step, batch = first_step, next(batches)
-        with RunLog(run, first_step=first_step, steps=config.total_steps, quiet=not here.is_main) as log:
+        with RunLog(run, first_step=first_step, steps=config.total_steps, is_main=here.is_main) as log:
             since, waited, clips = time.perf_counter(), 0.0, 0
             while step < config.total_steps:
                 objective.selection = config.selection_at(step)
