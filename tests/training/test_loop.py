@@ -317,7 +317,13 @@ def on_ranks(size: int, config: RunConfig, run: Path, code: int = 0) -> list[str
         start(config, run, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), **shared)
         for rank in range(size)
     ]
-    said = [process.communicate(timeout=200)[1] for process in processes]  # all of them, also where one fails
+    try:
+        said = [
+            process.communicate(timeout=100)[1] for process in processes
+        ]  # all of them, also where one fails
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for ever must not outlive the test
     assert [process.returncode for process in processes] == [code] * size, "\n".join(said)
     return said
 
