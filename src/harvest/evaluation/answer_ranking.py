@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harvest.evaluation.embed import Clips, evaluating
-from harvest.evaluation.question_answering import check_answered, closed_list, report_answers
+from harvest.evaluation.question_answering import asked_of, check_answered, closed_list, report_answers
 from harvest.evaluation.result import Result
 from harvest.interfaces import Example, HarvestError, TextFeatures, VideoFeatures
 from harvest.model.answers import AnswerIds, encode_answers
@@ -47,21 +47,14 @@ def answer_ranking(
     asked: list[int] = []
     stretch: list[int] = []
     parts: list[Tensor] = []
-    num_clips = 0
-    for users, video in clips.batches:
-        pairs = [(clip, place) for clip, places in enumerate(users) for place in places]
-        # As many questions at a time as there are clips in the batch, however many a clip has.
-        for start in range(0, len(pairs), len(users)):
-            some = pairs[start : start + len(users)]
-            with evaluating(model, precision):
-                ids = tokenizer([examples[place].question or "" for _, place in some])
-                text = model.encode_text(ids.to(model.log_scale.device))
-                shown = VideoFeatures(video.tokens[[clip for clip, _ in some]], text.pooled)
-                states = model.fuse(shown, text)
-                parts.append(rank(model, states, text, candidates, top_k=top_k).cpu())
-            asked += [place for _, place in some]
-            stretch += [num_clips + clip for clip, _ in some]
-        num_clips += len(users)
+    for places, rows, stretches, video in asked_of(clips):
+        with evaluating(model, precision):
+            ids = tokenizer([examples[place].question or "" for place in places])
+            text = model.encode_text(ids.to(model.log_scale.device))
+            states = model.fuse(VideoFeatures(video.tokens[rows], text.pooled), text)
+            parts.append(rank(model, states, text, candidates, top_k=top_k).cpu())
+        asked += places
+        stretch += stretches
     return report_answers(
         torch.cat(parts),
         asked,

@@ -6,7 +6,7 @@ Shapes: B clips, L words, m hidden words, V vocabulary, A answers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,25 +66,17 @@ def question_answering(
     asked: list[int] = []
     parts: list[Tensor] = []
     stretch: list[int] = []
-    num_clips = 0
-    for users, video in clips.batches:
-        pairs = [(clip, place) for clip, places in enumerate(users) for place in places]
-        # As many questions at a time as there are clips in the batch, however many a clip has.
-        for start in range(0, len(pairs), len(users)):
-            some = pairs[start : start + len(users)]
-            questions = [prompt.prompt(examples[place].question or "") for _, place in some]
-            scores = torch.empty(len(some), len(listed))
-            for length, (candidates, candidate_ids) in by_length.items():
-                log_probs = _hidden_log_probs(
-                    model, tokenizer, video, [clip for clip, _ in some], questions, length, precision
-                )
-                # [b, m, V] at the tokens of every answer: [b, A_m, m]
-                chosen = log_probs[:, torch.arange(length), candidate_ids]
-                scores[:, candidates] = chosen.mean(dim=-1)
-            parts.append(scores)
-            asked += [place for _, place in some]
-            stretch += [num_clips + clip for clip, _ in some]
-        num_clips += len(users)
+    for places, rows, stretches, video in asked_of(clips):
+        questions = [prompt.prompt(examples[place].question or "") for place in places]
+        scores = torch.empty(len(places), len(listed))
+        for length, (candidates, candidate_ids) in by_length.items():
+            log_probs = _hidden_log_probs(model, tokenizer, video, rows, questions, length, precision)
+            # [b, m, V] at the tokens of every answer: [b, A_m, m]
+            chosen = log_probs[:, torch.arange(length), candidate_ids]
+            scores[:, candidates] = chosen.mean(dim=-1)
+        parts.append(scores)
+        asked += places
+        stretch += stretches
 
     return report_answers(
         torch.cat(parts),
@@ -126,19 +118,13 @@ def answer_with_head(
     asked: list[int] = []
     parts: list[Tensor] = []
     stretch: list[int] = []
-    num_clips = 0
-    for users, video in clips.batches:
-        pairs = [(clip, place) for clip, places in enumerate(users) for place in places]
-        for start in range(0, len(pairs), len(users)):
-            some = pairs[start : start + len(users)]
-            rows = [clip for clip, _ in some]
-            with evaluating(model, precision):
-                ids = encode([examples[place].question or "" for _, place in some]).to(model.log_scale.device)
-                shown = VideoFeatures(video.tokens[rows], video.pooled[rows])
-                parts.append(head(answer_features(model, shown, ids)).float().cpu())
-            asked += [place for _, place in some]
-            stretch += [num_clips + clip for clip in rows]
-        num_clips += len(users)
+    for places, rows, stretches, video in asked_of(clips):
+        with evaluating(model, precision):
+            ids = encode([examples[place].question or "" for place in places]).to(model.log_scale.device)
+            shown = VideoFeatures(video.tokens[rows], video.pooled[rows])
+            parts.append(head(answer_features(model, shown, ids)).float().cpu())
+        asked += places
+        stretch += stretches
     return report_answers(
         torch.cat(parts),
         asked,
@@ -149,6 +135,19 @@ def answer_with_head(
         listed=listed,
         how="Fine-tuned head, one of {} answers",
     )
+
+
+def asked_of(clips: Clips) -> Iterator[tuple[list[int], list[int], list[int], VideoFeatures]]:
+    """Who is asked, some at a time: places of examples, the rows of the features they are shown, their stretches."""
+    num_clips = 0
+    for users, video in clips.batches:
+        pairs = [(clip, place) for clip, places in enumerate(users) for place in places]
+        # As many questions at a time as there are clips in the batch, however many a clip has.
+        for start in range(0, len(pairs), len(users)):
+            some = pairs[start : start + len(users)]
+            rows = [clip for clip, _ in some]
+            yield [place for _, place in some], rows, [num_clips + clip for clip in rows], video
+        num_clips += len(users)
 
 
 def closed_list(examples: Sequence[Example], answers: Sequence[str] | None) -> tuple[list[str], list[str]]:
