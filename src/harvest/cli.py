@@ -13,6 +13,7 @@ from harvest import __version__
 
 if TYPE_CHECKING:
     from harvest import Index
+    from harvest.evaluation.result import Result
     from harvest.search.results import Answer
 
 ABOUT = f"""harvest {__version__}: turn an image-text model into a video-text model, and use it
@@ -262,10 +263,7 @@ def evaluate_command(args: list[str]) -> None:
         console.print(table([result]))
         for name, reason in list(result.missing.items())[:10]:
             console.print(f"not evaluated: {name}: {reason}", markup=False)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(result.to_json())
-            console.print(f"written: {out}", markup=False)
+        _write_result(result, out)
 
     _run(evaluate, args)
 
@@ -394,10 +392,7 @@ def benchmark_command(args: list[str]) -> None:
         console = Console()
         console.print(table([result]))
         console.print(result.protocol, markup=False)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(result.to_json())
-            console.print(f"written: {out}", markup=False)
+        _write_result(result, out)
 
     _run(benchmark, args)
 
@@ -498,10 +493,7 @@ def probe_command(args: list[str]) -> None:
         console = Console()
         console.print(table([result]))
         console.print(result.protocol, markup=False)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(result.to_json())
-            console.print(f"written: {out}", markup=False)
+        _write_result(result, out)
 
     _run(probe, args)
 
@@ -1169,6 +1161,18 @@ def vectors_bench(out: Path = Path("runs/vectors"), count: int = 1_000_000, widt
     with bar("filling") as progress:
         figures = measure_vectors(out, count=count, width=width, progress=progress)
     _print_json(figures)
+
+
+def _write_result(result: "Result", out: Path | None) -> None:
+    """Scores as JSON, where asked for; whole or not at all."""
+    from rich.console import Console
+
+    from harvest.report import write_whole
+
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, result.to_json())
+        Console().print(f"written: {out}", markup=False)
 
 
 def _run(function: Callable[..., None], args: list[str], *, prog: str | None = None) -> None:
