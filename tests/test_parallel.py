@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,10 @@ from harvest.interfaces import HarvestError
 from harvest.parallel import World, clip_gradients, full_state, is_sharded, shard, together, world
 
 
-def on_a_rank(rank: int, port: int, folder: str) -> None:
+def on_a_rank(rank: int, meeting: dict[str, str], folder: str) -> None:
     import os
 
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= meeting | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     said = []
     with world() as here:
         with together():
@@ -58,10 +56,12 @@ class Blocks(nn.Module):
 
 
 def test_failures_reach_every_rank_and_shares_are_clipped_as_a_whole(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(on_a_rank, args=(port, str(tmp_path)), nprocs=2)
+    # The ranks meet through a store that lives here, as in torchrun's agent: a free port that is only told to them
+    # could be taken by another test before they bind it.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GLOO_SOCKET_IFNAME": "lo"}
+    meeting["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    mp.spawn(on_a_rank, args=(meeting, str(tmp_path)), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert found[0]["said"] == ["disk 0 is full", "process 1 of 2: disk 1 is full", "disk 0 is full"]
     assert found[1]["said"] == ["process 0 of 2: disk 0 is full", "disk 1 is full", "disk 1 is full"]

@@ -498,6 +498,24 @@ def test_a_server_that_is_not_there(some_clips: Path, image_model: Path, tmp_pat
         build(some_clips, tmp_path / "library", image_model, store="http://127.0.0.1:9/videos")
 
 
+def test_what_an_indexer_removes_during_a_search_is_left_out(
+    some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with build(some_clips, tmp_path / "library", image_model) as index:
+        store = index._library.store
+        find = store.nearest
+
+        def find_and_lose(*asked: object) -> list:
+            near = find(*asked)
+            store.put([], gone=[near[0].video])
+            return near
+
+        first = index.search("a red circle", k=30).hits[0].moment.video
+        monkeypatch.setattr(store, "nearest", find_and_lose)
+        hits = index.search("a red circle", k=30).hits
+        assert hits and first not in {hit.moment.video for hit in hits}
+
+
 def test_the_matching_head_orders_the_first_again(
     some_clips: Path, image_model: Path, tmp_path: Path
 ) -> None:
@@ -529,6 +547,11 @@ def test_the_matching_head_orders_the_first_again(
                 logits = model.match(model.fuse(model.encode_video(clip.frames[None]), words), words)
                 matches.append(float(logits[0, 1] - logits[0, 0]))
         assert matches == sorted(matches, reverse=True)
+        index.file(plain.hits[0].moment.video).unlink()  # and nobody has indexed since
+        left = index.search("a red circle", k=12, rerank=6)
+        gone = {hit.moment.id for hit in plain.hits[:6] if hit.moment.video == plain.hits[0].moment.video}
+        assert {hit.moment.id for hit in left.hits[6 - len(gone) : 6]} == gone
+        assert any("is not there any more" in note for note in left.notes)
 
 
 KILLS = """

@@ -113,20 +113,20 @@ def test_the_approximate_index_of_a_large_library(
         assert [file.name for file in tmp_path.glob("vectors-*")] == ["vectors-5020.usearch"]
     every = np.concatenate([spans.vectors for _, spans in put])
     names = [(entry.id, number) for entry, spans in put for number in range(len(spans.vectors))]
-    found = 0
+    found = found_inside = 0
+    some = frozenset(f"v{number}" for number in range(20, 30 if narrow else 40))
+    inside = [place for place, (name, _) in enumerate(names) if name in some]
     for query in unit(1000, 20):
         best = {names[place] for place in np.argsort(-(every @ query))[:10]}
         near = store.nearest(query, 10)
         assert all(n.video != gone[0].id for n in near)
         assert [n.score for n in near] == sorted((n.score for n in near), reverse=True)
         found += len(best & {(n.video, n.number) for n in near})
-        some = frozenset(f"v{number}" for number in range(20, 40))
-        inside = [place for place, (name, _) in enumerate(names) if name in some]
-        best_inside = max(float(every[place] @ query) for place in inside)
-        assert store.nearest(query, 1, some)[0].score == pytest.approx(
-            best_inside, abs=0.05 if not narrow else 1e-5
-        )
-    assert found >= 0.95 * 200
+        best_inside = names[inside[int(np.argmax(every[inside] @ query))]]
+        [nearest_inside] = store.nearest(query, 1, some)
+        found_inside += (nearest_inside.video, nearest_inside.number) == best_inside
+    assert found >= 0.95 * 200  # the graph differs a little from build to build: its threads race
+    assert found_inside == 20 if narrow else found_inside >= 17  # a narrow filter is searched exactly
     reader = LocalStore(Database(tmp_path / "library.db", create=False), width=WIDTH)
     query = late[1].vectors[3]
     assert (reader.nearest(query, 1)[0].video, reader.nearest(query, 1)[0].number) == ("late", 3)

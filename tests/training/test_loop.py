@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -308,11 +307,14 @@ def wait_for(process: subprocess.Popen[str], is_so: Callable[[], bool]) -> None:
 
 
 def on_ranks(size: int, config: RunConfig, run: Path, code: int = 0) -> list[str]:
-    """A run on several processes, as torchrun starts them; what each says."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    """A run on several processes, as torchrun starts them; what each says.
+
+    The store through which they meet lives here, as in torchrun's agent: a free port that is only told to them
+    could be taken by another test before they bind it.
+    """
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GLOO_SOCKET_IFNAME": "lo"}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONFAULTHANDLER": "1"}
     processes = [
         start(config, run, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), **shared)
         for rank in range(size)
@@ -321,6 +323,11 @@ def on_ranks(size: int, config: RunConfig, run: Path, code: int = 0) -> list[str
         said = [
             process.communicate(timeout=100)[1] for process in processes
         ]  # all of them, also where one fails
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.send_signal(signal.SIGABRT)  # it says where it waits
+        stuck = [process.communicate()[1] for process in processes]
+        pytest.fail("\n\n".join(["no rank may wait for ever:", *stuck]))
     finally:
         for process in processes:
             process.kill()  # one that waits for ever must not outlive the test

@@ -172,17 +172,17 @@ class Index:
             near = [found for found in near if not _shows(found, own)]
         if rerank:
             assert text is not None
-            near = self._rerank(text, near[:rerank]) + near[rerank:]
+            near = self._rerank(text, near[:rerank], notes) + near[rerank:]
         tops = self._tops() if text is not None else None
         if tops is None:
             notes.append(self._why_no_chance(text))
         hits = tuple(
             Hit(
-                moment=self._moment_of(found),
+                moment=moment,
                 score=found.score,
                 chance=None if tops is None else chance_of(found.score, tops),
             )
-            for found in near[:k]
+            for found, moment in self._moments_of(near)[:k]
         )
         best = max((found.score for found in near), default=-1.0)
         is_there = bool(hits) and (tops is None or chance_of(best, tops) <= false_accept)
@@ -364,8 +364,11 @@ class Index:
                 return kept[:k]
             wanted *= 4
 
-    def _rerank(self, text: str, near: list[Near]) -> list[Near]:
-        """Order moments by the matching head's probability that text and moment go together."""
+    def _rerank(self, text: str, near: list[Near], notes: list[str]) -> list[Near]:
+        """Order moments by the matching head's probability that text and moment go together.
+
+        Those whose file has gone since it was indexed come last: one of them must not cost the others.
+        """
         opened = self._model()
         model = opened.model
         if model.fusion is None or model.fusion.head_match is None:
@@ -375,8 +378,14 @@ class Index:
         with evaluating(model, "fp32"):
             words = model.encode_text(opened.tokenizer([text]).to(model.log_scale.device))
             for found in near:
+                try:
+                    file = self.file(found.video)
+                except HarvestError as error:
+                    notes.append(f"not re-ranked: {error}")
+                    scores.append(-1.0)
+                    continue
                 clip = read_clip(
-                    self.file(found.video),
+                    file,
                     num_frames=frames,
                     image_size=model.config.video.image_size,
                     start_s=found.start_s,
@@ -399,9 +408,15 @@ class Index:
             NO_BACKGROUND if is_through else "scores carry no chance before the indexer has been through once"
         )
 
-    def _moment_of(self, near: Near) -> Moment:
-        entry = self._entry(near.video)
-        return Moment(f"{near.video}.{near.number}", near.video, entry.path, near.start_s, near.end_s)
+    def _moments_of(self, near: Sequence[Near]) -> list[tuple[Near, Moment]]:
+        """What was found with where it lies, without what an indexer has removed in the meantime."""
+        moments = []
+        for found in near:
+            entry = self._library.store.entry(found.video)
+            if entry is not None:
+                id = f"{found.video}.{found.number}"
+                moments.append((found, Moment(id, found.video, entry.path, found.start_s, found.end_s)))
+        return moments
 
     def _entry(self, video: str) -> Entry:
         entry = self._library.store.entry(video)
