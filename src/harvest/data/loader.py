@@ -12,6 +12,7 @@ crashes the decoder too, where worker processes read: each has a guarded process
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import signal
@@ -231,6 +232,12 @@ class ClipDataset(Dataset):
     @property
     def is_cached(self) -> bool:
         return self._cache is not None
+
+    def reseeded(self, seed: int) -> ClipDataset:
+        """The same clips in another order, with other draws; what is in memory is shared."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     def fill_cache(self, progress: Progress | None = None) -> dict[int, str]:
         """Decode every clip once, tokenise every caption once. Returns the broken samples with their reasons.

@@ -1,0 +1,376 @@
+"""`harvest bench accuracy`: what ways of choosing tokens and budgets teach in equal time.
+
+Runs of `mini-harvest` that differ only in what they see of each clip. How long a step of each takes is measured
+first, with all of them taking turns; then each trains for as many steps as fit into the same seconds, a last stage
+like the recipe's included, and answers the mini-world's questions: seeing all of each clip, and at the budget it was
+trained for. Seconds are of one thread's processor time, so that other work on the machine costs no run its steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harvest.bench.plot import lines
+from harvest.bench.step import describe_machine, print_table
+from harvest.config import RunConfig
+from harvest.data.loader import TrainLoader
+from harvest.data.manifest import read_manifest
+from harvest.data.miniworld import write_miniworld
+from harvest.evaluation.choice import choice
+from harvest.evaluation.embed import embed_videos
+from harvest.evaluation.retrieval import retrieval
+from harvest.interfaces import Batch, HarvestError
+from harvest.model.folder import new_folder, save_model
+from harvest.model.video_text import VideoTextModel
+from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+from harvest.parallel import World, autocast
+from harvest.progress import bar
+from harvest.recipes import mini_harvest
+from harvest.report import write_whole
+from harvest.tokens import Keep, Selection
+from harvest.training.loop import prepare
+from harvest.training.optim import build_optimizer, lr_at, set_lr
+from harvest.training.start import build_objective, start_model
+from harvest.training.vary import VaryConfig
+
+TUNING_SHARE = 0.1  # of the seconds: the last stage, as in the recipe
+CURVE = (0.25, 0.5, 0.75)  # of the main stage: where the curve over seconds has its points
+_CPU = torch.device("cpu")
+
+
+def accuracy_command(
+    keeps: tuple[Keep, ...] = ("random", "tube", "attention", "motion", "run_length"),
+    budgets: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5),
+    any_budget: bool = False,
+    dims: tuple[int, ...] = (),
+    seconds: float = 60.0,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    out: Path = Path("runs/accuracy"),
+    plot: bool = True,
+) -> None:
+    """Train on the mini-world for equal seconds, choosing tokens in several ways at several budgets; compare.
+
+    $ harvest bench accuracy
+    $ harvest bench accuracy --keeps motion --any-budget --dims 64 --seconds 240 --seeds 0 --out runs/any
+
+    The same command goes on where it was stopped.
+
+    Args:
+        keeps: Ways of choosing.
+        budgets: Shares of a clip's tubelets that are seen in training.
+        any_budget: Also train, for each way, one model with all of the budgets, one of them drawn at each step.
+        dims: The first so many entries of an embedding are trained to be one too, in the models of any budget.
+        seconds: Processor seconds of training that each run gets, on one thread.
+        seeds: One run for each.
+        out: Folder for the world, the models, results.json and the plots.
+        plot: Draw accuracy over tubelets and over seconds.
+    """
+    if not keeps or not seeds or seconds <= 0 or not budgets or any(not 0 < b <= 1 for b in budgets):
+        raise HarvestError(
+            "expected some keeps and seeds, some seconds, and budgets of more than 0 and at most 1"
+        )
+    torch.set_num_threads(1)
+    school = School(out)
+    courses = [Course(keep, (share,)) for keep in keeps for share in budgets]
+    if any_budget:
+        courses += [Course(keep, budgets, dims) for keep in keeps]
+    results = school.hold(courses, seeds=seeds, seconds=seconds)
+    print(", ".join(str(value) for value in describe_machine(_CPU).values()))
+    print_table(_HEADINGS, [_cells(course, results) for course in courses])
+    print(f"written: {out / 'results.json'}")
+    if plot:
+        for name, drawn in (("tokens", _over_tokens(results)), ("seconds", _over_seconds(results))):
+            write_whole(out / f"{name}.svg", drawn)
+            print(f"written: {out / name}.svg")
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run sees of each clip."""
+
+    keep: Keep
+    shares: tuple[float, ...]  # of a clip's tubelets; of several, one is drawn at each step
+    dims: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        shares = "any" if len(self.shares) > 1 else f"{100 * self.shares[0]:g}"
+        return f"{self.keep}-{shares}" + "".join(f"-d{dim}" for dim in self.dims)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One run and what came of it."""
+
+    course: str
+    keep: Keep
+    shares: tuple[float, ...]
+    seed: int
+    step_s: float
+    """Processor seconds of a step of the main stage, the median of steps that took turns with all others'."""
+    steps: int
+    tuning_steps: int
+    clips: int
+    spent_s: float
+    """Processor seconds that training took in fact."""
+    scores: Mapping[str, Mapping[str, float]]
+    """By what was seen at the end, `all` or a share: accuracies and R@1, fractions."""
+    curve: Sequence[tuple[float, float]]
+    """(Processor seconds, motion accuracy), everything seen, the end included."""
+
+
+class School:
+    """The mini-world, read once, and the runs that learn from it."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.config = mini_harvest()
+        out.mkdir(parents=True, exist_ok=True)
+        prepared = prepare(self.config, out / "run", World())
+        self.dataset, self.tokenizer = prepared.dataset, prepared.tokenizer
+        self.world = write_miniworld(
+            out / f"mini-world-{self.config.world.train}-{self.config.world.seed}", self.config.world
+        )
+        self.num_tubelets = prepared.model.config.video.num_times * prepared.model.config.video.num_places
+        self._texts: tuple[Tensor | None, Tensor | None] | None = None
+
+    def hold(self, courses: Sequence[Course], *, seeds: Sequence[int], seconds: float) -> list[Lesson]:
+        """Train and score what `results.json` does not hold yet."""
+        path = self.out / "results.json"
+        known: dict[str, Any] = {"seconds": seconds, "machine": describe_machine(_CPU)}
+        known |= {"step_s": {}, "lessons": []}
+        if path.exists():
+            known |= json.loads(path.read_text())
+        if known["seconds"] != seconds:
+            raise HarvestError(f"{path} is of runs of {known['seconds']:g} s: give another folder with --out")
+        with bar("decoding clips") as progress:
+            self.dataset.fill_cache(progress)
+        if missing := [course for course in courses if course.name not in known["step_s"]]:
+            known["step_s"] |= self._step_times(missing)
+        done = {(lesson["course"], lesson["seed"]) for lesson in known["lessons"]}
+        wanted = [(seed, c) for seed in seeds for c in courses if (c.name, seed) not in done]
+        with bar("training") as progress:
+            for number, (seed, course) in enumerate(wanted):
+                lesson = self.teach(course, seed, seconds, known["step_s"][course.name])
+                known["lessons"].append(dataclasses.asdict(lesson))
+                write_whole(path, json.dumps(known, indent=1))
+                progress(number + 1, len(wanted))
+        names = {course.name for course in courses}
+        return [
+            Lesson(**lesson)
+            for lesson in known["lessons"]
+            if lesson["course"] in names and lesson["seed"] in seeds
+        ]
+
+    def _step_times(self, courses: Sequence[Course], *, times: int = 9) -> dict[str, list[float]]:
+        """Processor seconds of a step of the main stage and of the last one, all taking turns."""
+        runs = {c.name: _Run(self, c, seed=0, steps=times + 2, tuning_steps=times + 2) for c in courses}
+        taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in runs}
+        with bar("timing steps") as progress:
+            for turn in range(2 * (times + 2)):
+                for name, run in runs.items():
+                    before = time.process_time()
+                    run.step()
+                    taken[name][turn // (times + 2)].append(time.process_time() - before)
+                progress(turn + 1, 2 * (times + 2))
+        return {
+            name: [statistics.median(part[2:]) for part in parts]  # the first two are warm-up
+            for name, parts in taken.items()
+        }
+
+    def teach(self, course: Course, seed: int, seconds: float, step_s: Sequence[float]) -> Lesson:
+        """One run for so many seconds, and what it then knows."""
+        main, tuning = step_s
+        steps = max(1, round(seconds * (1 - TUNING_SHARE) / main))
+        tuning_steps = max(1, round(seconds * TUNING_SHARE / tuning))
+        run = _Run(self, course, seed=seed, steps=steps, tuning_steps=tuning_steps)
+        curve, spent = [], 0.0
+        stops = {round(share * steps) for share in CURVE}
+        for step in range(steps + tuning_steps):
+            before = time.process_time()
+            run.step()
+            spent += time.process_time() - before
+            if step + 1 in stops:
+                curve.append((spent, self.motion(run.model)))
+        scores = {"all": self.scores(run.model)}
+        for share in course.shares:
+            selection = Selection(budget=self.budget(share), keep=course.keep)
+            scores[f"{share:g}"] = self.scores(run.model, selection)
+        for dim in course.dims:
+            scores[f"all, first {dim}"] = self.scores(run.model, dim=dim)
+        curve.append((spent, scores["all"]["motion"]))
+        with new_folder(self.out / "models" / f"{course.name}-{seed}") as folder:
+            assert self.tokenizer is not None
+            save_model(folder, run.model, self.tokenizer, notes={"course": course.name, "seed": str(seed)})
+        return Lesson(
+            course=course.name,
+            keep=course.keep,
+            shares=course.shares,
+            seed=seed,
+            step_s=main,
+            steps=steps,
+            tuning_steps=tuning_steps,
+            clips=(steps + tuning_steps) * self.config.loop.global_batch,
+            spent_s=spent,
+            scores=scores,
+            curve=curve,
+        )
+
+    def budget(self, share: float) -> int:
+        return max(1, round(share * self.num_tubelets))
+
+    def motion(self, model: VideoTextModel) -> float:
+        examples = read_manifest(self.world.motion_choice)
+        videos = embed_videos(model, examples, precision="bf16")
+        assert self.tokenizer is not None
+        return choice(model, self.tokenizer, examples, videos).metrics["accuracy"]
+
+    def scores(
+        self, model: VideoTextModel, selection: Selection | None = None, dim: int | None = None
+    ) -> dict[str, float]:
+        assert self.tokenizer is not None
+        found = {}
+        for name in ("motion_choice", "motion_choice_held_out", "appearance_choice", "retrieval"):
+            examples = read_manifest(getattr(self.world, name))
+            videos = embed_videos(model, examples, precision="bf16", selection=selection, dim=dim)
+            if name == "retrieval":
+                found["R@1"] = retrieval(model, self.tokenizer, examples, videos).metrics["t2v_r1"]
+            else:
+                name = {"motion_choice": "motion", "motion_choice_held_out": "held-out"}.get(
+                    name, "appearance"
+                )
+                found[name] = choice(model, self.tokenizer, examples, videos).metrics["accuracy"]
+        return found
+
+
+class _Run:
+    """The training loop without what keeps a run: no folder, no log, no checkpoints."""
+
+    def __init__(self, school: School, course: Course, *, seed: int, steps: int, tuning_steps: int) -> None:
+        base = school.config
+        assert isinstance(base.objective, PostPretrainingConfig)
+        budgets = tuple(school.budget(share) for share in course.shares)
+        self.config: RunConfig = dataclasses.replace(
+            base,
+            objective=dataclasses.replace(
+                base.objective, keep=course.keep, budget=budgets[0], dims=course.dims
+            ),
+            vary=VaryConfig(budgets=budgets if len(budgets) > 1 else ()),
+            loop=dataclasses.replace(base.loop, steps=steps, seed=seed),
+            tuning=dataclasses.replace(base.tuning, steps=tuning_steps),
+        )
+        dataset = school.dataset.reseeded(seed)
+        with torch.random.fork_rng(devices=[]):
+            self.model, tokenizer, _ = start_model(self.config, dataset.captions())
+        objective = build_objective(self.config, self.model, [], tokenizer=tokenizer)
+        assert isinstance(objective, PostPretraining) and tokenizer is not None
+        if school._texts is None or course.dims:  # the same frozen tower for all that do not turn its space
+            objective.fill_text_cache(tokenizer(dataset.captions()), dataset.caption_clips())
+            if not course.dims:
+                school._texts = objective.text_cache, objective.text_example
+        else:
+            objective.text_cache, objective.text_example = school._texts
+        self.objective = objective.train()
+        self.optimizer = build_optimizer(objective, self.config.optim)
+        self.batches: Iterator[Batch] = iter(TrainLoader(dataset, self.config.loop.global_batch))
+        self.done = 0
+
+    def step(self) -> None:
+        config, step = self.config, self.done
+        self.objective.train()
+        self.objective.selection = config.selection_at(step)
+        set_lr(
+            self.optimizer,
+            lr_at(
+                step,
+                config=config.optim,
+                steps=config.total_steps,
+                tuning_from=config.loop.steps,
+                tuning_lr=config.tuning.lr,
+            ),
+        )
+        with autocast(_CPU, config.loop.precision):
+            losses = self.objective(next(self.batches), step)
+        losses.total.backward()
+        if config.optim.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.objective.parameters(), config.optim.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+
+
+# ---- what is told ------------------------------------------------------------------------------------------------
+
+_HEADINGS = (
+    "seen in training",
+    "clips",
+    "motion",
+    "held-out",
+    "appearance",
+    "R@1",
+    "motion, R@1 at its budget",
+)
+
+
+def _cells(course: Course, lessons: Sequence[Lesson]) -> tuple[str, ...]:
+    own = [lesson for lesson in lessons if lesson.course == course.name]
+    if not own:
+        return (course.name, *[""] * 6)
+
+    def told(seen: str, name: str) -> str:
+        values = [100 * lesson.scores[seen][name] for lesson in own]
+        spread = f" ±{statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.1f}{spread}"
+
+    at = "; ".join(
+        f"{seen}: {told(seen, 'motion')}, {told(seen, 'R@1')}" for seen in own[0].scores if seen != "all"
+    )
+    return (
+        course.name,
+        f"{own[0].clips:,}",
+        *(told("all", name) for name in ("motion", "held-out", "appearance", "R@1")),
+        at,
+    )
+
+
+def _over_tokens(lessons: Sequence[Lesson]) -> str:
+    """Motion accuracy, everything seen, over the share seen in training; the mean over seeds."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for lesson in lessons:
+        if len(lesson.shares) == 1:
+            at = found.setdefault(lesson.keep, {}).setdefault(100 * lesson.shares[0], [])
+            at.append(100 * lesson.scores["all"]["motion"])
+    series = {k: [(x, statistics.mean(ys)) for x, ys in sorted(v.items())] for k, v in found.items()}
+    return lines(series, x_title="tubelets seen in training, %", y_title="motion choice, % (chance 25)")
+
+
+def _over_seconds(lessons: Sequence[Lesson]) -> str:
+    """Motion accuracy over processor seconds, at each way's best budget; the mean over seeds."""
+    groups: dict[str, list[Lesson]] = {}
+    for lesson in lessons:
+        groups.setdefault(lesson.course, []).append(lesson)
+
+    def final(own: list[Lesson]) -> float:
+        return statistics.mean(lesson.scores["all"]["motion"] for lesson in own)
+
+    series = {}
+    for keep in dict.fromkeys(lesson.keep for lesson in lessons):
+        name, own = max(
+            ((n, g) for n, g in groups.items() if g[0].keep == keep), key=lambda item: final(item[1])
+        )
+        points = zip(*(lesson.curve for lesson in own), strict=True)
+        series[name] = [
+            (statistics.mean(s for s, _ in point), 100 * statistics.mean(y for _, y in point))
+            for point in points
+        ]
+    return lines(series, x_title="processor seconds of training", y_title="motion choice, % (chance 25)")

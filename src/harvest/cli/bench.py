@@ -1,0 +1,111 @@
+"""`harvest bench`: this machine, measured."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from harvest.cli.parsing import print_json, run
+
+WHAT = """usage: harvest bench WHAT [options]        harvest bench WHAT --help for examples
+
+  step        the training step, with and without dropping patches
+  tokens      ways of choosing tokens x budgets x batches, timed, with a plot
+  accuracy    the same ways and budgets: what they teach in equal seconds, in the mini-world
+  umt         the steps of UMT's two stages, and of the teacher's cache
+  library     what search finds, and refuses, in videos of the mini-world
+  vectors     search among a million made-up vectors"""
+
+
+def bench_command(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(WHAT)
+        return
+    from harvest.interfaces import HarvestError
+
+    commands: dict[str, Callable[[], Callable[..., None]]] = {
+        "step": _step,
+        "tokens": _tokens,
+        "accuracy": _accuracy,
+        "umt": _umt,
+        "library": lambda: library_bench,
+        "vectors": lambda: vectors_bench,
+    }
+    if args[0] not in commands:
+        raise HarvestError(f"nothing to bench called {args[0]!r}: {', '.join(commands)}")
+    run(commands[args[0]](), args[1:], prog=f"harvest bench {args[0]}")
+
+
+# Each imports only when it is asked for: a machine that only trains has no video libraries.
+
+
+def _step() -> Callable[..., None]:
+    from harvest.bench.step import step_command
+
+    return step_command
+
+
+def _tokens() -> Callable[..., None]:
+    from harvest.bench.tokens import tokens_command
+
+    return tokens_command
+
+
+def _accuracy() -> Callable[..., None]:
+    from harvest.bench.accuracy import accuracy_command
+
+    return accuracy_command
+
+
+def _umt() -> Callable[..., None]:
+    from harvest.bench.umt import umt_command
+
+    return umt_command
+
+
+def library_bench(
+    model: str,
+    /,
+    out: Path = Path("runs/library"),
+    videos: int = 200,
+    false_accept: float = 0.05,
+    rerank: int = 0,
+    seed: int = 7,
+) -> None:
+    """What search finds, and refuses, in long videos of the mini-world, ten clips each.
+
+    Args:
+        model: Model folder, or any source that `harvest convert` takes.
+        out: Folder for the videos and their library.
+        videos: How many.
+        false_accept: Share of nonsense queries that may be answered.
+        rerank: Let the model's matching head order the first so many again.
+    """
+    from harvest.progress import bar
+    from harvest.search.measure import measure_library
+
+    with bar("indexing") as progress:
+        figures = measure_library(
+            model,
+            out,
+            num_videos=videos,
+            false_accept=false_accept,
+            rerank=rerank,
+            seed=seed,
+            progress=progress,
+        )
+    print_json(figures)
+
+
+def vectors_bench(out: Path = Path("runs/vectors"), count: int = 1_000_000, width: int = 512) -> None:
+    """Search among made-up vectors: times, recall@10 against exact search, memory. Run twice: see --out.
+
+    Args:
+        out: Folder for the library. One that is filled already is only asked: its memory is then that of searching.
+        count: Vectors.
+        width: Of each.
+    """
+    from harvest.progress import bar
+    from harvest.search.measure import measure_vectors
+
+    with bar("filling") as progress:
+        figures = measure_vectors(out, count=count, width=width, progress=progress)
+    print_json(figures)

@@ -1,0 +1,54 @@
+"""What every command needs of a command line: functions become parsers, options are taken out, results are told."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harvest.evaluation.result import Result
+
+
+def run(function: Callable[..., None], args: list[str], *, prog: str | None = None) -> None:
+    import tyro
+
+    tyro.cli(function, args=args, prog=prog or f"harvest {function.__name__}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+
+
+def take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of `name VALUE` or `name=VALUE`, and the other arguments."""
+    for place, arg in enumerate(args):
+        if arg == name:
+            if place + 1 == len(args):
+                from harvest.interfaces import HarvestError
+
+                raise HarvestError(f"{name} needs a value")
+            return args[place + 1], args[:place] + args[place + 2 :]
+        if arg.startswith(name + "="):
+            return arg[len(name) + 1 :], args[:place] + args[place + 1 :]
+    return None, args
+
+
+def print_json(value: object) -> None:
+    import dataclasses
+    import json
+
+    print(json.dumps(dataclasses.asdict(value), indent=1, ensure_ascii=False))  # type: ignore[call-overload]
+
+
+def write_result(result: "Result", out: Path | None) -> None:
+    """Scores as JSON, where asked for; whole or not at all."""
+    from rich.console import Console
+
+    from harvest.report import write_whole
+
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, result.to_json())
+        Console().print(f"written: {out}", markup=False)

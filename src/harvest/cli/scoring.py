@@ -1,0 +1,340 @@
+"""`harvest evaluate`, `benchmark` and `probe`: what a model is worth."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from harvest.cli.parsing import run, write_result
+
+
+def evaluate_command(args: list[str]) -> None:
+    import tyro
+
+    def evaluate(
+        model: Annotated[str, tyro.conf.Positional],
+        /,
+        data: Path,
+        task: Literal[
+            "retrieval", "choice", "recognition", "qa", "masked_words", "classification"
+        ] = "retrieval",
+        image: bool = False,
+        videos: Path | None = None,
+        classes: Path | None = None,
+        templates: tuple[str, ...] = ("a video of {}",),
+        num_frames: int | None = None,
+        budget: int | None = None,
+        keep: Literal["random", "tube", "motion", "attention", "run_length", "merge"] = "motion",
+        dim: int | None = None,
+        num_clips: int = 1,
+        num_crops: int = 1,
+        dual_softmax: bool = False,
+        rerank_top_k: int = 0,
+        matching: bool = False,
+        zero_shot: bool = False,
+        batch_size: int = 32,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        workers: int = 2,
+        out: Path | None = None,
+    ) -> None:
+        """Scores of a model on a manifest, as a table and, with --out, as JSON.
+
+        $ harvest evaluate runs/demo/model --data runs/demo/world/retrieval.jsonl
+        $ harvest evaluate openai/clip-vit-base-patch16 --image --data msrvtt.jsonl --videos /data/msrvtt
+        $ harvest evaluate runs/webvid/model --data k400.csv --task recognition --classes k400.txt
+
+        Args:
+            model: A Harvest model folder, or any source that `harvest convert` takes.
+            data: Manifest (.jsonl, .csv, .parquet): video, caption(s), optional start_s, end_s, label, question, answer.
+            task: retrieval: text to video and back. choice: texts are options, label the right one. recognition: label
+                is the class. qa: question and answer. masked_words: words filled with the right and another clip.
+                classification: by the head of a fine-tuned model; qa uses it too, where there is one.
+            image: The image baseline: each frame encoded alone, embeddings averaged.
+            videos: Folder that video paths are relative to; without it the manifest's own.
+            classes: Class names for recognition, one a line or a JSON list.
+            templates: Prompts for recognition, with {} for the class; several are averaged.
+            num_frames: Frames a clip; without it the model's own number.
+            budget: Tubelets seen of each clip; without it all.
+            keep: Which tubelets are seen, with a budget; run_length sees what does not repeat, with or without one.
+            dim: Compare the first so many entries of the embeddings; for models trained with objective.dims.
+            num_clips: Of classification: views in time, whose probabilities are averaged.
+            num_crops: Of classification: views along the picture's longer side.
+            zero_shot: Leave the head of a fine-tuned model aside.
+            dual_softmax: Of retrieval: beside the plain figures those after dual softmax, which needs all queries at once.
+            rerank_top_k: Of retrieval: re-order the so many items nearest to each query by the matching head, as columns of their own.
+            matching: Of choice: beside the cosines the matching head, and its mixture with them.
+            out: Write the result as JSON to this file.
+        """
+        from rich.console import Console
+
+        from harvest.data.manifest import read_manifest
+        from harvest.evaluation import evaluate as run
+        from harvest.evaluation import read_class_names, table
+        from harvest.model.folder import load_head
+        from harvest.model.pretrained import load_any
+        from harvest.progress import bar
+        from harvest.tokens import see
+
+        examples = read_manifest(data, videos=videos)
+        loaded, tokenizer, _ = load_any(model)
+        has_head = (Path(model) / "head.json").is_file() and not zero_shot
+        with bar("encoding") as progress:
+            result = run(
+                loaded,
+                tokenizer,
+                examples,
+                task=task,
+                mode="image" if image else "video",
+                num_frames=num_frames,
+                selection=see(budget, keep),
+                dim=dim,
+                batch_size=batch_size,
+                precision=precision,
+                workers=workers,
+                progress=progress,
+                class_names=read_class_names(classes) if classes else None,
+                templates=templates,
+                head=load_head(Path(model))
+                if task == "classification" or (task == "qa" and has_head)
+                else None,
+                num_clips=num_clips,
+                num_crops=num_crops,
+                with_dual_softmax=dual_softmax,
+                rerank_top_k=rerank_top_k,
+                with_matching=matching,
+            )
+        console = Console()
+        console.print(table([result]))
+        for name, reason in list(result.missing.items())[:10]:
+            console.print(f"not evaluated: {name}: {reason}", markup=False)
+        write_result(result, out)
+
+    run(evaluate, args)
+
+
+def benchmark_command(args: list[str]) -> None:
+    if not args:
+        from harvest.data.benchmarks import BENCHMARKS
+
+        for known in BENCHMARKS.values():
+            print(f"{known.name:<16} {known.task:<12} {known.title}: {', '.join(known.splits)}")
+        return
+    import tyro
+
+    def benchmark(
+        name: Annotated[str, tyro.conf.Positional],
+        /,
+        annotations: Path,
+        videos: Path | None = None,
+        model: str | None = None,
+        split: str | None = None,
+        allow_missing: bool = False,
+        missing_list: Path | None = None,
+        manifest: Path | None = None,
+        boxes: Path | None = None,
+        span_s: float | None = None,
+        image: bool = False,
+        zero_shot: bool = False,
+        num_frames: int | None = None,
+        num_clips: int = 1,
+        num_crops: int = 1,
+        dual_softmax: bool = False,
+        rerank_top_k: int = 0,
+        matching: bool = False,
+        batch_size: int = 32,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        workers: int = 2,
+        out: Path | None = None,
+    ) -> None:
+        """Read a benchmark's official files, say what is missing, and score a model on it by its protocol.
+
+        harvest benchmark                         lists the benchmarks and their splits
+        harvest benchmark msrvtt --annotations anns/msrvtt --videos /data/msrvtt
+        harvest benchmark msrvtt --annotations anns/msrvtt --videos /data/msrvtt --model runs/webvid/model
+        harvest benchmark msrvtt-qa --split train --annotations anns/qa --videos /data/msrvtt --manifest qa-train.jsonl
+        harvest benchmark ucf101 --split test2 --annotations ucfTrainTestlist --videos UCF-101 --model runs/webvid/model
+
+        Args:
+            name: The benchmark (docs/benchmarks.md).
+            annotations: Folder of its official annotation files.
+            videos: Folder of its videos, or of folders of pictures; without it only the annotations are read.
+            model: A Harvest model folder, or any source that `harvest convert` takes; without it nothing is scored.
+            split: One of the benchmark's splits; without it its first one.
+            allow_missing: Score what is there, and give the share of the rows beside it.
+            missing_list: File for the list of missing videos; without it missing-NAME-SPLIT.txt here.
+            manifest: Write the rows as a manifest to train on (.jsonl), and its classes or answers beside it
+                (.names.json).
+            boxes: Of action detection: a detector's boxes of persons (csv); without it the annotated boxes.
+            span_s: Of action detection: seconds of video shown around a picture; without it what annotators saw.
+            image: The image baseline: each frame encoded alone, embeddings averaged.
+            zero_shot: Leave the head of a fine-tuned model aside.
+            num_frames: Frames a clip; without it the model's own number.
+            num_clips: With a head: views in time, whose probabilities are averaged.
+            num_crops: With a head: views along the picture's longer side.
+            dual_softmax: Of retrieval: beside the plain figures those after dual softmax, which needs all queries at once.
+            rerank_top_k: Of retrieval: re-order the so many items nearest to each query by the matching head, as columns of their own.
+            matching: Of choice: beside the cosines the matching head, and its mixture with them.
+            out: Write the result as JSON to this file.
+        """
+        from rich.console import Console
+
+        from harvest.data.benchmarks import missing, read, widen, write_training
+        from harvest.interfaces import HarvestError
+
+        data = read(name, annotations, split=split, videos=videos)
+        if span_s is not None:
+            data = widen(data, span_s)
+        for count, number in data.counts.items():
+            published = data.published.counts.get(count)
+            beside = "" if published is None else f" (published: {published:,}, {data.published.source})"
+            print(f"{count.replace('_', ' ')}: {number:,}{beside}")
+        if videos is None:
+            if model is not None:
+                raise HarvestError("scoring a model needs --videos")
+            return
+        absent = missing(data)
+        print(absent if absent else f"{data.name} {data.split}: nothing is missing")
+        if absent.videos:
+            listed = missing_list or Path(f"missing-{data.name}-{data.split}.txt")
+            absent.write(listed)
+            print(f"missing videos: {listed}")
+        if manifest is not None:
+            write_training(data, manifest, allow_missing=allow_missing)
+            print(f"manifest: {manifest}")
+        if model is None:
+            return
+        from harvest.evaluation import table
+        from harvest.evaluation.benchmark import check_complete, score_benchmark
+        from harvest.evaluation.detection import read_boxes
+        from harvest.model.folder import load_head
+        from harvest.model.pretrained import load_any
+        from harvest.progress import bar
+
+        check_complete(data, allow_missing=allow_missing)  # before the model is loaded
+        loaded, tokenizer, _ = load_any(model)
+        has_head = (Path(model) / "head.json").is_file() and not zero_shot
+        with bar("encoding") as progress:
+            result = score_benchmark(
+                loaded,
+                tokenizer,
+                data,
+                allow_missing=allow_missing,
+                head=load_head(Path(model)) if has_head else None,
+                detected=None if boxes is None else read_boxes(boxes),
+                num_clips=num_clips,
+                num_crops=num_crops,
+                with_dual_softmax=dual_softmax,
+                rerank_top_k=rerank_top_k,
+                with_matching=matching,
+                mode="image" if image else "video",
+                num_frames=num_frames,
+                batch_size=batch_size,
+                precision=precision,
+                workers=workers,
+                progress=progress,
+            )
+        console = Console()
+        console.print(table([result]))
+        console.print(result.protocol, markup=False)
+        write_result(result, out)
+
+    run(benchmark, args)
+
+
+def probe_command(args: list[str]) -> None:
+    import tyro
+
+    def probe(
+        model: Annotated[str, tyro.conf.Positional],
+        /,
+        train: Path | None = None,
+        test: Path | None = None,
+        classes: Path | None = None,
+        videos: Path | None = None,
+        benchmark: str | None = None,
+        annotations: Path | None = None,
+        train_split: str = "train",
+        test_split: str | None = None,
+        allow_missing: bool = False,
+        kind: Literal["linear", "attentive"] = "linear",
+        shots: int | None = None,
+        draws: int = 5,
+        seed: int = 0,
+        num_frames: int | None = None,
+        batch_size: int = 32,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        workers: int = 2,
+        cache: Path | None = None,
+        out: Path | None = None,
+    ) -> None:
+        """What a frozen tower knows: a head trained on features that are computed once.
+
+        $ harvest probe runs/demo/model --train train.jsonl --test test.jsonl --classes names.txt
+        $ harvest probe runs/webvid/model --benchmark ucf101 --annotations ucfTrainTestlist --videos UCF-101 \\
+            --train-split train1 --test-split test1 --kind attentive --shots 4
+
+        Args:
+            model: A Harvest model folder, or any source that `harvest convert` takes.
+            train: Manifest of labelled clips to learn from.
+            test: Manifest of labelled clips to score.
+            classes: Class names in the order of the labels, one a line or a JSON list.
+            videos: Folder that video paths are relative to, or that holds the benchmark's videos.
+            benchmark: A recognition benchmark (docs/benchmarks.md) instead of manifests.
+            annotations: Folder of its official annotation files.
+            train_split: Its split to learn from.
+            test_split: Its split to score; without it its first one.
+            allow_missing: Score what is there, and give the share of the rows beside it.
+            kind: linear: logistic regression on a clip's feature. attentive: a learned query over all tokens.
+            shots: Learn from so many clips a class; the figures are means over draws.
+            draws: Times that these clips are drawn.
+            num_frames: Frames a clip; without it the model's own number.
+            cache: Folder in which features are kept for the next probe.
+            out: Write the result as JSON to this file.
+        """
+        from rich.console import Console
+
+        from harvest.data.benchmarks import read
+        from harvest.data.labels import read_class_names
+        from harvest.data.manifest import read_manifest
+        from harvest.evaluation import table
+        from harvest.evaluation.benchmark import probe_benchmark
+        from harvest.evaluation.probe import probe as run
+        from harvest.interfaces import HarvestError
+        from harvest.model.pretrained import load_any
+        from harvest.progress import bar
+
+        how: dict[str, Any] = dict(
+            kind=kind,
+            shots=shots,
+            draws=draws,
+            seed=seed,
+            num_frames=num_frames,
+            batch_size=batch_size,
+            precision=precision,
+            workers=workers,
+            cache=cache,
+        )
+        if benchmark is not None and annotations is not None and videos is not None:
+            splits = [
+                read(benchmark, annotations, split=split, videos=videos)
+                for split in (train_split, test_split)
+            ]
+            loaded = load_any(model)[0]
+            with bar("encoding") as progress:
+                result = probe_benchmark(
+                    loaded, *splits, allow_missing=allow_missing, progress=progress, **how
+                )
+        elif benchmark is None and train is not None and test is not None and classes is not None:
+            sets = [read_manifest(path, videos=videos) for path in (train, test)]
+            names = read_class_names(classes)
+            loaded = load_any(model)[0]
+            with bar("encoding") as progress:
+                result = run(loaded, *sets, class_names=names, progress=progress, **how)
+        else:
+            raise HarvestError(
+                "probe needs --train, --test and --classes, or --benchmark with --annotations and --videos"
+            )
+        console = Console()
+        console.print(table([result]))
+        console.print(result.protocol, markup=False)
+        write_result(result, out)
+
+    run(probe, args)

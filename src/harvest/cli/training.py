@@ -1,0 +1,78 @@
+"""`harvest recipes`, `train` and `demo`: runs."""
+
+from pathlib import Path
+
+from harvest.cli.parsing import nearest, run, take_option
+
+
+def recipes_command(args: list[str]) -> None:
+    from harvest.recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        print(f"{name:<14} {(recipe.__doc__ or '').strip().splitlines()[0]}")
+
+
+TRAIN_HELP = """usage: harvest train RECIPE [--out RUN] [--tiny] [--SETTING VALUE ...]
+       harvest train --config RUN/config.json [--out RUN] [--SETTING VALUE ...]
+
+Runs a recipe; the same command goes on where a stopped run was. `harvest train RECIPE --help` lists its settings,
+`harvest recipes` the recipes. On several GPUs: torchrun --nproc-per-node 8 -m harvest train RECIPE …
+
+  harvest train mini-harvest
+  harvest train harvest-b16 --data.train results_10M_train.csv --data.videos /data/webvid --out runs/webvid
+  harvest train harvest-b16 --start.model google/siglip-base-patch16-224 --data.train clips.jsonl --optim.lr 2e-5
+  harvest train harvest-l14 --data.train clips.parquet --loop.global-batch 512 --tuning.steps 0 --blend 0.5
+"""
+
+
+def train_command(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(TRAIN_HELP)
+        return
+    import tyro
+
+    from harvest.config import RunConfig, read_config
+    from harvest.interfaces import HarvestError
+    from harvest.recipes import RECIPES, tiny
+
+    out, args = take_option(args, "--out")
+    path, args = take_option(args, "--config")
+    if path is not None:
+        config = read_config(Path(path))
+    elif not args:
+        raise HarvestError(f"train needs a recipe{nearest('', RECIPES)}")
+    else:
+        name, args = args[0], args[1:]
+        if name not in RECIPES:
+            raise HarvestError(f"no recipe {name!r}{nearest(name, RECIPES)}")
+        config = tiny(name) if "--tiny" in args else RECIPES[name]()
+        args = [a for a in args if a != "--tiny"]
+    config = tyro.cli(
+        RunConfig,
+        args=args,
+        default=config,
+        prog=f"harvest train {config.recipe}",
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
+    )
+    from harvest.training.loop import train
+
+    folder = train(config, Path(out) if out else Path("runs") / config.recipe)
+    print(f"model: {folder}")
+
+
+def demo_command(args: list[str]) -> None:
+    def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
+        """Watch an image model that cannot tell left from right become a video model that can.
+
+        $ harvest demo
+        $ harvest demo --out /tmp/demo
+
+        Args:
+            out: Folder for the mini-world, the run, report.html, demo.json and the model. Goes on if it was stopped.
+            seed: Seed of the training run.
+        """
+        from harvest.demo import run_demo
+
+        run_demo(out, seed=seed)
+
+    run(demo, args)
