@@ -23,14 +23,15 @@ from torch import Tensor
 from harvest.bench.plot import lines
 from harvest.bench.step import describe_machine, print_table
 from harvest.config import RunConfig
-from harvest.data.loader import TrainLoader
+from harvest.data.loader import TrainLoader, eval_batches
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import write_miniworld
 from harvest.evaluation.choice import choice
-from harvest.evaluation.embed import embed_videos
+from harvest.evaluation.embed import Embeddings, encode_clips
 from harvest.evaluation.retrieval import retrieval
-from harvest.interfaces import Batch, HarvestError
+from harvest.interfaces import Batch, Example, HarvestError
 from harvest.model.folder import new_folder, save_model
+from harvest.model.nesting import shorten
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.parallel import World, autocast
@@ -44,7 +45,13 @@ from harvest.training.start import build_objective, start_model
 from harvest.training.vary import VaryConfig
 
 TUNING_SHARE = 0.1  # of the seconds: the last stage, as in the recipe
-CURVE = (0.25, 0.5, 0.75)  # of the main stage: where the curve over seconds has its points
+CURVE = (1 / 2,)  # of the main stage: where the curve over seconds has its points, beside the end
+_PARTS = {
+    "motion": "motion_choice",
+    "held-out": "motion_choice_held_out",
+    "appearance": "appearance_choice",
+    "R@1": "retrieval",
+}
 _CPU = torch.device("cpu")
 
 
@@ -141,8 +148,9 @@ class School:
         self.world = write_miniworld(
             out / f"mini-world-{self.config.world.train}-{self.config.world.seed}", self.config.world
         )
-        self.num_tubelets = prepared.model.config.video.num_times * prepared.model.config.video.num_places
-        self._texts: tuple[Tensor | None, Tensor | None] | None = None
+        self.sizes = prepared.model.config.video
+        self._parts: dict[str, tuple[list[Example], list[Tensor]]] = {}
+        self.texts: tuple[Tensor | None, Tensor | None] | None = None
 
     def hold(self, courses: Sequence[Course], *, seeds: Sequence[int], seconds: float) -> list[Lesson]:
         """Train and score what `results.json` does not hold yet."""
@@ -201,13 +209,13 @@ class School:
             run.step()
             spent += time.process_time() - before
             if step + 1 in stops:
-                curve.append((spent, self.motion(run.model)))
-        scores = {"all": self.scores(run.model)}
+                curve.append((spent, self.scores(run.model, ["motion"])["motion"]))
+        scores = {"all": self.scores(run.model, list(_PARTS))}
         for share in course.shares:
             selection = Selection(budget=self.budget(share), keep=course.keep)
-            scores[f"{share:g}"] = self.scores(run.model, selection)
+            scores[f"{share:g}"] = self.scores(run.model, ["motion", "R@1"], selection)
         for dim in course.dims:
-            scores[f"all, first {dim}"] = self.scores(run.model, dim=dim)
+            scores[f"all, first {dim}"] = self.scores(run.model, ["motion", "R@1"], dim=dim)
         curve.append((spent, scores["all"]["motion"]))
         with new_folder(self.out / "models" / f"{course.name}-{seed}") as folder:
             assert self.tokenizer is not None
@@ -227,30 +235,44 @@ class School:
         )
 
     def budget(self, share: float) -> int:
-        return max(1, round(share * self.num_tubelets))
-
-    def motion(self, model: VideoTextModel) -> float:
-        examples = read_manifest(self.world.motion_choice)
-        videos = embed_videos(model, examples, precision="bf16")
-        assert self.tokenizer is not None
-        return choice(model, self.tokenizer, examples, videos).metrics["accuracy"]
+        return max(1, round(share * self.sizes.num_times * self.sizes.num_places))
 
     def scores(
-        self, model: VideoTextModel, selection: Selection | None = None, dim: int | None = None
+        self,
+        model: VideoTextModel,
+        names: Sequence[str],
+        selection: Selection | None = None,
+        dim: int | None = None,
     ) -> dict[str, float]:
         assert self.tokenizer is not None
         found = {}
-        for name in ("motion_choice", "motion_choice_held_out", "appearance_choice", "retrieval"):
-            examples = read_manifest(getattr(self.world, name))
-            videos = embed_videos(model, examples, precision="bf16", selection=selection, dim=dim)
-            if name == "retrieval":
-                found["R@1"] = retrieval(model, self.tokenizer, examples, videos).metrics["t2v_r1"]
+        for name in names:
+            examples, batches = self._part(name)
+            encoded = [encode_clips(model, v, precision="bf16", selection=selection).pooled for v in batches]
+            pooled, rows = torch.cat(encoded).float(), torch.arange(len(examples))
+            if dim is not None:
+                pooled = shorten(pooled, dim)
+            frames = model.config.video.num_frames
+            videos = Embeddings(pooled, row=rows, first=rows, broken={}, num_frames=frames, mode="video")
+            if name == "R@1":
+                found[name] = retrieval(model, self.tokenizer, examples, videos).metrics["t2v_r1"]
             else:
-                name = {"motion_choice": "motion", "motion_choice_held_out": "held-out"}.get(
-                    name, "appearance"
-                )
                 found[name] = choice(model, self.tokenizer, examples, videos).metrics["accuracy"]
         return found
+
+    def _part(self, name: str) -> tuple[list[Example], list[Tensor]]:
+        """The rows of a test set, each with a clip of its own, and their frames: decoded once, they are asked often."""
+        if name not in self._parts:
+            examples = read_manifest(getattr(self.world, _PARTS[name]))
+            batches = eval_batches(
+                examples,
+                num_frames=self.sizes.num_frames,
+                image_size=self.sizes.image_size,
+                batch_size=64,
+                workers=0,
+            )
+            self._parts[name] = examples, [video for _, video in batches]
+        return self._parts[name]
 
 
 class _Run:
@@ -274,12 +296,12 @@ class _Run:
             self.model, tokenizer, _ = start_model(self.config, dataset.captions())
         objective = build_objective(self.config, self.model, [], tokenizer=tokenizer)
         assert isinstance(objective, PostPretraining) and tokenizer is not None
-        if school._texts is None or course.dims:  # the same frozen tower for all that do not turn its space
+        if school.texts is None or course.dims:  # the same frozen tower for all that do not turn its space
             objective.fill_text_cache(tokenizer(dataset.captions()), dataset.caption_clips())
             if not course.dims:
-                school._texts = objective.text_cache, objective.text_example
+                school.texts = objective.text_cache, objective.text_example
         else:
-            objective.text_cache, objective.text_example = school._texts
+            objective.text_cache, objective.text_example = school.texts
         self.objective = objective.train()
         self.optimizer = build_optimizer(objective, self.config.optim)
         self.batches: Iterator[Batch] = iter(TrainLoader(dataset, self.config.loop.global_batch))
