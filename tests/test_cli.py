@@ -125,6 +125,11 @@ def test_a_reader_that_has_seen_enough(command: str) -> None:
         ("train mini-harvest --tiny --data.num-frames 7", "num_frames 7 is not a multiple"),
         ("train mini-harvest --tiny --objective.drop-ratio 1", "objective.drop_ratio: expected"),
         ("train mini-harvest --tiny --objective.text-tower trained", "cache_texts needs"),
+        (
+            "train mini-actions --tiny --start.model run --start.scratch.video.width 64",
+            "sizes of run (start.model)",
+        ),
+        ("train mini-harvest --tiny --start.model scratch", "needs sizes: start.scratch"),
         ("train --config nowhere.json", "nowhere.json: no such config file"),
         ("train --config=nowhere.json", "nowhere.json: no such config file"),
         ("train harvest-b16", "nothing to train on: give a manifest with --data.train"),

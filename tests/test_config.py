@@ -141,6 +141,18 @@ def test_frames_of_a_student(tmp_path: Path) -> None:
         read_config(written(tmp_path, values))
 
 
+def test_a_recipe_from_scratch_that_starts_from_a_model_has_no_sizes(tmp_path: Path) -> None:
+    recipe = tiny("mini-actions")
+    assert recipe.start.scratch is not None
+    config = read_config(written(tmp_path, changed(recipe, start__model="runs/mini-umt-stage1")))
+    assert config == dataclasses.replace(
+        recipe, start=dataclasses.replace(recipe.start, model="runs/mini-umt-stage1")
+    )
+    assert config.start.scratch is None
+    with pytest.raises(HarvestError, match=r"start\.model scratch needs sizes"):
+        dataclasses.replace(config.start, model="scratch")
+
+
 def test_stages() -> None:
     config = RECIPES["harvest-b16"]()
     assert config.total_steps == 104_000 + 5_200

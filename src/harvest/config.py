@@ -65,8 +65,8 @@ class StartConfig:
     time_positions: Literal["table", "gated"] = "table"
     fusion: FusionConfig | None = field(default_factory=FusionConfig)
     scratch: ModelConfig | None = None
-    """Sizes of a model from scratch; its `vocab_size` bounds that of the tokenizer, learned from the captions. A
-    student of stage 1 has no text tower."""
+    """Sizes where `model` is `scratch`, and None where it is not; its `vocab_size` bounds that of the tokenizer, learned
+    from the captions. A student of stage 1 has no text tower."""
     words: str | None = None
     """UMT's second stage: where the text tower comes from. A BERT folder of transformers, whose last `fusion.depth`
     layers become the fusion; an image-text model, whose text tower is taken; or `scratch`. A model that has words
@@ -77,6 +77,13 @@ class StartConfig:
     """Word pieces of a caption that a BERT gets, [CLS] included."""
     embed_dim: int = 512
     """Width of the shared space where a BERT or words from scratch are joined to a video tower."""
+
+    def __post_init__(self) -> None:
+        if self.model != "scratch":
+            # A recipe from scratch that is started from a model instead (--start.model RUN) takes its sizes from that.
+            object.__setattr__(self, "scratch", None)
+        elif self.scratch is None:
+            raise HarvestError("start.model scratch needs sizes: start.scratch")
 
 
 @dataclass(frozen=True)

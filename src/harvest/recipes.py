@@ -12,6 +12,7 @@ from collections.abc import Callable
 from harvest.config import LoopConfig, RunConfig, StartConfig, TuningConfig
 from harvest.data.loader import DataConfig
 from harvest.data.miniworld import MiniWorldConfig
+from harvest.model.alignment import student_tower
 from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig
@@ -135,38 +136,9 @@ def harvest_l14() -> RunConfig:
     )
 
 
-def _umt_student(
-    width: int, depth: int, num_heads: int, *, image_size: int = 224, patch_size: int = 16
-) -> StartConfig:
-    """A tower from scratch as UMT builds it; ImageNet's mean and std, as its released weights want them."""
-    return StartConfig(
-        model="scratch",
-        fusion=None,
-        scratch=ModelConfig(
-            video=VideoEncoderConfig(
-                image_size=image_size,
-                patch_size=patch_size,
-                num_frames=8,
-                width=width,
-                depth=depth,
-                num_heads=num_heads,
-                mlp_width=4 * width,
-                embed_dim=width,
-                activation="gelu",
-                norm_eps=1e-6,
-                prefix="none",
-                pooling="mean",
-                pre_norm=False,
-                patch_bias=True,
-                projection=False,
-                key_bias=False,
-                positions="sinusoid",
-                pixel_mean=(0.485, 0.456, 0.406),
-                pixel_std=(0.229, 0.224, 0.225),
-            ),
-            text=None,
-        ),
-    )
+def _student(video: VideoEncoderConfig) -> StartConfig:
+    """A video tower from scratch, which has met no words."""
+    return StartConfig(model="scratch", fusion=None, scratch=ModelConfig(video=video, text=None))
 
 
 def umt_stage1_b16() -> RunConfig:
@@ -174,7 +146,7 @@ def umt_stage1_b16() -> RunConfig:
     # 658,000 clips in batches of 2,048 are 321 steps an epoch; 40 epochs of warm-up; lr 1.5e-4 and 1e-5 x 2,048 / 256.
     return RunConfig(
         recipe="umt-stage1-b16",
-        start=_umt_student(768, 12, 12),
+        start=_student(student_tower(width=768, depth=12, num_heads=12)),
         objective=MaskedAlignmentConfig(),
         data=DataConfig(num_frames=8, crop_scale=(0.44, 1.0), flip=True, workers=8),
         optim=OptimConfig(
@@ -189,7 +161,7 @@ def umt_stage1_l16() -> RunConfig:
     return dataclasses.replace(
         umt_stage1_b16(),
         recipe="umt-stage1-l16",
-        start=_umt_student(1024, 24, 16),
+        start=_student(student_tower(width=1024, depth=24, num_heads=16)),
         objective=MaskedAlignmentConfig(
             teacher="openai/clip-vit-large-patch14", teacher_image_size=196, drop_path=0.2
         ),
@@ -199,12 +171,10 @@ def umt_stage1_l16() -> RunConfig:
 def videomae_b16() -> RunConfig:
     """The baseline VideoMAE, ViT-B/16: 90 % of 16 frames hidden as tubes, normalised pixels rebuilt by a light decoder."""
     # 800 epochs of Kinetics-400's 240,000 clips in batches of 1,024: lr 1.5e-4 x 1,024 / 256, 40 epochs of warm-up.
-    student = _umt_student(768, 12, 12)
-    assert student.scratch is not None
-    video = dataclasses.replace(student.scratch.video, num_frames=16, tubelet_size=2)
+    video = student_tower(width=768, depth=12, num_heads=12, num_frames=16, tubelet_size=2)
     return RunConfig(
         recipe="videomae-b16",
-        start=dataclasses.replace(student, scratch=dataclasses.replace(student.scratch, video=video)),
+        start=_student(video),
         objective=PixelReconstructionConfig(),
         data=DataConfig(num_frames=16, crop_scale=(0.44, 1.0), flip=True, workers=8),
         optim=OptimConfig(lr=6e-4, lr_end=1e-5, warmup_steps=40 * 235, weight_decay=0.05, betas=(0.9, 0.95)),
@@ -275,12 +245,10 @@ def umt_stage2_l16() -> RunConfig:
 
 def mini_umt_stage1() -> RunConfig:
     """UMT stage 1 in the mini-world: a tower from scratch taught by the mini-world's image model, in minutes."""
-    student = _umt_student(128, 4, 4, image_size=64, patch_size=8)
-    assert student.scratch is not None
-    video = dataclasses.replace(student.scratch.video, tubelet_size=2)
+    video = student_tower(width=128, depth=4, num_heads=4, image_size=64, patch_size=8, tubelet_size=2)
     return RunConfig(
         recipe="mini-umt-stage1",
-        start=dataclasses.replace(student, scratch=dataclasses.replace(student.scratch, video=video)),
+        start=_student(video),
         objective=MaskedAlignmentConfig(teacher="mini-image", num_layers=2, drop_path=0.0),
         data=DataConfig(train="mini-world", num_frames=8, cache="memory"),
         world=MiniWorldConfig(seed=0, train=15_000),
@@ -489,11 +457,17 @@ def _small_student(start: StartConfig) -> StartConfig:
     sizes = start.scratch
     if sizes is None or sizes.text is not None or sizes.video.width <= 128:
         return start
-    small = _umt_student(64, 3, 2, image_size=64, patch_size=8).scratch
-    assert small is not None
     old = sizes.video
-    video = dataclasses.replace(small.video, num_frames=old.num_frames, tubelet_size=old.tubelet_size)
-    return dataclasses.replace(start, scratch=dataclasses.replace(small, video=video))
+    video = student_tower(
+        width=64,
+        depth=3,
+        num_heads=2,
+        image_size=64,
+        patch_size=8,
+        num_frames=old.num_frames,
+        tubelet_size=old.tubelet_size,
+    )
+    return dataclasses.replace(start, scratch=dataclasses.replace(sizes, video=video))
 
 
 _TINY_BERT = TextEncoderConfig(

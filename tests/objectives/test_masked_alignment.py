@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from small import small_batch, small_model
 
 from harvest.interfaces import HarvestError
-from harvest.model.alignment import init_xavier
+from harvest.model.alignment import init_xavier, student_tower
 from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.inflation import as_teacher
 from harvest.model.video_text import ModelConfig, VideoTextModel
@@ -27,26 +27,8 @@ from harvest.recipes import RECIPES
 from harvest.tokens import Selection, choose
 from harvest.training.optim import OptimConfig, build_optimizer
 
-STUDENT = VideoEncoderConfig(
-    image_size=16,
-    patch_size=4,
-    num_frames=4,
-    width=24,
-    depth=3,
-    num_heads=2,
-    mlp_width=48,
-    embed_dim=24,
-    activation="gelu",
-    norm_eps=1e-6,
-    prefix="none",
-    pooling="mean",
-    pre_norm=False,
-    patch_bias=True,
-    projection=False,
-    key_bias=False,
-    positions="sinusoid",
-    pixel_mean=(0.485, 0.456, 0.406),
-    pixel_std=(0.229, 0.224, 0.225),
+STUDENT = student_tower(
+    image_size=16, patch_size=4, num_frames=4, width=24, depth=3, num_heads=2, mlp_width=48
 )
 
 

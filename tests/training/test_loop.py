@@ -402,16 +402,21 @@ def test_what_one_process_cannot_do_ends_all(runs: Path, tiny_run: TinyRun) -> N
     assert "process 0 of 2: could not save a checkpoint" in " ".join(second.split())
 
 
+@pytest.mark.parametrize("name", ["ft-k400-b16", "mini-actions"])
 def test_a_tower_without_words_is_fine_tuned_for_actions(
-    runs: Path, stage1_run: Path, tiny_run: TinyRun
+    name: str, runs: Path, stage1_run: Path, tiny_run: TinyRun
 ) -> None:
     """UMT's path from stage 1 to recognition: no words anywhere."""
-    config = tiny_run("ft-k400-b16", start={"model": str(stage1_run)}, loop={"steps": 3})
-    train(config, runs / "actions")
-    model, tokenizer = load_model(runs / "actions" / "model")
-    assert tokenizer is None and model.config.text is None
+    config = tiny_run(name, start={"model": str(stage1_run)}, loop={"steps": 3})
+    run = runs / f"from-stage1-{name}"
     before = safetensors.torch.load_file(stage1_run / "model" / "model.safetensors")
-    after = weights(runs / "actions")
+    start = start_model(config, [])[0].state_dict()
+    assert all(torch.equal(start[key], tensor) for key, tensor in before.items())
+    train(config, run)
+    assert read_config(run / "config.json").start.scratch is None  # the sizes are the run's
+    model, tokenizer = load_model(run / "model")
+    assert tokenizer is None and model.config.text is None
+    after = weights(run)
     assert before.keys() == after.keys()
     assert not torch.equal(before["video.blocks.0.mlp.up.weight"], after["video.blocks.0.mlp.up.weight"])
 

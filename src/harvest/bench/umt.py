@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from harvest.bench.step import describe_machine, print_table, random_batch, wait_for
 from harvest.interfaces import Batch, HarvestError
+from harvest.model.alignment import student_tower
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher
@@ -84,21 +85,7 @@ def umt_command(
 
 
 def _video(model: str, frames: int) -> VideoEncoderConfig:
-    sizes = SIZES[model]
-    return VideoEncoderConfig(
-        num_frames=frames,
-        embed_dim=sizes["width"],
-        activation="gelu",
-        norm_eps=1e-6,
-        prefix="none",
-        pooling="mean",
-        pre_norm=False,
-        patch_bias=True,
-        projection=False,
-        key_bias=False,
-        positions="sinusoid",
-        **sizes,
-    )
+    return student_tower(num_frames=frames, **SIZES[model])
 
 
 def _teacher(model: str) -> VideoEncoder:

@@ -54,6 +54,11 @@ def train_command(args: list[str]) -> None:
         prog=f"harvest train {config.recipe}",
         config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
     )
+    sizes = [arg for arg in args if arg.startswith("--start.scratch.")]
+    if sizes and config.start.model != "scratch":
+        raise HarvestError(
+            f"{sizes[0]} is for a model from scratch; the sizes of {config.start.model} (start.model) are its own"
+        )
     from harvest.training.loop import train
 
     folder = train(config, Path(out) if out else Path("runs") / config.recipe)

@@ -1,4 +1,4 @@
-"""What carries a student's layers into the space of its teacher.
+"""UMT's student tower, and what carries its layers into the space of its teacher.
 
 Shapes: B clips, K kept tubelets, D width of the student, E width of the teacher's space.
 """
@@ -6,11 +6,54 @@ Shapes: B clips, K kept tubelets, D width of the student, E width of the teacher
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from harvest.model.encoders import VideoEncoderConfig
 from harvest.model.layers import SinusoidPositions
+from harvest.model.weights import IMAGENET_PIXELS
+
+
+def student_tower(
+    *,
+    width: int,
+    depth: int,
+    num_heads: int,
+    mlp_width: int | None = None,
+    image_size: int = 224,
+    patch_size: int = 16,
+    num_frames: int = 8,
+    tubelet_size: int = 1,
+    positions: Literal["joint", "sinusoid"] = "sinusoid",
+) -> VideoEncoderConfig:
+    """The video tower that UMT builds: no class token, biases of queries and values alone, ImageNet's mean and std.
+
+    `mlp_width` None is four times `width`.
+    """
+    return VideoEncoderConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        tubelet_size=tubelet_size,
+        num_frames=num_frames,
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_width=mlp_width or 4 * width,
+        embed_dim=width,
+        activation="gelu",
+        norm_eps=1e-6,
+        prefix="none",
+        pooling="mean",
+        pre_norm=False,
+        patch_bias=True,
+        projection=False,
+        key_bias=False,
+        positions=positions,
+        pixel_mean=IMAGENET_PIXELS[0],
+        pixel_std=IMAGENET_PIXELS[1],
+    )
 
 
 class AlignmentHead(nn.Module):

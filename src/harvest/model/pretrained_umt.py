@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harvest.interfaces import HarvestError
-from harvest.model.alignment import AlignmentHeads
+from harvest.model.alignment import AlignmentHeads, student_tower
 from harvest.model.classifier import VideoClassifier
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.folder import load_strictly
@@ -39,7 +39,6 @@ from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.model.weights import (
     CLIP_PIXELS,
-    IMAGENET_PIXELS,
     ImportReport,
     Row,
     Table,
@@ -558,7 +557,7 @@ def _tower(
             f"{source}: frames of {image_size} pixels are no multiple of patches of {conv.shape[-1]}, or "
             f"{num_frames} frames none of tubelets of {conv.shape[2]}"
         )
-    return VideoEncoderConfig(
+    return student_tower(
         image_size=image_size,
         patch_size=conv.shape[-1],
         tubelet_size=conv.shape[2],
@@ -567,18 +566,7 @@ def _tower(
         depth=depth,
         num_heads=conv.shape[0] // head_width,
         mlp_width=tensors[f"{prefix}blocks.0.mlp.fc1.weight"].shape[0],
-        embed_dim=conv.shape[0],
-        activation="gelu",
-        norm_eps=1e-6,
-        prefix="none",
-        pooling="mean",
-        pre_norm=False,
-        patch_bias=True,
-        projection=False,
-        key_bias=False,
         positions=positions,
-        pixel_mean=IMAGENET_PIXELS[0],
-        pixel_std=IMAGENET_PIXELS[1],
     )
 
 

@@ -71,7 +71,7 @@ def start_model(
     start = config.start
     if isinstance(config.objective, MultimodalConfig):
         return *_second_stage(config, captions), None
-    if start.scratch is not None and start.model == "scratch":
+    if start.scratch is not None:
         if isinstance(config.objective, WORDLESS) and start.scratch.text is None:
             return _student(config, start.scratch), None, None
         return *_from_scratch(config, captions), None
@@ -227,10 +227,6 @@ def _student(config: RunConfig, sizes: ModelConfig) -> VideoTextModel:
 def _second_stage(config: RunConfig, captions: list[str]) -> tuple[VideoTextModel, Tokenizer]:
     """A tower of stage 1 joined to a text tower, or a model of stage 2 that goes on."""
     start = config.start
-    if start.scratch is not None:
-        raise HarvestError(
-            "umt's second stage starts from a tower of its first: give start.model, not start.scratch"
-        )
     if start.model == "scratch":
         raise HarvestError("give the run of stage 1 to start from: --start.model runs/umt-stage1-b16")
     source = source_of(start.model)
