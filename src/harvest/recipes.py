@@ -293,6 +293,26 @@ def mini_umt_qa() -> RunConfig:
     )
 
 
+def mini_ft_retrieval() -> RunConfig:
+    """Search in the mini-world fine-tuned, contrastive and matching, from the demo's model; results can be re-ranked."""
+    base = mini_harvest()
+    return dataclasses.replace(
+        base,
+        recipe="mini-ft-retrieval",
+        start=StartConfig(model="runs/demo/model"),
+        objective=MultimodalConfig(
+            keep="motion",
+            drop_ratio=0.8,
+            image_drop_ratio=0.0,
+            alignment_weight=0.0,
+            masked_words_weight=0.0,
+            drop_path=0.0,
+        ),
+        optim=dataclasses.replace(base.optim, lr=5e-4, lr_factors={"log_scale": 10.0}),
+        tuning=TuningConfig(steps=100, drop_ratio=0.5, keep="random", lr=1e-4),
+    )
+
+
 def umt_ft_msrvtt_b16() -> RunConfig:
     """MSR-VTT retrieval fine-tuned from UMT stage 2: contrastive and matching, everything seen; 12 frames, 10 epochs."""
     # UMT's B/16 of 25M pairs: 180,000 captions in steps of 256 are 703 an epoch, the first of them warm-up.
@@ -437,6 +457,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "umt-stage2-l16": umt_stage2_l16,
     "mini-umt-stage1": mini_umt_stage1,
     "mini-umt-stage2": mini_umt_stage2,
+    "mini-ft-retrieval": mini_ft_retrieval,
     "mini-umt-qa": mini_umt_qa,
     "mini-videomae": mini_videomae,
     "mini-actions": mini_actions,

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from harvest.config import RunConfig, read_config, to_json
+from harvest.config import RunConfig, StartConfig, read_config, to_json
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.folder import load_model
 from harvest.objectives.answer_decoding import AnswerDecodingConfig
@@ -301,6 +301,18 @@ def wait_for(process: subprocess.Popen[str], is_so: Callable[[], bool]) -> None:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
         time.sleep(0.002)
+
+
+def test_a_model_of_harvest_gets_a_matching_head_when_it_is_fine_tuned(runs: Path, tiny_run: TinyRun) -> None:
+    train(tiny_run("mini-harvest", loop={"steps": 2}, tuning={"steps": 0}), runs / "to-match")
+    before = weights(runs / "to-match")
+    config = tiny_run("mini-ft-retrieval", loop={"steps": 2}, tuning={"steps": 0}, optim={"lr": 0.0})
+    start = StartConfig(model=str(runs / "to-match"))
+    train(dataclasses.replace(config, start=start), runs / "matched")
+    after = weights(runs / "matched")
+    assert after.keys() - before.keys() == {"fusion.head_match.weight", "fusion.head_match.bias"}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert metrics(runs / "matched")[-1]["vtm"] > 0
 
 
 # ---- two processes -----------------------------------------------------------------------------------------------

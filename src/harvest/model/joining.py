@@ -99,6 +99,22 @@ def with_answers(model: VideoTextModel) -> tuple[VideoTextModel, tuple[str, ...]
     return made.train(model.training), tuple(f"answers.{name}" for name in own if name not in found)
 
 
+@torch.no_grad()
+def with_matching(model: VideoTextModel) -> tuple[VideoTextModel, tuple[str, ...]]:
+    """The model with a head that tells pairs from near misses by the fusion's states, and the names of what is new.
+
+    A model of Harvest fills in words, and has no such head until it is fine-tuned with one (UMT's retrieval).
+    """
+    if model.fusion is None:
+        raise HarvestError("matching needs a model that fuses words with the video: none is in this one")
+    if model.fusion.head_match is not None:
+        return model, ()
+    fusion = dataclasses.replace(model.fusion.config, matches=True)
+    made = VideoTextModel(dataclasses.replace(model.config, fusion=fusion))
+    new = tuple(made.load_state_dict(model.state_dict(), strict=False).missing_keys)
+    return made.train(model.training), new
+
+
 def with_frames(model: VideoTextModel, num_frames: int) -> VideoTextModel:
     """The model for clips of so many frames, in place: positions that are computed go on, learned ones do not."""
     old = model.config.video

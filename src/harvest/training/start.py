@@ -17,7 +17,7 @@ from harvest.model.alignment import AlignmentHeads, init_xavier
 from harvest.model.answers import encode_answers
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher, as_video_model
-from harvest.model.joining import join, with_answers, with_frames
+from harvest.model.joining import join, with_answers, with_frames, with_matching
 from harvest.model.nesting import turn_by_captions
 from harvest.model.pretrained import find_folder, load_any, load_pretrained
 from harvest.model.pretrained_bert import Words, load_bert
@@ -239,6 +239,12 @@ def _second_stage(config: RunConfig, captions: list[str]) -> tuple[VideoTextMode
     if tokenizer is not None:
         if start.words is not None and start.words != "scratch":
             say(f"{source} has a text tower: start.words {start.words} is not needed")
+        assert isinstance(config.objective, MultimodalConfig)
+        if config.objective.matching_weight > 0:
+            with _seeded(config):
+                model, fresh = with_matching(model)
+            if fresh:
+                say(f"new in the model: {', '.join(fresh)}")
         return with_frames(model, config.data.num_frames), tokenizer
     if start.words is None or start.fusion is None:
         raise HarvestError(
