@@ -12,7 +12,7 @@ from harvest.data.loader import eval_batches
 from harvest.data.manifest import read_manifest, write_manifest
 from harvest.evaluation.benchmark import score_benchmark
 from harvest.evaluation.detection import detection, read_boxes
-from harvest.evaluation.metrics import frame_average_precisions
+from harvest.evaluation.metrics import frame_average_precisions, frame_rankings
 from harvest.interfaces import Box, Example, HarvestError
 from harvest.model.folder import load_head, save_model
 from harvest.model.heads import BoxHead, HeadConfig
@@ -103,6 +103,31 @@ def test_a_second_box_on_one_person_is_wrong() -> None:
     )
 
 
+def test_drawing_videos_again_is_having_their_pictures_as_often() -> None:
+    generator = torch.Generator().manual_seed(3)
+    corners = torch.rand(30, 2, 2, generator=generator).sort(dim=1).values
+    boxes = corners.flatten(1)
+    frame = torch.arange(30) // 3  # ten pictures of five videos
+    scores = torch.rand(30, 2, generator=generator)
+    truth = torch.arange(0, 30, 2)
+    label = torch.arange(15) % 2
+    video = torch.arange(10) // 2
+    weights = torch.tensor([[2.0, 0.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    rankings = frame_rankings(frame, boxes, scores, frame[truth], boxes[truth], label, group=video)
+    pictures = [0, 1, 0, 1, 4, 5, 6, 7, 8, 9]  # those of the first video twice
+
+    def again(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        places = [(numbers == old).nonzero()[:, 0] for old in pictures]
+        return torch.cat(places), torch.arange(10).repeat_interleave(torch.tensor([len(p) for p in places]))
+
+    (rows, frames), (true_rows, true_frames) = again(frame), again(frame[truth])
+    expected = by_loops(
+        frames, boxes[rows], scores[rows], true_frames, boxes[truth][true_rows], label[true_rows]
+    )
+    found = [float(ranking.average_precision(weights)) for ranking in rankings]
+    assert found == pytest.approx(expected)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # A model
 
@@ -145,6 +170,8 @@ def test_annotated_boxes(world: World) -> None:
     result = detection(world.model, head, examples, batch_size=3)
     assert result.metrics["frame_map"] == pytest.approx(wanted(world, head, examples))
     assert result.counts["boxes"] == 8 and result.counts["labels"] == 7
+    low, high = result.intervals["frame_map"]
+    assert low <= result.metrics["frame_map"] <= high
     assert "on annotated boxes" in result.protocol and "overlap" not in result.protocol
     assert "intersection over union 0.5" in result.protocol and "3 of 3 actions" in result.protocol
 

@@ -16,12 +16,17 @@ from harvest.evaluation.metrics import (
     bootstrap_interval,
     choice_accuracy,
     choice_credit,
+    class_rankings,
     dual_softmax,
+    interval_of,
+    mean_average_precision,
     mean_class_accuracy,
     mean_rank,
     median_rank,
     ranks,
     recall_at,
+    resampled_mean_ap,
+    resampled_means,
     top_k_accuracy,
 )
 
@@ -149,6 +154,30 @@ def test_interval() -> None:
     video = torch.arange(40).repeat_interleave(10)
     wide = bootstrap_interval((video % 4 == 0).double(), video)
     assert wide[1] - wide[0] > 2.5 * (high - low)
+
+
+def test_draws_of_one_set_belong_together() -> None:
+    """Two models' draws differ by as much as they differ on the clips drawn, not by what each draw happens to be."""
+    values = torch.rand(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    difference = resampled_means(values + 0.1) - resampled_means(values)
+    assert difference.tolist() == pytest.approx([0.1] * len(difference))
+
+
+def test_interval_of_mean_average_precision() -> None:
+    """Every draw is the average precision of the rows drawn, each as often as it was."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(40, 3, generator=generator).round(decimals=1)  # with ties
+    is_right = torch.rand(40, 3, generator=generator) < 0.4
+    group = torch.arange(40) // 2
+    rankings = class_rankings(scores, is_right, group)
+    drawn = torch.randint(20, (20,), generator=generator)
+    weights = torch.bincount(drawn, minlength=20).double()[None]
+    rows = torch.cat([(group == one).nonzero()[:, 0] for one in drawn.tolist()])
+    expected = average_precisions(scores[rows], is_right[rows])
+    assert mean_average_precision(rankings, weights).item() == pytest.approx(expected.nanmean().item())
+    low, high = interval_of(resampled_mean_ap(rankings))
+    assert low < average_precisions(scores, is_right).mean() < high
+    assert high - low < 0.5
 
 
 def test_bad_scores_are_refused() -> None:

@@ -1,9 +1,39 @@
 """`harvest evaluate`, `benchmark` and `probe`: what a model is worth."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from harvest.cli.parsing import run, write_result
+
+if TYPE_CHECKING:
+    from harvest.data.sampling import FrameOrder
+    from harvest.evaluation.result import Result
+
+_SHOWN = {
+    "forward": "encoding",
+    "reversed": "encoding, reversed",
+    "shuffled": "encoding, shuffled",
+    "one_frame": "encoding, one frame",
+}
+
+
+def show(result: "Result") -> None:
+    """A result as people read it: the table, how it came about, what it means, and what it lacks."""
+    from rich.console import Console
+
+    from harvest.evaluation import table
+
+    console = Console()
+    console.print(table([result]))
+    console.print(result.protocol, markup=False, highlight=False)
+    for finding in result.findings:
+        console.print(finding, markup=False, highlight=False)
+    for name, reason in list(result.missing.items())[:10]:
+        console.print(f"not evaluated: {name}: {reason}", markup=False)
+
+
+def _is_given(args: list[str], flag: str) -> bool:
+    return any(arg.replace("_", "-") == flag for arg in args)
 
 
 def evaluate_command(args: list[str]) -> None:
@@ -29,6 +59,7 @@ def evaluate_command(args: list[str]) -> None:
         dual_softmax: bool = False,
         rerank_top_k: int = 0,
         matching: bool = False,
+        motion_truth: bool = False,
         zero_shot: bool = False,
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
@@ -61,13 +92,14 @@ def evaluate_command(args: list[str]) -> None:
             dual_softmax: Of retrieval: beside the plain figures those after dual softmax, which needs all queries at once.
             rerank_top_k: Of retrieval: re-order the so many items nearest to each query by the matching head, as columns of their own.
             matching: Of choice: beside the cosines the matching head, and its mixture with them.
+            motion_truth: Score again with the frames reversed, shuffled, and one frame alone, as columns of their own.
+                On for manifests of the mini-world, unless --no-motion-truth.
             out: Write the result as JSON to this file.
         """
-        from rich.console import Console
-
         from harvest.data.manifest import read_manifest
         from harvest.evaluation import evaluate as run
-        from harvest.evaluation import read_class_names, table
+        from harvest.evaluation import read_class_names
+        from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
         from harvest.model.folder import load_head
         from harvest.model.pretrained import load_any
         from harvest.progress import bar
@@ -76,35 +108,40 @@ def evaluate_command(args: list[str]) -> None:
         examples = read_manifest(data, videos=videos)
         loaded, tokenizer, _ = load_any(model)
         has_head = (Path(model) / "head.json").is_file() and not zero_shot
-        with bar("encoding") as progress:
-            result = run(
-                loaded,
-                tokenizer,
-                examples,
-                task=task,
-                mode="image" if image else "video",
-                num_frames=num_frames,
-                selection=see(budget, keep),
-                dim=dim,
-                batch_size=batch_size,
-                precision=precision,
-                workers=workers,
-                progress=progress,
-                class_names=read_class_names(classes) if classes else None,
-                templates=templates,
-                head=load_head(Path(model))
-                if task == "classification" or (task == "qa" and has_head)
-                else None,
-                num_clips=num_clips,
-                num_crops=num_crops,
-                with_dual_softmax=dual_softmax,
-                rerank_top_k=rerank_top_k,
-                with_matching=matching,
-            )
-        console = Console()
-        console.print(table([result]))
-        for name, reason in list(result.missing.items())[:10]:
-            console.print(f"not evaluated: {name}: {reason}", markup=False)
+        head = load_head(Path(model)) if task == "classification" or (task == "qa" and has_head) else None
+        is_miniworld = (data.parent / "world.json").is_file()
+
+        def score(frame_order: "FrameOrder") -> "Result":
+            with bar(_SHOWN[frame_order]) as progress:
+                return run(
+                    loaded,
+                    tokenizer,
+                    examples,
+                    task=task,
+                    mode="image" if image else "video",
+                    num_frames=num_frames,
+                    selection=see(budget, keep),
+                    dim=dim,
+                    batch_size=batch_size,
+                    precision=precision,
+                    workers=workers,
+                    frame_order=frame_order,
+                    progress=progress,
+                    class_names=read_class_names(classes) if classes else None,
+                    templates=templates,
+                    head=head,
+                    num_clips=num_clips,
+                    num_crops=num_crops,
+                    with_dual_softmax=dual_softmax,
+                    rerank_top_k=rerank_top_k,
+                    with_matching=matching,
+                )
+
+        if motion_truth or (is_miniworld and not image and not _is_given(args, "--no-motion-truth")):
+            result = with_motion_truth(score)
+        else:
+            result = score("forward")
+        show(result)
         write_result(result, out)
 
     run(evaluate, args)
@@ -139,6 +176,7 @@ def benchmark_command(args: list[str]) -> None:
         dual_softmax: bool = False,
         rerank_top_k: int = 0,
         matching: bool = False,
+        motion_truth: bool = False,
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
@@ -172,10 +210,9 @@ def benchmark_command(args: list[str]) -> None:
             dual_softmax: Of retrieval: beside the plain figures those after dual softmax, which needs all queries at once.
             rerank_top_k: Of retrieval: re-order the so many items nearest to each query by the matching head, as columns of their own.
             matching: Of choice: beside the cosines the matching head, and its mixture with them.
+            motion_truth: Score again with the frames reversed, shuffled, and one frame alone, as columns of their own.
             out: Write the result as JSON to this file.
         """
-        from rich.console import Console
-
         from harvest.data.benchmarks import missing, read, widen, write_training
         from harvest.interfaces import HarvestError
 
@@ -201,9 +238,9 @@ def benchmark_command(args: list[str]) -> None:
             print(f"manifest: {manifest}")
         if model is None:
             return
-        from harvest.evaluation import table
         from harvest.evaluation.benchmark import check_complete, score_benchmark
         from harvest.evaluation.detection import read_boxes
+        from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
         from harvest.model.folder import load_head
         from harvest.model.pretrained import load_any
         from harvest.progress import bar
@@ -211,29 +248,34 @@ def benchmark_command(args: list[str]) -> None:
         check_complete(data, allow_missing=allow_missing)  # before the model is loaded
         loaded, tokenizer, _ = load_any(model)
         has_head = (Path(model) / "head.json").is_file() and not zero_shot
-        with bar("encoding") as progress:
-            result = score_benchmark(
-                loaded,
-                tokenizer,
-                data,
-                allow_missing=allow_missing,
-                head=load_head(Path(model)) if has_head else None,
-                detected=None if boxes is None else read_boxes(boxes),
-                num_clips=num_clips,
-                num_crops=num_crops,
-                with_dual_softmax=dual_softmax,
-                rerank_top_k=rerank_top_k,
-                with_matching=matching,
-                mode="image" if image else "video",
-                num_frames=num_frames,
-                batch_size=batch_size,
-                precision=precision,
-                workers=workers,
-                progress=progress,
-            )
-        console = Console()
-        console.print(table([result]))
-        console.print(result.protocol, markup=False)
+        head = load_head(Path(model)) if has_head else None
+        detected = None if boxes is None else read_boxes(boxes)
+
+        def score(frame_order: "FrameOrder") -> "Result":
+            with bar(_SHOWN[frame_order]) as progress:
+                return score_benchmark(
+                    loaded,
+                    tokenizer,
+                    data,
+                    allow_missing=allow_missing,
+                    head=head,
+                    detected=detected,
+                    num_clips=num_clips,
+                    num_crops=num_crops,
+                    with_dual_softmax=dual_softmax,
+                    rerank_top_k=rerank_top_k,
+                    with_matching=matching,
+                    mode="image" if image else "video",
+                    num_frames=num_frames,
+                    batch_size=batch_size,
+                    precision=precision,
+                    workers=workers,
+                    frame_order=frame_order,
+                    progress=progress,
+                )
+
+        result = with_motion_truth(score) if motion_truth else score("forward")
+        show(result)
         write_result(result, out)
 
     run(benchmark, args)
@@ -289,12 +331,9 @@ def probe_command(args: list[str]) -> None:
             cache: Folder in which features are kept for the next probe.
             out: Write the result as JSON to this file.
         """
-        from rich.console import Console
-
         from harvest.data.benchmarks import read
         from harvest.data.labels import read_class_names
         from harvest.data.manifest import read_manifest
-        from harvest.evaluation import table
         from harvest.evaluation.benchmark import probe_benchmark
         from harvest.evaluation.probe import probe as run
         from harvest.interfaces import HarvestError
@@ -332,9 +371,7 @@ def probe_command(args: list[str]) -> None:
             raise HarvestError(
                 "probe needs --train, --test and --classes, or --benchmark with --annotations and --videos"
             )
-        console = Console()
-        console.print(table([result]))
-        console.print(result.protocol, markup=False)
+        show(result)
         write_result(result, out)
 
     run(probe, args)

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from harvest.data import transforms
 from harvest.data.guard import Guard, Lost
 from harvest.data.rand_augment import rand_augment
+from harvest.data.sampling import FrameOrder, frame_places
 from harvest.data.shards import ShardSet
 from harvest.data.video import Crop, PackedVideo, VideoError, read_clip
 from harvest.interfaces import Batch, Example, HarvestError
@@ -693,9 +694,15 @@ class _Clips(Dataset):
     """Reads clip i of a list: (frames, None), or (None, reason) where it cannot be read."""
 
     def __init__(
-        self, examples: Sequence[Example], num_frames: int, image_size: int, crop: Crop = "center"
+        self,
+        examples: Sequence[Example],
+        num_frames: int,
+        image_size: int,
+        crop: Crop = "center",
+        frame_order: FrameOrder = "forward",
     ) -> None:
         self.examples, self.num_frames, self.image_size, self.crop = examples, num_frames, image_size, crop
+        self.frame_order = frame_order
         self.seed: int | None = None  # of random times, drawn once per clip; None takes the middle ones
         self.limit_s = DataConfig.video_limit_s
         self._guard: Guard | None = None
@@ -724,13 +731,20 @@ class _Clips(Dataset):
         read, refused, frames = [], [], []
         for number in numbers:
             try:
-                frames.append(torch.from_numpy((self._guard or self._pixels)(number)))
+                frames.append(self._shown(number, torch.from_numpy((self._guard or self._pixels)(number))))
                 read.append(number)
             except VideoError as error:
                 refused.append((number, error.reason))
             except Lost as error:
                 refused.append((number, str(error)))
         return torch.tensor(read, dtype=torch.int64), torch.stack(frames) if frames else None, refused
+
+    def _shown(self, number: int, frames: Tensor) -> Tensor:
+        """Frames `[..., T, 3, S, S]` in the order asked for; what is shuffled is a function of the clip's number."""
+        if self.frame_order == "forward":
+            return frames
+        places = frame_places(self.frame_order, self.num_frames, generator=generator_for(0, number))
+        return frames.index_select(frames.ndim - 4, places)
 
     def batches(
         self, *, batch_size: int, workers: int
@@ -764,19 +778,20 @@ def eval_batches(
     batch_size: int,
     workers: int = 2,
     crop: Literal["center", "squash"] = "center",
+    frame_order: FrameOrder = "forward",
     on_broken: Callable[[Example, str], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(clip numbers int64 `[b]`, video uint8 `[b, T, 3, S, S]`) for every clip once, in the manifest's order.
 
     Clip numbers are those of `clip_numbers(examples)`, so that a clip with several captions is decoded once.
-    Times are the middles of the segments. A clip that cannot be read is left out and handed to `on_broken`
+    Times are the middles of the segments, shown in `frame_order`. A clip that cannot be read is left out and handed to `on_broken`
     with its reason; batches hold at most `batch_size` clips and are never empty.
     """
     clip_of = clip_numbers(examples)
     if not len(clip_of):
         return
     chosen = [examples[row] for row in _first_rows(clip_of, int(clip_of.max()) + 1)]
-    clips = _Clips(chosen, num_frames, image_size, crop)
+    clips = _Clips(chosen, num_frames, image_size, crop, frame_order)
     for numbers, video, refused in clips.batches(batch_size=batch_size, workers=workers):
         for number, reason in refused:
             if on_broken is not None:

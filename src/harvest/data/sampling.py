@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from harvest.interfaces import HarvestError
+
+FrameOrder = Literal["forward", "reversed", "shuffled", "one_frame"]
+"""How the frames of a clip are shown to a model: as they are, or so that time is taken from it."""
 
 
 def segment_times(
@@ -65,3 +70,21 @@ def _inside(times: Tensor, start_s: float, end_s: float) -> Tensor:
         torch.tensor(end_s, dtype=torch.float64), torch.tensor(start_s, dtype=torch.float64)
     )
     return times.clamp(min=start_s).clamp(max=last)
+
+
+def frame_places(order: FrameOrder, num_frames: int, *, generator: torch.Generator) -> Tensor:
+    """The frames to show in place of 0 .. num_frames - 1: int64 `[num_frames]`.
+
+    "shuffled" draws among the orders that differ from the true one; "one_frame" shows the middle frame all the time.
+    """
+    places = torch.arange(num_frames)
+    if order == "reversed":
+        return places.flip(0)
+    if order == "one_frame":
+        return torch.full_like(places, num_frames // 2)
+    if order == "shuffled" and num_frames > 1:
+        shuffled = places
+        while torch.equal(shuffled, places):
+            shuffled = torch.randperm(num_frames, generator=generator)
+        return shuffled
+    return places

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harvest.data import transforms
 from harvest.data.loader import _Clips, _first_rows, clip_numbers
+from harvest.data.sampling import FrameOrder
 from harvest.data.video import read_clip
 from harvest.interfaces import Example, HarvestError
 
@@ -18,9 +19,18 @@ class _Views(_Clips):
     """Reads clip i of a list as `num_clips` times `num_crops` views, `[views, T, 3, S, S]`."""
 
     def __init__(
-        self, examples: Sequence[Example], num_frames: int, image_size: int, *, num_clips: int, num_crops: int
+        self,
+        examples: Sequence[Example],
+        num_frames: int,
+        image_size: int,
+        *,
+        num_clips: int,
+        num_crops: int,
+        frame_order: FrameOrder = "forward",
     ) -> None:
-        super().__init__(examples, num_frames, image_size, "center" if num_crops == 1 else "none")
+        super().__init__(
+            examples, num_frames, image_size, "center" if num_crops == 1 else "none", frame_order
+        )
         self.num_clips, self.num_crops = num_clips, num_crops
 
     def _pixels(self, number: int) -> np.ndarray:
@@ -48,6 +58,7 @@ def view_batches(
     num_crops: int,
     batch_size: int,
     workers: int = 2,
+    frame_order: FrameOrder = "forward",
     on_broken: Callable[[Example, str], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """As `eval_batches`, with `num_clips` x `num_crops` views of every clip: video uint8 `[b, views, T, 3, S, S]`.
@@ -61,7 +72,9 @@ def view_batches(
         )
     clip_of = clip_numbers(examples)
     chosen = [examples[row] for row in _first_rows(clip_of, int(clip_of.max()) + 1)]
-    clips = _Views(chosen, num_frames, image_size, num_clips=num_clips, num_crops=num_crops)
+    clips = _Views(
+        chosen, num_frames, image_size, num_clips=num_clips, num_crops=num_crops, frame_order=frame_order
+    )
     for numbers, video, refused in clips.batches(batch_size=batch_size, workers=workers):
         for number, reason in refused:
             if on_broken is not None:

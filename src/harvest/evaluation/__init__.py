@@ -2,6 +2,7 @@
 
 from harvest.data.labels import read_class_names
 from harvest.evaluation.embed import Embeddings, embed_texts, embed_videos
+from harvest.evaluation.motion_truth import motion_truth
 from harvest.evaluation.question_answering import fill
 from harvest.evaluation.result import Result, table
 from harvest.evaluation.tasks import Task, evaluate
@@ -14,6 +15,7 @@ __all__ = [
     "embed_videos",
     "evaluate",
     "fill",
+    "motion_truth",
     "read_class_names",
     "table",
 ]

@@ -56,7 +56,7 @@ def score_benchmark(
             raise HarvestError(
                 f"{data.name} needs a model that was fine-tuned to detect actions (recipe ft-ava-b16)"
             )
-        own = ("num_frames", "batch_size", "precision", "workers", "progress")
+        own = ("num_frames", "batch_size", "precision", "workers", "frame_order", "progress")
         found = detection(
             model,
             head,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from harvest.evaluation.embed import Embeddings, cosines, embed_texts
 from harvest.evaluation.matching import read_pairs
-from harvest.evaluation.metrics import bootstrap_interval, choice_credit
-from harvest.evaluation.result import Result
+from harvest.evaluation.metrics import choice_credit
+from harvest.evaluation.result import Credits, Result
 from harvest.evaluation.retrieval import looked
 from harvest.interfaces import Example, HarvestError
 from harvest.model.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ def choice(
         start += count
     credit = choice_credit(scores, torch.tensor([examples[place].label for place in asked]))
     metrics = {"accuracy": float(credit.mean()), "chance": float((1 / num_options.double()).mean())}
-    intervals = {"accuracy": bootstrap_interval(credit, rows)}
+    credits = {"accuracy": Credits(credit, rows)}
     protocol = (
         f"The option with the highest cosine of embeddings, of n best ones each with 1/n; {looked(videos)}."
     )
@@ -63,7 +63,7 @@ def choice(
         for name, other in (("matching", matched), ("mixture", mixed)):
             found = choice_credit(other, label)
             metrics[f"accuracy.{name}"] = float(found.mean())
-            intervals[f"accuracy.{name}"] = bootstrap_interval(found, rows)
+            credits[f"accuracy.{name}"] = Credits(found, rows)
         protocol += (
             f" matching: the option that the matching head finds likeliest. mixture: {MATCHING_SHARE:g} of its "
             f"probability and {1 - MATCHING_SHARE:g} of the softmax of the scaled cosines over the options."
@@ -79,6 +79,7 @@ def choice(
         for name in sorted(set(names)):
             members = torch.tensor([name == other for other in names])
             metrics[f"accuracy.{name}"] = float(credit[members].mean())
+            credits[f"accuracy.{name}"] = Credits(credit[members], rows[members])
             counts[f"questions.{name}"] = int(members.sum())
     return Result(
         task="choice",
@@ -86,7 +87,7 @@ def choice(
         protocol=protocol,
         metrics=metrics,
         counts=counts,
-        intervals=intervals,
+        credits=credits,
         missing=videos.broken,
     )
 

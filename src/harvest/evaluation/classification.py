@@ -9,15 +9,17 @@ from torch import Tensor
 
 from harvest.data.labels import check_labels, check_same_names
 from harvest.data.loader import clip_numbers
+from harvest.data.sampling import FrameOrder
 from harvest.data.views import view_batches
 from harvest.evaluation.embed import evaluating, kept
 from harvest.evaluation.metrics import (
-    average_precisions,
-    bootstrap_interval,
     choice_credit,
+    class_rankings,
+    mean_average_precision,
     mean_class_accuracy,
+    resampled_mean_ap,
 )
-from harvest.evaluation.result import Result
+from harvest.evaluation.result import Credits, Result
 from harvest.interfaces import Example, HarvestError
 from harvest.model.heads import ClipHead
 from harvest.model.video_text import VideoTextModel
@@ -39,6 +41,7 @@ def classification(
     precision: Precision = "fp32",
     workers: int = 0,
     selection: Selection | None = None,
+    frame_order: FrameOrder = "forward",
     progress: OnProgress | None = None,
 ) -> Result:
     """Which classes does the head see in a clip? Probabilities of its `num_clips` x `num_crops` views are averaged.
@@ -64,6 +67,7 @@ def classification(
         batch_size=batch_size,
         precision=precision,
         workers=workers,
+        frame_order=frame_order,
         progress=progress,
     )
     return report(
@@ -102,6 +106,7 @@ def score_views(
     batch_size: int,
     precision: Precision,
     workers: int,
+    frame_order: FrameOrder = "forward",
     progress: OnProgress | None,
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
     """Mean probabilities `[clips, A]` on the CPU, the row of each example (-1: broken), and the broken with reasons."""
@@ -125,6 +130,7 @@ def score_views(
         num_crops=num_crops,
         batch_size=max(1, batch_size // views),
         workers=workers,
+        frame_order=frame_order,
         on_broken=note,
     ):
         with evaluating(model, precision):
@@ -164,15 +170,17 @@ def report(
         "examples_missing": len(examples) - len(asked),
     }
     metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]] = {}
+    credits: dict[str, Credits] = {}
+    resampled: dict[str, Tensor] = {}
     if several:
         is_right = torch.zeros(given.shape, dtype=torch.bool)
         for right, place in zip(is_right, asked, strict=True):
             right[list(examples[place].labels)] = True
-        found = average_precisions(given, is_right)
-        occurs = ~found.isnan()
+        rankings = class_rankings(given, is_right, torch.unique(rows[asked], return_inverse=True)[1])
+        occurs = is_right.any(dim=0)
+        resampled = {"mean_ap": resampled_mean_ap(rankings)}
         metrics = {
-            "mean_ap": float(found[occurs].mean()),
+            "mean_ap": float(mean_average_precision(rankings)),
             "chance": float(is_right.double().mean(0)[occurs].mean()),
         }
         counts["classes_that_occur"] = int(occurs.sum())
@@ -186,7 +194,7 @@ def report(
             "mean_class": mean_class_accuracy(top1, label),
             "chance": 1 / num_classes,
         }
-        intervals = {name: bootstrap_interval(x, rows[asked]) for name, x in (("top1", top1), ("top5", top5))}
+        credits = {name: Credits(x, rows[asked]) for name, x in (("top1", top1), ("top5", top5))}
         counts["classes_that_occur"] = len(torch.unique(label))
     return Result(
         task=task,
@@ -194,7 +202,8 @@ def report(
         protocol=how,
         metrics=metrics,
         counts=counts,
-        intervals=intervals,
+        credits=credits,
+        resampled=resampled,
         missing=broken,
     )
 

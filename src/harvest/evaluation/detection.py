@@ -14,8 +14,9 @@ from torch import Tensor
 
 from harvest.data.labels import check_same_names
 from harvest.data.loader import eval_batches
+from harvest.data.sampling import FrameOrder
 from harvest.evaluation.embed import evaluating
-from harvest.evaluation.metrics import frame_average_precisions
+from harvest.evaluation.metrics import frame_rankings, mean_average_precision, resampled_mean_ap
 from harvest.evaluation.result import Result
 from harvest.interfaces import Box, Example, HarvestError
 from harvest.model.heads import BoxHead
@@ -36,6 +37,7 @@ def detection(
     batch_size: int = 32,
     precision: Precision = "fp32",
     workers: int = 0,
+    frame_order: FrameOrder = "forward",
     progress: OnProgress | None = None,
 ) -> Result:
     """Score every action of every box against the boxes of `examples`; an example is a picture and what is around it.
@@ -70,6 +72,7 @@ def detection(
         batch_size=batch_size,
         workers=workers,
         crop="squash",
+        frame_order=frame_order,
         on_broken=lambda example, reason: broken.update({example.id: reason}),
     ):
         shown = [seen[number] for number in numbers.tolist()]
@@ -95,27 +98,45 @@ def detection(
     values = torch.cat(scores)
     if not values.isfinite().all():
         raise HarvestError("the scores are not finite: the model's weights are broken")
-    found = frame_average_precisions(
-        torch.cat(frame), torch.cat(boxes), values, truth_frame, truth_boxes, truth_label
+    numbers_of_videos: dict[str, int] = {}
+    video_of = torch.tensor([numbers_of_videos.setdefault(e.video, len(numbers_of_videos)) for e in examples])
+    rankings = frame_rankings(
+        torch.cat(frame),
+        torch.cat(boxes),
+        values,
+        truth_frame,
+        truth_boxes,
+        truth_label,
+        group=torch.unique(video_of, return_inverse=True)[1],
     )
-    occurs = ~found.isnan()
+    occurs = torch.unique(truth_label)
     whose = "annotated" if detected is None else "a detector's"
     return Result(
         task="detection",
         mode="video",
         protocol=(
-            f"Frame-mAP at intersection over union 0.5 (the official rule of AVA), the mean over {int(occurs.sum())} of"
+            f"Frame-mAP at intersection over union 0.5 (the official rule of AVA), the mean over {len(occurs)} of"
             f" {len(own)} actions that occur, on {whose} boxes; {frames} frames a picture, squashed to a square."
         ),
-        metrics={"frame_map": float(found[occurs].mean())},
+        metrics={"frame_map": float(mean_average_precision(rankings))},
         counts={
             "pictures": len(kept),
             "boxes": len(values),
             "labels": len(truth_label),
-            "actions_that_occur": int(occurs.sum()),
+            "actions_that_occur": len(occurs),
             "examples_missing": len(broken),
         },
         missing=broken,
+        settings={
+            "num_frames": frames,
+            "num_clips": 1,
+            "num_crops": 1,
+            "image_size": model.config.video.image_size,
+            "precision": precision,
+            "frame_order": frame_order,
+            "boxes": "annotated" if detected is None else "detected",
+        },
+        resampled={"frame_map": resampled_mean_ap(rankings)},
     )
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.data.loader import clip_numbers, eval_batches
+from harvest.data.sampling import FrameOrder
 from harvest.interfaces import Example, HarvestError, Kept, VideoFeatures
 from harvest.model.nesting import shorten
 from harvest.model.tokenizer import Tokenizer
@@ -70,11 +71,13 @@ def read_clips(
     workers: int = 0,
     selection: Selection | None = None,
     for_head: bool = False,
+    frame_order: FrameOrder = "forward",
     progress: OnProgress | None = None,
 ) -> Clips:
     """Decode and encode the videos of a manifest; see `embed_videos` for the settings.
 
-    `for_head` gives what heads read, `VideoTextModel.video_features`, instead of embeddings.
+    `for_head` gives what heads read, `VideoTextModel.video_features`, instead of embeddings; `frame_order` takes time
+    from the clips (`sampling.FrameOrder`).
     """
     if for_head and mode == "image":
         raise HarvestError(
@@ -101,6 +104,7 @@ def read_clips(
             image_size=model.config.video.image_size,
             batch_size=batch_size,
             workers=workers,
+            frame_order=frame_order,
             on_broken=note,
         ):
             is_any = True

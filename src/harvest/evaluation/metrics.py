@@ -10,6 +10,7 @@ Shapes: Q queries, n items (or options, or classes).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -117,29 +118,70 @@ def mean_class_accuracy(credit: Tensor, label: Tensor) -> float:
     return float((sums / zeros.index_add(0, place, torch.ones_like(credit, dtype=torch.float64))).mean())
 
 
-def average_precisions(scores: Tensor, is_right: Tensor) -> Tensor:
-    """Average precision of each class, float64 `[A]`, NaN where nothing is right: `scores` and `is_right` `[Q, A]`.
+class Ranking(NamedTuple):
+    """One class's items, likeliest first, and what an average precision over them needs."""
 
-    The sum over distinct scores, from the highest, of the precision down to there times the recall it adds, without
-    interpolation (as scikit-learn has it). Equal scores come together, so their order does not matter.
-    """
+    is_hit: Tensor  # bool [n]
+    is_end: Tensor  # bool [n]: the last of its score, so that the order of equal scores does not matter
+    group: Tensor  # int64 [n]: the video of each
+    wanted: Tensor  # float64 [groups]: how many right items there are in each video
+    envelope: bool  # the precision at a recall is the best one at that recall or a higher one
+
+    def average_precision(self, weights: Tensor | None = None) -> Tensor:
+        """Float64 `[R]` for `weights` `[R, groups]`, how often each video counts (None: once, R is 1); NaN where
+        nothing is right."""
+        weights = torch.ones(1, len(self.wanted), dtype=torch.float64) if weights is None else weights
+        total = weights @ self.wanted
+        of_item = weights[:, self.group]
+        seen = of_item.cumsum(1)[:, self.is_end]
+        hits = (of_item * self.is_hit).cumsum(1)[:, self.is_end]
+        precision = hits / seen.clamp(min=1e-12)
+        if self.envelope:
+            precision = precision.flip(1).cummax(1).values.flip(1)
+        recall = hits / total.clamp(min=1e-12)[:, None]
+        found = (precision * recall.diff(dim=1, prepend=torch.zeros(len(recall), 1))).sum(dim=1)
+        return found.masked_fill(total == 0, math.nan)
+
+
+def class_rankings(scores: Tensor, is_right: Tensor, group: Tensor) -> list[Ranking]:
+    """The ranking of each class by `scores` `[Q, A]`; `group` int64 `[Q]` is the video of each row."""
     if scores.shape != is_right.shape or scores.ndim != 2:
         raise ValueError(
             f"expected scores and is_right [Q, A], got {list(scores.shape)} and {list(is_right.shape)}"
         )
     if scores.isnan().any():
         raise ValueError("scores hold NaN: there is no order among them")
-    found = torch.full((scores.shape[1],), math.nan, dtype=torch.float64)
+    num_groups = int(group.max()) + 1 if len(group) else 0
+    found = []
     for column in range(scores.shape[1]):
         ordered, place = scores[:, column].sort(descending=True)
-        hits = is_right[place, column].double().cumsum(0)
-        if not len(hits) or hits[-1] == 0:
-            continue
-        ends = torch.cat([ordered[1:] != ordered[:-1], torch.ones(1, dtype=torch.bool)])  # of equal scores
-        precision = (hits / torch.arange(1, len(hits) + 1))[ends]
-        recall = (hits / hits[-1])[ends]
-        found[column] = (precision * recall.diff(prepend=torch.zeros(1, dtype=torch.float64))).sum()
+        right = is_right[:, column].bool()
+        wanted = torch.bincount(group[right], minlength=num_groups).double()
+        found.append(Ranking(right[place], _ends(ordered), group[place], wanted, envelope=False))
     return found
+
+
+def average_precisions(scores: Tensor, is_right: Tensor) -> Tensor:
+    """Average precision of each class, float64 `[A]`, NaN where nothing is right: `scores` and `is_right` `[Q, A]`.
+
+    The sum over distinct scores, from the highest, of the precision down to there times the recall it adds, without
+    interpolation (as scikit-learn has it). Equal scores come together, so their order does not matter.
+    """
+    rankings = class_rankings(scores, is_right, torch.zeros(len(scores), dtype=torch.int64))
+    return torch.cat([ranking.average_precision() for ranking in rankings])
+
+
+def _ends(ordered: Tensor) -> Tensor:
+    """Where a run of equal scores ends: bool `[n]`."""
+    ends = torch.ones(len(ordered), dtype=torch.bool)
+    ends[:-1] = ordered[1:] != ordered[:-1]
+    return ends
+
+
+def mean_average_precision(rankings: Sequence[Ranking], weights: Tensor | None = None) -> Tensor:
+    """The mean over the classes that occur, `[R]`; see `Ranking.average_precision`."""
+    found = torch.stack([ranking.average_precision(weights) for ranking in rankings])
+    return found.nanmean(dim=0)
 
 
 def frame_average_precisions(
@@ -161,11 +203,33 @@ def frame_average_precisions(
     The precision at each recall is the best one at that recall or a higher one (PASCAL VOC 2010). Of a picture the
     `most` highest scores of any box and action count. Equal scores come together.
     """
+    zeros = torch.zeros(int(torch.cat([frame, truth_frame]).max()) + 1, dtype=torch.int64)
+    rankings = frame_rankings(
+        frame, boxes, scores, truth_frame, truth_boxes, truth_label, group=zeros, overlap=overlap, most=most
+    )
+    return torch.cat([ranking.average_precision() for ranking in rankings])
+
+
+def frame_rankings(
+    frame: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    truth_frame: Tensor,
+    truth_boxes: Tensor,
+    truth_label: Tensor,
+    *,
+    group: Tensor,
+    overlap: float = 0.5,
+    most: int = 50,
+) -> list[Ranking]:
+    """What `frame_average_precisions` is made of; `group` int64 is the video of each picture, by the picture's number."""
     counts_at_all = _highest_of_each(frame, scores, most)
-    found = torch.full((scores.shape[1],), math.nan, dtype=torch.float64)
-    for action in torch.unique(truth_label).tolist():
+    num_groups = int(group.max()) + 1
+    found = []
+    for action in range(scores.shape[1]):
         mine = truth_label == action
         true_boxes, true_frame = truth_boxes[mine], truth_frame[mine]
+        wanted = torch.bincount(group[true_frame], minlength=num_groups).double()
         said = counts_at_all[:, action]
         given = scores[said, action]
         best, partner = best_overlaps(frame[said], boxes[said], true_frame, true_boxes)
@@ -180,17 +244,7 @@ def frame_average_precisions(
             places = fits.nonzero()[:, 0]
             first = torch.full((len(numbers),), len(order)).scatter_reduce_(0, back, places, "amin")
             is_first[first] = True
-        ordered = given[order]
-        hits = is_first.double().cumsum(0)
-        ends = torch.ones(len(ordered), dtype=torch.bool)
-        ends[:-1] = ordered[1:] != ordered[:-1]
-        if not len(ordered):
-            found[action] = 0.0
-            continue
-        precision = (hits / torch.arange(1, len(hits) + 1))[ends]
-        recall = (hits / int(mine.sum()))[ends]
-        envelope = precision.flip(0).cummax(0).values.flip(0)
-        found[action] = (envelope * recall.diff(prepend=torch.zeros(1, dtype=torch.float64))).sum()
+        found.append(Ranking(is_first, _ends(given[order]), group[frame[said]][order], wanted, envelope=True))
     return found
 
 
@@ -236,18 +290,25 @@ def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
     return shared / (areas[0] + areas[1] - shared)
 
 
+RESAMPLES = 1000
+
+
 def bootstrap_interval(
-    values: Tensor,
-    group: Tensor | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+    values: Tensor, group: Tensor | None = None, *, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
     """The percentile interval of the mean of `values` `[Q]` when videos are drawn again with replacement.
 
     `group` int64 `[Q]` is the video of each value: values of one video are not independent, so that they are
     drawn together. Without it each value is its own video.
+    """
+    return interval_of(resampled_means(values, group, seed=seed), level=level)
+
+
+def resampled_means(values: Tensor, group: Tensor | None = None, *, seed: int = 0) -> Tensor:
+    """The mean of `values` `[Q]` each time that videos are drawn again, float64 `[RESAMPLES]`.
+
+    What is drawn is a function of the number of videos, so that two models' means on one set are means over the same
+    draws: their difference is a paired bootstrap.
     """
     if not len(values):
         raise ValueError("an interval of no values")
@@ -256,13 +317,39 @@ def bootstrap_interval(
     zeros = torch.zeros(num_groups, dtype=torch.float64)
     sums = zeros.index_add(0, place, values.double())
     counts = zeros.index_add(0, place, torch.ones(len(values), dtype=torch.float64))
+    return torch.stack(
+        [sums[drawn].sum() / counts[drawn].sum() for drawn in _drawn(num_groups, RESAMPLES, seed)]
+    )
+
+
+def resampled_mean_ap(rankings: Sequence[Ranking], *, seed: int = 0) -> Tensor:
+    """`mean_average_precision` each time that videos are drawn again, float64 `[R]`; pairs as `resampled_means` do.
+
+    R is `RESAMPLES`, and 200 for more than a million entries in all rankings, where a thousand would take minutes.
+    """
+    num_groups = len(rankings[0].wanted)
+    resamples = RESAMPLES if sum(len(r.group) for r in rankings) <= 1_000_000 else 200
+    longest = max(1, num_groups, *(len(r.group) for r in rankings))
+    parts, weights = [], []
+    for number, drawn in enumerate(_drawn(num_groups, resamples, seed), 1):
+        weights.append(torch.bincount(drawn, minlength=num_groups).double())
+        if len(weights) * longest >= 2_000_000 or number == resamples:  # as much as memory likes
+            parts.append(mean_average_precision(rankings, torch.stack(weights)))
+            weights = []
+    return torch.cat(parts)
+
+
+def _drawn(num_groups: int, resamples: int, seed: int) -> Iterator[Tensor]:
     generator = generator_for(seed, num_groups)
-    means = []
     for _ in range(resamples):
-        drawn = torch.randint(num_groups, (num_groups,), generator=generator)
-        means.append(sums[drawn].sum() / counts[drawn].sum())
-    ends = torch.stack(means).quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
-    return float(ends[0]), float(ends[1])
+        yield torch.randint(num_groups, (num_groups,), generator=generator)
+
+
+def interval_of(resampled: Tensor, *, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of what a figure was each time that videos were drawn again."""
+    shares = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = resampled.double().quantile(shares).tolist()
+    return low, high
 
 
 def _log_choose(n: Tensor, r: Tensor) -> Tensor:

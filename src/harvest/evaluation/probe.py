@@ -153,10 +153,8 @@ def probe(
 
 
 def _with(result: Result, metrics: Mapping[str, float], **counts: int) -> Result:
-    keep = (
-        {} if "draws" in counts else dict(result.intervals)
-    )  # one draw's interval is not that of their mean
-    return dataclasses.replace(result, metrics=metrics, intervals=keep, counts={**result.counts, **counts})
+    keep = {} if "draws" in counts else dict(result.credits)  # one draw's interval is not that of their mean
+    return dataclasses.replace(result, metrics=metrics, credits=keep, counts={**result.counts, **counts})
 
 
 def draw_shots(label: Tensor, shots: int, num_classes: int, generator: torch.Generator) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from harvest.data.labels import plain_answer
 from harvest.evaluation.embed import Clips, Mode, encode_clips, evaluating
-from harvest.evaluation.metrics import bootstrap_interval, choice_credit
-from harvest.evaluation.result import Result
+from harvest.evaluation.metrics import choice_credit
+from harvest.evaluation.result import Credits, Result
 from harvest.interfaces import Example, HarvestError, TextFeatures, VideoFeatures
 from harvest.model import prompt
 from harvest.model.heads import AnswerHead, answer_features
@@ -200,7 +200,7 @@ def report_answers(
             "videos": len(torch.unique(stretch)),
             "examples_missing": len(examples) - len(asked),
         },
-        intervals={"accuracy": bootstrap_interval(credit, stretch)},
+        credits={"accuracy": Credits(credit, stretch), "top5": Credits(top5, stretch)},
         missing=clips.broken,
     )
 
@@ -290,9 +290,9 @@ def masked_words(
             "hidden_words": len(right_credit),
             "examples_missing": sum(example.id in clips.broken for example in examples),
         },
-        intervals={
-            "right_clip": bootstrap_interval(right_credit, clip_of_word),
-            "other_clip": bootstrap_interval(other_credit, clip_of_word),
+        credits={
+            "right_clip": Credits(right_credit, clip_of_word),
+            "other_clip": Credits(other_credit, clip_of_word),
         },
         missing=clips.broken,
     )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from harvest.data.labels import check_labels, class_names_of
 from harvest.evaluation.embed import Embeddings, cosines, embed_texts
-from harvest.evaluation.metrics import bootstrap_interval, choice_credit, mean_class_accuracy
-from harvest.evaluation.result import Result
+from harvest.evaluation.metrics import choice_credit, mean_class_accuracy
+from harvest.evaluation.result import Credits, Result
 from harvest.evaluation.retrieval import looked
 from harvest.interfaces import Example, HarvestError
 from harvest.model.nesting import shorten
@@ -80,6 +80,6 @@ def recognition(
             "classes_that_occur": len(torch.unique(label)),
             "examples_missing": int((videos.row < 0).sum()),
         },
-        intervals={"top1": bootstrap_interval(top1, rows), "top5": bootstrap_interval(top5, rows)},
+        credits={"top1": Credits(top1, rows), "top5": Credits(top5, rows)},
         missing=videos.broken,
     )

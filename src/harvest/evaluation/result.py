@@ -6,9 +6,20 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 from rich.table import Table
+from torch import Tensor
+
+from harvest.evaluation.metrics import interval_of, resampled_means
+
+
+class Credits(NamedTuple):
+    """What a figure is the mean of."""
+
+    values: Tensor  # float64 [Q], a share of a hit for each query, in the order of the manifest
+    group: Tensor  # int64 [Q]: the video of each
 
 
 @dataclass(frozen=True)
@@ -23,13 +34,36 @@ class Result:
     metrics: Mapping[str, float]
     """Fractions (0 to 1); names that end in `rank` are ranks from 1. `NAME.VARIANT` is NAME computed in another way."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """95 % bootstrap intervals over videos of some of the metrics."""
     missing: Mapping[str, str] = field(default_factory=dict)
     """Examples whose video could not be read, with the reason. They are in no metric."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What decides the figures beside model and data, as JSON values: frames, views, resolution, prompts, …"""
+    findings: tuple[str, ...] = ()
+    """Sentences about the figures, such as what the motion truth test says."""
+    credits: Mapping[str, Credits] = field(default_factory=dict, compare=False, repr=False)
+    """Of metrics that are means over queries."""
+    resampled: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    """Of metrics that are not: their values each time that videos are drawn again, float64 `[R]`."""
+
+    @cached_property
+    def draws(self) -> dict[str, Tensor]:
+        """Metrics each time that videos are drawn again; of two results on one set, the nth values belong together."""
+        return {name: resampled_means(*credits) for name, credits in self.credits.items()} | dict(
+            self.resampled
+        )
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % bootstrap intervals over videos of some of the metrics."""
+        return {name: interval_of(values) for name, values in self.draws.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        own = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("credits", "resampled")
+        }
+        return {**own, "intervals": self.intervals}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
@@ -54,7 +88,7 @@ def table(results: Sequence[Result]) -> Table:
         names = [name for name in result.metrics if not _variant(name)]
         for place, name in enumerate(names):
             interval = result.intervals.get(name)
-            between = " to ".join(shown(name, end) for end in interval) if interval else ""
+            between = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
             named = (result.task, result.mode) if place == 0 else ("", "")
             others = [f"{name}.{variant}" for variant in variants]
             beside = [
@@ -66,8 +100,12 @@ def table(results: Sequence[Result]) -> Table:
     return grid
 
 
-VARIANTS = ("dual_softmax",)
+VARIANTS = ("dual_softmax", "reranked", "matching", "mixture", "reversed", "shuffled", "one_frame")
 """Ways of scoring that are never mixed with the plain one: what stands behind the dot of a metric's name."""
+
+
+def is_variant(name: str) -> bool:
+    return bool(_variant(name))
 
 
 def _variant(name: str) -> str:

@@ -12,14 +12,13 @@ from harvest.evaluation.embed import Embeddings, cosines, embed_texts
 from harvest.evaluation.matching import best, read_pairs, reranked
 from harvest.evaluation.metrics import (
     Ranks,
-    bootstrap_interval,
     dual_softmax,
     mean_rank,
     median_rank,
     ranks,
     recall_at,
 )
-from harvest.evaluation.result import Result
+from harvest.evaluation.result import Credits, Result
 from harvest.interfaces import Example, HarvestError
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
@@ -65,31 +64,31 @@ def retrieval(
     owner = torch.tensor([row for _, row in pairs])
     text_pooled = embed_texts(model, tokenizer, texts, precision=precision, dim=videos.pooled.shape[1])
     t2v, v2t = retrieval_ranks(videos.pooled, text_pooled, owner)
-    metrics, intervals = _figures(t2v, v2t, owner, variant="")
+    metrics, credits = _figures(t2v, v2t, owner, variant="")
     protocol = f"Cosines of embeddings only: {len(texts)} captions against {len(videos.pooled)} videos, {looked(videos)}."
     if with_dual_softmax:
         with torch.no_grad():
             one = torch.ones(1, 1, device=model.log_scale.device)
             scale = float(model.scores(one, one) - model.scores(0 * one, one))
-        more, more_intervals = _figures(
+        more, more_credits = _figures(
             *dual_softmax_ranks(videos.pooled, text_pooled, owner, scale=scale),
             owner,
             variant=".dual_softmax",
         )
-        metrics, intervals = metrics | more, intervals | more_intervals
+        metrics, credits = metrics | more, credits | more_credits
         protocol += (
             f" dual_softmax: each score times its softmax over all queries, at the model's scale of {scale:.1f}; it needs"
             " all queries at once."
         )
     if rerank_top_k:
-        more, more_intervals = _figures(
+        more, more_credits = _figures(
             *reranked_ranks(
                 model, tokenizer, texts, videos, text_pooled, owner, top_k=rerank_top_k, precision=precision
             ),
             owner,
             variant=".reranked",
         )
-        metrics, intervals = metrics | more, intervals | more_intervals
+        metrics, credits = metrics | more, credits | more_credits
         protocol += (
             f" reranked: the {rerank_top_k} nearest items of each query in the order of the matching head."
         )
@@ -108,7 +107,7 @@ def retrieval(
             "captions_left_out": left_out,
             "examples_missing": int((videos.row < 0).sum()),
         },
-        intervals=intervals,
+        credits=credits,
         missing=videos.broken,
     )
 
@@ -179,18 +178,18 @@ def reranked_ranks(
 
 def _figures(
     t2v: Ranks, v2t: Ranks, owner: Tensor, *, variant: str
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """Metrics and intervals of both ways; `variant` is put behind every name."""
+) -> tuple[dict[str, float], dict[str, Credits]]:
+    """Metrics of both ways, and what they are means of; `variant` is put behind every name."""
     metrics: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
+    credits: dict[str, Credits] = {}
     for way, found, group in (("t2v", t2v, owner), ("v2t", v2t, torch.unique(owner))):
         for k in (1, 5, 10):
             name = f"{way}_r{k}{variant}"
             metrics[name] = recall_at(found, k)
-            intervals[name] = bootstrap_interval(found.hits_at(k), group)
+            credits[name] = Credits(found.hits_at(k), group)
         metrics[f"{way}_median_rank{variant}"] = median_rank(found)
         metrics[f"{way}_mean_rank{variant}"] = mean_rank(found)
-    return metrics, intervals
+    return metrics, credits
 
 
 def looked(videos: Embeddings) -> str:

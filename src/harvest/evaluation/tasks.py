@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from harvest.data.labels import check_labels, class_names_of
+from harvest.data.sampling import FrameOrder
 from harvest.evaluation.answer_ranking import answer_ranking
 from harvest.evaluation.choice import check_options, choice
 from harvest.evaluation.classification import classification
-from harvest.evaluation.embed import Mode, pool, read_clips
+from harvest.evaluation.embed import Mode, default_frames, pool, read_clips
 from harvest.evaluation.matching import need_matching
 from harvest.evaluation.question_answering import (
     answer_with_head,
@@ -60,6 +61,7 @@ def evaluate(
     head: Head | None = None,
     num_clips: int = 1,
     num_crops: int = 1,
+    frame_order: FrameOrder = "forward",
 ) -> Result:
     """Evaluate without training on the task, or with the head of a fine-tuned model, on the device the model is on.
 
@@ -67,7 +69,7 @@ def evaluate(
 
     `mode` "image" is the image baseline: every frame alone, embeddings averaged. The video settings are those of
     `embed_videos` (`selection`: how many tubelets of a clip are seen, and which; `dim`: entries of an embedding);
-    `progress` None shows a bar on a terminal. `with_dual_softmax` and `rerank_top_k` belong to "retrieval", `groups` and `with_matching` to "choice", `class_names` and
+    `progress` None shows a bar on a terminal. `frame_order` takes time from the clips (`motion_truth`). `with_dual_softmax` and `rerank_top_k` belong to "retrieval", `groups` and `with_matching` to "choice", `class_names` and
     `templates` to "recognition", `answers` and, if fine-tuned, `head` to "qa", `mask_ratio` and `seed` to "masked_words", `head` and the
     views, `num_clips` and `num_crops`, to "classification".
     """
@@ -94,6 +96,21 @@ def evaluate(
         class_names = class_names_of(examples) if class_names is None else class_names
         check_labels(examples, len(class_names))
 
+    settings: dict[str, Any] = {
+        "num_frames": default_frames(model, mode) if num_frames is None else num_frames,
+        "num_clips": num_clips,
+        "num_crops": num_crops,
+        "image_size": model.config.video.image_size,
+        "precision": precision,
+        "frame_order": frame_order,
+    }
+    if task == "recognition":
+        settings["templates"] = list(templates)
+    elif task == "retrieval":
+        settings["rerank_top_k"] = rerank_top_k
+    elif task == "masked_words":
+        settings |= {"mask_ratio": mask_ratio, "seed": seed}
+
     with ExitStack() as stack:
         if progress is None:
             progress = stack.enter_context(bar(f"evaluating {task}"))
@@ -114,9 +131,10 @@ def evaluate(
                 precision=precision,
                 workers=workers,
                 selection=selection,
+                frame_order=frame_order,
                 progress=progress,
             )
-            return _with_settings(result, selection, None)
+            return _with_settings(result, settings, selection, None)
         if tokenizer is None:  # all other tasks read words
             raise HarvestError(NO_WORDS)
         clips = read_clips(
@@ -129,6 +147,7 @@ def evaluate(
             workers=workers,
             selection=selection,
             for_head=task == "qa" and head is not None,
+            frame_order=frame_order,
             progress=progress,
         )
         if task == "qa" and head is not None:
@@ -178,13 +197,20 @@ def evaluate(
             rerank_top_k=rerank_top_k,
             precision=precision,
         )
-    return _with_settings(result, selection, dim)
+    return _with_settings(result, settings, selection, dim)
 
 
-def _with_settings(result: Result, selection: Selection | None, dim: int | None) -> Result:
+def _with_settings(
+    result: Result, settings: Mapping[str, Any], selection: Selection | None, dim: int | None
+) -> Result:
     said = [result.protocol]
     if selection is not None:
         said.append(f"Of each clip {described(selection)}.")
     if dim is not None:
         said.append(f"The first {dim} entries of each embedding.")
-    return replace(result, protocol=" ".join(said))
+    seen = None if selection is None else described(selection)
+    return replace(
+        result,
+        protocol=" ".join(said),
+        settings={**settings, "seen": seen, "dim": dim, **result.settings},
+    )
