@@ -10,7 +10,7 @@ from toys import SHARED, write_vocabulary
 from harvest.model.layouts import viclip_table
 from harvest.model.pretrained import load_pretrained
 from harvest.model.weights import rename
-from harvest.objectives.losses import contrastive
+from harvest.objectives.contrast import contrast
 
 PATH = SHARED / "fixtures" / "viclip.safetensors"
 pytestmark = pytest.mark.skipif(not PATH.is_file(), reason="no shared fixtures")
@@ -126,10 +126,9 @@ def test_contrastive_loss_and_every_gradient(reference, source, model, video):
             self.model = model
 
         def forward(self, example):
-            scores = self.model.scores(
-                self.model.encode_video(video, keep).pooled, self.model.encode_text(ids).pooled
-            )
-            return contrastive(scores, example, example), scores
+            videos, texts = self.model.encode_video(video, keep).pooled, self.model.encode_text(ids).pooled
+            scores = self.model.scores
+            return contrast(scores, videos, texts, example=example), scores(videos, texts)
 
     named = {f"model.{name}": tensor for name, tensor in tensors.items()}
     different, _ = torch.func.functional_call(Loss(), named, (torch.arange(3),))

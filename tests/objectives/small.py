@@ -106,8 +106,11 @@ def small_batch(clips: int, *, captions: int = 1, seed: int = 0) -> Batch:
 
 def objective_of(kind: str) -> nn.Module:
     """Nothing about these depends on random draws, so that ranks see what one process sees."""
-    if kind == "image_text":
-        return ImageTextPretraining(ImageTextConfig(drop_ratio=0.0), small_model(fusion=False), seed=0)
+    if kind in ("image_text", "image_text_sigmoid"):
+        image_text = ImageTextConfig(
+            drop_ratio=0.0, contrastive_loss="sigmoid" if kind == "image_text_sigmoid" else "softmax"
+        )
+        return ImageTextPretraining(image_text, small_model(fusion=False), seed=0)
     if kind == "alignment":
         student = small_model(fusion=False)
         config = MaskedAlignmentConfig(num_layers=2, drop_ratio=0.0, drop_path=0.0)
@@ -139,13 +142,25 @@ def objective_of(kind: str) -> nn.Module:
     base = PostPretrainingConfig(drop_ratio=0.0, text_mask_ratio=1.0)
     changes = {
         "contrastive": {"masked_words_weight": 0.0},
+        "sigmoid": {"masked_words_weight": 0.0, "contrastive_loss": "sigmoid", "text_tower": "trained"},
+        "bank": {"masked_words_weight": 0.0, "cache_texts": True, "text_bank": 7, "dims": (4,)},
+        "sigmoid_bank": {
+            "masked_words_weight": 0.0,
+            "contrastive_loss": "sigmoid",
+            "cache_texts": True,
+            "text_bank": 7,
+        },
         "masked_words": {"contrastive_weight": 0.0},
         "both": {},
         "both_trained": {"text_tower": "trained"},
     }[kind]
     config = dataclasses.replace(base, **changes)
     model = small_model(fusion=config.masked_words_weight > 0)
-    return PostPretraining(config, model, seed=0)
+    made = PostPretraining(config, model, seed=0)
+    if config.cache_texts:
+        world = small_batch(12, captions=2)
+        made.fill_text_cache(world.text_ids.flatten(0, 1), world.example.repeat_interleave(2))
+    return made
 
 
 def loss_and_gradients(objective: nn.Module, step_of: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -160,16 +175,17 @@ def still(batch: Batch) -> Batch:
     return batch._replace(video=batch.video[:, :1].expand(-1, 4, -1, -1, -1).contiguous())
 
 
-def on_a_rank(rank: int, size: int, kind: str, folder: str, clips: int) -> None:
+def on_a_rank(rank: int, size: int, kinds: tuple[str, ...], folder: str, clips: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    objective = objective_of(kind)
     batch = still(small_batch(clips, captions=2))
     mine = Batch(*(tensor[rank::size] for tensor in batch))
-    found = loss_and_gradients(objective, wrap(objective, World(rank, size)), mine)
-    total = found.pop("loss").clone()
-    dist.all_reduce(total)
-    if rank == 0:
-        torch.save({"loss": total / size, **found}, Path(folder) / "found.pt")
+    for kind in kinds:
+        objective = objective_of(kind)
+        found = loss_and_gradients(objective, wrap(objective, World(rank, size)), mine)
+        total = found.pop("loss").clone()
+        dist.all_reduce(total)
+        if rank == 0:
+            torch.save({"loss": total / size, **found}, Path(folder) / f"{kind}.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads now and then abort a process that tears them down at its end

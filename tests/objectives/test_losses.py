@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harvest.objectives.losses import contrastive, masked_words, paraphrase
+from harvest.objectives.contrast import Bank, contrast, paraphrase
+from harvest.objectives.losses import contrastive_rows, masked_words, sigmoid_rows
+
+
+def contrastive(scores: Tensor, video: Tensor, text: Tensor) -> Tensor:
+    """Both ways of a table of texts by videos."""
+    t2v, v2t = contrastive_rows(scores, text, video), contrastive_rows(scores.T, video, text)
+    return (t2v.mean() + v2t.mean()) / 2
 
 
 def by_loops(scores: Tensor, video: Tensor, text: Tensor) -> float:
@@ -74,6 +81,41 @@ def test_gradients() -> None:
     masked_words(logits, torch.tensor([0, 4, 2, 2])).backward()
     expected = (logits.detach().softmax(1) - torch.eye(5)[[0, 4, 2, 2]]) / 4
     torch.testing.assert_close(logits.grad, expected)
+
+
+def test_sigmoid_by_hand() -> None:
+    """Two texts, two videos: own pairs at 2 and 1, others at 0 and -1."""
+    scores = torch.tensor([[2.0, 0.0], [-1.0, 1.0]])
+    rows = sigmoid_rows(scores, torch.tensor([4, 9]), torch.tensor([4, 9]))
+    expected = [
+        math.log1p(math.exp(-2)) + math.log(2),
+        math.log1p(math.exp(-1)) + math.log1p(math.exp(-1)),
+    ]
+    assert rows.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 5), st.integers(0, 10_000))
+def test_sigmoid_against_loops(clips: int, captions: int, bank: int, seed: int) -> None:
+    """SigLIP's sum over all pairs, divided by the captions of the batch; what of a bank is a clip's own is right."""
+    generator = torch.Generator().manual_seed(seed)
+    example = torch.randint(0, max(1, clips - 1), (clips,), generator=generator)
+    further = torch.randint(0, clips + 2, (bank,), generator=generator)
+    videos, texts, others = (
+        torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (clips, clips * captions, bank)
+    )
+
+    def score(v: Tensor, t: Tensor) -> Tensor:
+        return 3 * t @ v.T - 2
+
+    found = contrast(score, videos, texts, example=example, loss="sigmoid", bank=Bank(others, further))
+    total = 0.0
+    owners = [*example.repeat_interleave(captions).tolist(), *further.tolist()]
+    for text, owner in zip([*texts, *others], owners, strict=True):
+        for video, whose in zip(videos, example.tolist(), strict=True):
+            z = 1 if whose == owner else -1
+            total += math.log1p(math.exp(-z * (3 * float(text @ video) - 2)))
+    assert found.item() == pytest.approx(total / (clips * captions), rel=1e-9)
 
 
 def test_masked_words_by_hand() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from harvest.data.loader import clip_numbers
 from harvest.interfaces import Batch, Example, HarvestError
 from harvest.model.inflation import as_teacher
-from harvest.objectives.losses import contrastive, negatives
+from harvest.objectives.contrast import contrast
+from harvest.objectives.losses import negatives
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
 from harvest.training.optim import OptimConfig, build_optimizer
 
@@ -275,9 +276,10 @@ def test_defect_6_captions_of_one_video_are_positives_and_row_numbers_are_not() 
     assert example.tolist() == [0, 0, 1, 2]
     scores = torch.full((4, 4), -20.0)
     scores[:2, :2], scores[2, 2], scores[3, 3] = 20.0, 20.0, 20.0  # as good as can be
-    assert contrastive(scores, example, example) == pytest.approx(
-        math.log(2) / 2, abs=1e-4
-    )  # two share their mass
+    found = contrast(
+        lambda videos, texts: texts @ scores @ videos.T, torch.eye(4), torch.eye(4), example=example
+    )
+    assert found == pytest.approx(math.log(2) / 2, abs=1e-4)  # two share their mass
     objective = objective_of(
         matching_weight=0.0, masked_words_weight=0.0, alignment_weight=0.0, drop_ratio=0.0
     )

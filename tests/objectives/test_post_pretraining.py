@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.model.video_text import VideoTextModel
+from harvest.objectives.contrast import contrast
 from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
-from harvest.objectives.losses import contrastive
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.tokens import Selection
 
@@ -48,7 +49,7 @@ def test_nested_sizes_each_add_their_contrastive_loss() -> None:
     model = nested.model
     videos = F.normalize(model.encode_video(batch.video).pooled[:, :3], dim=1)
     texts = F.normalize(model.encode_text(batch.text_ids.flatten(0, 1)).pooled[:, :3], dim=1)
-    expected = contrastive(model.scores(videos, texts), batch.example, batch.example)
+    expected = contrast(model.scores, videos, texts, example=batch.example)
     torch.testing.assert_close(found.parts["vtc_3"], expected.detach())
     for wrong in (0, 12):
         with pytest.raises(HarvestError, match=r"objective\.dims: expected 1 to 11"):
@@ -282,13 +283,13 @@ def test_a_bank_of_cached_captions_joins_as_negatives() -> None:
     world, made = small_batch(8), objective(cache_texts=True, text_bank=5, masked_words_weight=0.0)
     made.fill_text_cache(world.text_ids.flatten(0, 1), world.example)
     batch = Batch(*(tensor[:3] for tensor in world))
-    bank = made._bank(7, 8)
-    assert bank.shape == (5,) and torch.equal(bank, made._bank(7, 8))
-    assert not torch.equal(bank, made._bank(8, 8))
+    bank, again = made._bank(7), made._bank(7)
+    assert bank is not None and again is not None and bank.pooled.shape == (5, 12)
+    assert torch.equal(bank.pooled, again.pooled) and not torch.equal(bank.pooled, made._bank(8).pooled)
     assert made.text_cache is not None
     video = made.model.encode_video(batch.video, keeps(made, 7, batch)).pooled
-    texts = torch.cat([made.text_cache[:3], made.text_cache[bank]])
-    owner, clips = [*batch.example.tolist(), *world.example[bank].tolist()], batch.example.tolist()
+    texts = torch.cat([made.text_cache[:3], bank.pooled])
+    owner, clips = [*batch.example.tolist(), *bank.example.tolist()], batch.example.tolist()
     scores = made.model.scores(video, texts).double()
     v2t = t2v = 0.0
     for place, clip in enumerate(clips):
@@ -402,3 +403,20 @@ def test_chunks_keep_little_of_the_forward_pass() -> None:
     assert more_in_chunks < 0.1 * more_whole
     with pytest.raises(HarvestError, match="chunk_clips"):
         PostPretrainingConfig(chunk_clips=-1)
+
+
+def test_the_sigmoid_loss_starts_where_siglip_does_and_is_kept_with_the_model() -> None:
+    made = objective(small_model(fusion=False), contrastive_loss="sigmoid", masked_words_weight=0.0)
+    model, batch = made.model, small_batch(6)
+    assert model.score_bias is not None and model.config.score_bias
+    assert model.score_bias.item() == -10 and model.log_scale.exp().item() == pytest.approx(10)
+    made(batch, 0).total.backward()
+    assert model.score_bias.grad is not None and model.score_bias.grad != 0
+    with torch.no_grad():
+        model.score_bias.fill_(-3.0)
+    opened = VideoTextModel(model.config)  # as a model folder is opened
+    opened.load_state_dict(model.state_dict())
+    videos, texts = model.encode_video(batch.video).pooled, model.encode_text(batch.text_ids[:, 0]).pooled
+    assert torch.equal(opened.scores(videos, texts), model.scores(videos, texts))
+    again = objective(opened, contrastive_loss="sigmoid", masked_words_weight=0.0)
+    assert again.model.score_bias is not None and again.model.score_bias.item() == -3

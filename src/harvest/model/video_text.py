@@ -30,7 +30,7 @@ class ModelConfig:
     answers: FusionConfig | None = None
     """A decoder that says answers to questions."""
     score_bias: bool = False
-    """SigLIP adds a learned bias to its scores."""
+    """SigLIP adds a learned bias to its scores, as does every model trained by the sigmoid loss."""
     scale_range: tuple[float, float] = (0.0, 100.0)
     """The scale of cosines is held in it, as in CLIP: beyond 100 softmax saturates and training can blow up. UMT holds
     its temperature between 0.001 and 0.5: a scale of 2 to 1000."""
@@ -150,6 +150,18 @@ class VideoTextModel(nn.Module):
                 return self.log_scale.exp() * cosines + self.score_bias
             low, high = self.config.scale_range
             return self.log_scale.clamp(math.log(low) if low else None, math.log(high)).exp() * cosines
+
+    @torch.no_grad()
+    def start_sigmoid(self) -> None:
+        """Ready the scores for the sigmoid loss, in place: a model without a bias gets SigLIP's, -10, and its scale, 10.
+
+        With them nearly every pair starts as judged apart, as nearly every pair is; at CLIP's scale of 100 the first
+        steps would only mend the scores. A model that has a bias goes on with it.
+        """
+        if self.score_bias is None:
+            self.config = dataclasses.replace(self.config, score_bias=True)
+            self.score_bias = nn.Parameter(torch.tensor(-10.0, device=self.log_scale.device))
+            self.log_scale.fill_(math.log(10))
 
     @property
     def mask_id(self) -> int:

@@ -14,14 +14,16 @@ from torch import nn
 
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.video_text import VideoTextModel
-from harvest.objectives.losses import contrastive, paraphrase
-from harvest.parallel import gather_rows, generator_for, world_rank_size
+from harvest.objectives.contrast import ContrastiveLoss, contrast, paraphrase
+from harvest.parallel import generator_for, world_rank_size
 from harvest.tokens import Selection, choose
 
 
 @dataclass(frozen=True)
 class ImageTextConfig:
     drop_ratio: float = 0.5
+    contrastive_loss: ContrastiveLoss = "softmax"
+    """How captions and stills find each other: softmax as CLIP, sigmoid as SigLIP."""
     paraphrase_weight: float = 0.5
     paraphrase_temperature: float = 0.05
 
@@ -43,6 +45,8 @@ class ImageTextPretraining(nn.Module):
         super().__init__()
         self.config = config
         self.model = model
+        if config.contrastive_loss == "sigmoid":
+            model.start_sigmoid()
         self.seed = seed
         self.selection = Selection(drop_ratio=config.drop_ratio)
 
@@ -54,11 +58,13 @@ class ImageTextPretraining(nn.Module):
         chosen = torch.randint(T, (B,), generator=generator)
         stills = batch.video[torch.arange(B), chosen][:, None]
         keep = choose(self.selection, stills, self.model.grid(stills), generator=generator)
-        image_BE = gather_rows(self.model.encode_video(stills, keep).pooled)
-        text_GE = gather_rows(self.model.encode_text(batch.text_ids.flatten(0, 1)).pooled)
-        example = gather_rows(batch.example)
-        itc = contrastive(self.model.scores(image_BE, text_GE), example, example.repeat_interleave(C))
-        first, second = text_GE[0::C], text_GE[1::C] if C > 1 else text_GE
-        texts = paraphrase(first, second, example=example, temperature=self.config.paraphrase_temperature)
+        image_BE = self.model.encode_video(stills, keep).pooled
+        text_RE = self.model.encode_text(batch.text_ids.flatten(0, 1)).pooled
+        itc = contrast(
+            self.model.scores, image_BE, text_RE, example=batch.example, loss=self.config.contrastive_loss
+        )
+        first, second = text_RE[0::C], text_RE[1::C] if C > 1 else text_RE
+        temperature = self.config.paraphrase_temperature
+        texts = paraphrase(first, second, example=batch.example, temperature=temperature)
         total = itc + self.config.paraphrase_weight * texts
         return Losses(total, {"itc": itc.detach(), "paraphrase": texts.detach()})

@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors. Letters: G videos and H texts of the global batch, M hidden words."""
+"""Losses as pure functions of tensors. Letters: R rows and C columns of scores, M hidden words."""
 
 from __future__ import annotations
 
@@ -9,28 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def contrastive(scores_HG: Tensor, video_example: Tensor, text_example: Tensor) -> Tensor:
-    """Symmetric InfoNCE in which every caption of a video is a positive of it (UMT `get_sim_targets`).
+def contrastive_rows(scores_RC: Tensor, row_example: Tensor, column_example: Tensor) -> Tensor:
+    """InfoNCE of each row, `[R]`: every column of the row's video is a positive (UMT `get_sim_targets`).
 
-    `scores_HG` scaled cosines, texts by videos; the examples, int64 `[G]` and `[H]`, say which belong together.
-    Each row's positives share a target of 1 equally. Mean of text-to-video and video-to-text. A text without a
-    video here is a negative of all videos, and asks for none itself.
+    `scores_RC` scaled cosines; the examples, int64 `[R]` and `[C]`, say which belong together. A row's positives
+    share a target of 1 equally; a row without any asks for nothing, and its loss is 0.
     """
-    positive = (text_example[:, None] == video_example[None]).to(scores_HG.dtype)
-    num_videos = positive.sum(1)
-    t2v = -(F.log_softmax(scores_HG, dim=1) * positive).sum(1) / num_videos.clamp(min=1)
-    v2t = -(F.log_softmax(scores_HG, dim=0) * positive).sum(0) / positive.sum(0)
-    return (t2v.sum() / (num_videos > 0).sum() + v2t.mean()) / 2
+    positive = (row_example[:, None] == column_example[None]).to(scores_RC.dtype)
+    return -(F.log_softmax(scores_RC, dim=1) * positive).sum(1) / positive.sum(1).clamp(min=1)
 
 
-def paraphrase(first: Tensor, second: Tensor, *, example: Tensor, temperature: float) -> Tensor:
-    """InfoNCE between two captions of each clip, unit vectors `[B, E]`: different sentences are kept apart.
+def sigmoid_rows(scores_RC: Tensor, row_example: Tensor, column_example: Tensor) -> Tensor:
+    """Each pair judged alone, summed over a row, `[R]`: `-log sigmoid(z (t x.y + b))` (SigLIP, arXiv 2303.15343).
 
-    Pictures never ask a text tower to tell captions apart that differ only in the motion; this does.
+    `scores_RC` are `t x.y + b`; z is 1 where row and column are of one video, else -1.
     """
-    with torch.autocast(first.device.type, enabled=False):  # in bf16 near sentences fall on one point
-        scores = first.float() @ second.float().T / temperature
-    return contrastive(scores, example, example)
+    positive = row_example[:, None] == column_example[None]
+    return -F.logsigmoid(torch.where(positive, scores_RC, -scores_RC)).sum(1)
 
 
 def negatives(scores_QN: Tensor, is_same: Tensor, *, generator: torch.Generator) -> Tensor | None:

@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from harvest.interfaces import Batch, Grid, HarvestError, Losses, TextFeatures, VideoFeatures
 from harvest.model.encoders import VideoEncoder
 from harvest.model.video_text import VideoTextModel
-from harvest.objectives.losses import contrastive, masked_words, matching, negatives
+from harvest.objectives.contrast import ContrastiveLoss, contrast
+from harvest.objectives.losses import masked_words, matching, negatives
 from harvest.objectives.masked_alignment import (
     MaskedAlignmentConfig,
     Teaching,
     drop_path_shares,
     is_guided,
 )
-from harvest.parallel import gather_rows, generator_for, mean_over_ranks, seed_for, world_rank_size
+from harvest.parallel import generator_for, mean_over_ranks, seed_for, world_rank_size
 from harvest.tokens import Selection, choose_equally, mask_text
 
 
@@ -38,6 +39,8 @@ class MultimodalConfig(MaskedAlignmentConfig):
     alignment_weight: float = 1.0
     """0: without a teacher, as UMT fine-tunes; then drop_ratio 0 and image_drop_ratio 0 see everything."""
     contrastive_weight: float = 1.0
+    contrastive_loss: ContrastiveLoss = "softmax"
+    """How clips and captions find each other: softmax as CLIP, sigmoid as SigLIP."""
     matching_weight: float = 1.0
     masked_words_weight: float = 1.0
     text_mask_ratio: float = 0.5
@@ -94,6 +97,8 @@ class Multimodal(nn.Module):
             # The reference's heads of stage 2 have PyTorch's own epsilon, those of stage 1 have not.
             self.teaching = Teaching(config, model.config.video, teacher, norm_eps=1e-5)
             self.teaching.heads.requires_grad_(config.alignment_weight > 0)
+        if config.contrastive_weight and config.contrastive_loss == "sigmoid":
+            model.start_sigmoid()
         self._train_what_is_used()
 
     def _train_what_is_used(self) -> None:
@@ -111,6 +116,8 @@ class Multimodal(nn.Module):
             for part in (model.video.projection, model.video.norm_pooled, model.text.projection):
                 part.requires_grad_(False)
             model.log_scale.requires_grad_(False)
+            if model.score_bias is not None:
+                model.score_bias.requires_grad_(False)
         if model.fusion is not None:
             for name, parameter in model.fusion.named_parameters():
                 is_match, is_word = (
@@ -151,7 +158,13 @@ class Multimodal(nn.Module):
             C = batch.text_ids.shape[1]
             text = model.encode_text(batch.text_ids.flatten(0, 1))
             if config.contrastive_weight:
-                parts["vtc"] = self.contrastive(video, text, batch.example, captions=C)
+                parts["vtc"] = contrast(
+                    model.scores,
+                    video.pooled,
+                    text.pooled,
+                    example=batch.example,
+                    loss=config.contrastive_loss,
+                )
             if config.matching_weight:
                 first = TextFeatures(*(part[::C] for part in text))  # one caption a clip
                 parts["vtm"] = self.matching(video, first, batch.example, generator)
@@ -180,14 +193,6 @@ class Multimodal(nn.Module):
         if grid.num_times > 1:
             return self.selection
         return dataclasses.replace(self.selection, drop_ratio=self.config.image_drop_ratio, budget=None)
-
-    def contrastive(
-        self, video: VideoFeatures, text: TextFeatures, example: Tensor, *, captions: int = 1
-    ) -> Tensor:
-        """Over the global batch; its gradient does not depend on the number of ranks."""
-        example = gather_rows(example)
-        scores = self.model.scores(gather_rows(video.pooled), gather_rows(text.pooled))
-        return contrastive(scores, example, example.repeat_interleave(captions))
 
     def matching(
         self, video: VideoFeatures, text: TextFeatures, example: Tensor, generator: torch.Generator

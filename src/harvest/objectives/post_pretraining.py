@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from harvest.interfaces import Batch, HarvestError, Kept, Losses
 from harvest.model.nesting import shorten
 from harvest.model.video_text import VideoTextModel, own_attention
-from harvest.objectives.losses import contrastive, masked_words
-from harvest.parallel import gather_rows, generator_for, mean_over_ranks, world_rank_size
+from harvest.objectives.contrast import Bank, ContrastiveLoss, contrast
+from harvest.objectives.losses import masked_words
+from harvest.parallel import generator_for, mean_over_ranks, world_rank_size
 from harvest.tokens import Selection, choose, mask_text
 
 
@@ -32,6 +33,9 @@ class PostPretrainingConfig(Selection):
     the video tower, and the contrastive half learns from every clip all the same."""
     text_tower: Literal["frozen", "trained"] = "frozen"
     contrastive_weight: float = 1.0
+    contrastive_loss: ContrastiveLoss = "softmax"
+    """How clips and captions find each other: softmax as CLIP, sigmoid as SigLIP. A model that was trained by softmax
+    starts with SigLIP's bias of -10 and scale of 10; raise their learning rate (optim.lr_factors)."""
     masked_words_weight: float = 1.0
     cache_texts: bool = False
     """Encode all captions once, before the first step. Only with a frozen text tower; 4 * embed_dim bytes a caption."""
@@ -76,6 +80,8 @@ class PostPretraining(nn.Module):
         super().__init__()
         self.config = config
         self.model = model
+        if config.contrastive_loss == "sigmoid":
+            model.start_sigmoid()
         self.seed = seed
         self.selection: Selection = config
         size = model.config.video.embed_dim
@@ -110,7 +116,7 @@ class PostPretraining(nn.Module):
     def forward(self, batch: Batch, step: int) -> Losses:
         rank, _ = world_rank_size()
         generator = generator_for(self.seed, step, rank)
-        B, C, _ = batch.text_ids.shape
+        B = len(batch.video)
         keep = choose(
             self.selection,
             batch.video,
@@ -131,22 +137,22 @@ class PostPretraining(nn.Module):
                 generator=generator,
             )
             num_hidden = mean_over_ranks(masked[1].sum().float())
-        video_BE, text_BE, mlm, right = self._in_chunks(batch, keep, masked, num_hidden)
+        video_BE, text_RE, mlm, right = self._in_chunks(batch, keep, masked, num_hidden)
 
-        # `scores` is texts by videos; both are those of all ranks, so every rank computes the global loss.
-        example = gather_rows(batch.example)
-        text_HE, text_example = gather_rows(text_BE), example.repeat_interleave(C)
-        if self.config.text_bank and self.text_cache is not None and self.text_example is not None:
-            bank = self._bank(step, len(self.text_cache)).to(text_HE.device)
-            text_HE = torch.cat([text_HE, self.text_cache[bank]])
-            text_example = torch.cat([text_example, self.text_example[bank]])
-        video_GE = gather_rows(video_BE)
-        vtc = contrastive(self.model.scores(video_GE, text_HE), example, text_example)
-        parts = {"vtc": vtc.detach()}
-        for dim in self.config.dims:
-            scores = self.model.scores(shorten(video_GE, dim), shorten(text_HE, dim))
-            nested = contrastive(scores, example, text_example)
-            vtc, parts[f"vtc_{dim}"] = vtc + nested, nested.detach()
+        bank = self._bank(step)
+        parts = {}
+        vtc = torch.zeros((), device=video_BE.device)
+        for dim in (None, *self.config.dims):
+            some = None if bank is None else bank._replace(pooled=shorten(bank.pooled, dim))
+            loss = contrast(
+                self.model.scores,
+                shorten(video_BE, dim),
+                shorten(text_RE, dim),
+                example=batch.example,
+                loss=self.config.contrastive_loss,
+                bank=some,
+            )
+            vtc, parts["vtc" if dim is None else f"vtc_{dim}"] = vtc + loss, loss.detach()
         total = self.config.contrastive_weight * vtc / (1 + len(self.config.dims))
         if masked is not None:
             total = total + self.config.masked_words_weight * mlm
@@ -193,10 +199,14 @@ class PostPretraining(nn.Module):
         mlm = masked_words(logits_MV, targets, num_hidden=num_hidden)
         return video.pooled, texts, mlm, (logits_MV.argmax(dim=1) == targets).sum().to(texts.dtype)
 
-    def _bank(self, step: int, num_captions: int) -> Tensor:
+    def _bank(self, step: int) -> Bank | None:
         """Captions that join this step as negatives, the same on all ranks."""
-        generator = generator_for(self.seed, step)
-        return torch.randint(num_captions, (self.config.text_bank,), generator=generator)
+        if not self.config.text_bank or self.text_cache is None or self.text_example is None:
+            return None
+        generator, num_captions = generator_for(self.seed, step), len(self.text_cache)
+        chosen = torch.randint(num_captions, (self.config.text_bank,), generator=generator)
+        chosen = chosen.to(self.text_cache.device)
+        return Bank(self.text_cache[chosen], self.text_example[chosen])
 
     def _pooled_texts(self, batch: Batch) -> Tensor:
         """Clean captions, `[B * C, E]`: from the cache, or encoded, without gradient where the tower is frozen."""
