@@ -14,6 +14,7 @@ ALLOWED: dict[str, set[str]] = {
     "interfaces": set(),
     "parallel": {"interfaces"},
     "progress": set(),
+    "machine": set(),
     "data": {"interfaces", "parallel"},
     "model": {"interfaces", "parallel"},
     "tokens": {"interfaces", "parallel"},

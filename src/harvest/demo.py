@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -52,6 +51,7 @@ from harvest.evaluation.question_answering import masked_ids, masked_words, ques
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import retrieval
 from harvest.interfaces import Example, HarvestError
+from harvest.machine import described, hardware, num_cores
 from harvest.model.folder import new_folder
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
@@ -578,7 +578,7 @@ def write_page(
             "world, scores",
             f"{duration(took['world'])}, {duration(took['image_scores'] + took['video_scores'])}",
         ),
-        ("hardware", _machine(machine)),
+        ("hardware", described(machine)),
         ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
         ("date", facts["date"]),
     ]
@@ -725,34 +725,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-
-
-# ---- the machine -------------------------------------------------------------------------------------------------
-
-
-def num_cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def hardware() -> dict[str, Any]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {
-        "cpu": _cpu_name(),
-        "cores": num_cores(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(memory / 2**30, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _machine(machine: Mapping[str, Any]) -> str:
-    text = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {machine['memory_gib']:g} GiB"
-    return f"{machine['gpu']}; {text}" if machine["gpu"] else text

@@ -12,7 +12,7 @@ from harvest.cli.bench import bench_command
 from harvest.cli.clips import check_command, miniworld_command, prepare_command
 from harvest.cli.models import convert_command
 from harvest.cli.parsing import nearest
-from harvest.cli.scoring import benchmark_command, evaluate_command, probe_command
+from harvest.cli.scoring import benchmark_command, compare_command, evaluate_command, probe_command
 from harvest.cli.searching import index_command, moments_command, search_command, serve_command
 from harvest.cli.training import demo_command, recipes_command, train_command
 
@@ -28,6 +28,7 @@ usage: harvest COMMAND [options]        harvest COMMAND --help for examples
   evaluate    zero-shot retrieval, multiple choice, recognition, question answering
   probe       what a frozen model knows: a head on features that are computed once
   benchmark   what a benchmark's files lack, and a score on it by its protocol
+  compare     which differences between two models' cards are larger than their intervals
   index       index folders of videos, or bring their library up to date
   search      find moments in a library by a sentence, a picture or a clip
   moments     a score for every second of one video, and a picture of the curve
@@ -90,6 +91,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
     "evaluate": evaluate_command,
     "benchmark": benchmark_command,
+    "compare": compare_command,
     "probe": probe_command,
     "index": index_command,
     "search": search_command,

@@ -1,4 +1,4 @@
-"""`harvest evaluate`, `benchmark` and `probe`: what a model is worth."""
+"""`harvest evaluate`, `benchmark`, `probe` and `compare`: what a model is worth."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -7,7 +7,10 @@ from harvest.cli.parsing import run, write_result
 
 if TYPE_CHECKING:
     from harvest.data.sampling import FrameOrder
+    from harvest.evaluation.card import Split
     from harvest.evaluation.result import Result
+    from harvest.model.heads import Head
+    from harvest.model.video_text import VideoTextModel
 
 _SHOWN = {
     "forward": "encoding",
@@ -30,6 +33,28 @@ def show(result: "Result") -> None:
         console.print(finding, markup=False, highlight=False)
     for name, reason in list(result.missing.items())[:10]:
         console.print(f"not evaluated: {name}: {reason}", markup=False)
+
+
+def write_card_of(
+    result: "Result",
+    split: "Split",
+    model: "VideoTextModel",
+    head: "Head | None",
+    *,
+    source: str,
+    typed: list[str],
+    folder: Path,
+) -> None:
+    """The card of what a command scored; `typed` is its name and what was typed behind it."""
+    import shlex
+
+    from harvest.evaluation.card import make_card, write_card
+    from harvest.machine import hardware
+
+    command = f"harvest {shlex.join(typed)}"
+    made = make_card(result, split, model, head=head, source=source, command=command, hardware=hardware())
+    write_card(folder, made, result)
+    print(f"card: {folder / 'card.html'}")
 
 
 def _is_given(args: list[str], flag: str) -> bool:
@@ -64,6 +89,7 @@ def evaluate_command(args: list[str]) -> None:
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
+        card: Path | None = None,
         out: Path | None = None,
     ) -> None:
         """Scores of a model on a manifest, as a table and, with --out, as JSON.
@@ -94,11 +120,13 @@ def evaluate_command(args: list[str]) -> None:
             matching: Of choice: beside the cosines the matching head, and its mixture with them.
             motion_truth: Score again with the frames reversed, shuffled, and one frame alone, as columns of their own.
                 On for manifests of the mini-world, unless --no-motion-truth.
+            card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
             out: Write the result as JSON to this file.
         """
         from harvest.data.manifest import read_manifest
         from harvest.evaluation import evaluate as run
         from harvest.evaluation import read_class_names
+        from harvest.evaluation.card import split_of
         from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
         from harvest.model.folder import load_head
         from harvest.model.pretrained import load_any
@@ -109,6 +137,7 @@ def evaluate_command(args: list[str]) -> None:
         loaded, tokenizer, _ = load_any(model)
         has_head = (Path(model) / "head.json").is_file() and not zero_shot
         head = load_head(Path(model)) if task == "classification" or (task == "qa" and has_head) else None
+        names = read_class_names(classes) if classes else None
         is_miniworld = (data.parent / "world.json").is_file()
 
         def score(frame_order: "FrameOrder") -> "Result":
@@ -127,7 +156,7 @@ def evaluate_command(args: list[str]) -> None:
                     workers=workers,
                     frame_order=frame_order,
                     progress=progress,
-                    class_names=read_class_names(classes) if classes else None,
+                    class_names=names,
                     templates=templates,
                     head=head,
                     num_clips=num_clips,
@@ -143,6 +172,9 @@ def evaluate_command(args: list[str]) -> None:
             result = score("forward")
         show(result)
         write_result(result, out)
+        if card is not None:
+            split = split_of(examples, data.name, names)
+            write_card_of(result, split, loaded, head, source=model, typed=["evaluate", *args], folder=card)
 
     run(evaluate, args)
 
@@ -180,6 +212,7 @@ def benchmark_command(args: list[str]) -> None:
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
+        card: Path | None = None,
         out: Path | None = None,
     ) -> None:
         """Read a benchmark's official files, say what is missing, and score a model on it by its protocol.
@@ -211,6 +244,7 @@ def benchmark_command(args: list[str]) -> None:
             rerank_top_k: Of retrieval: re-order the so many items nearest to each query by the matching head, as columns of their own.
             matching: Of choice: beside the cosines the matching head, and its mixture with them.
             motion_truth: Score again with the frames reversed, shuffled, and one frame alone, as columns of their own.
+            card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
             out: Write the result as JSON to this file.
         """
         from harvest.data.benchmarks import missing, read, widen, write_training
@@ -239,6 +273,7 @@ def benchmark_command(args: list[str]) -> None:
         if model is None:
             return
         from harvest.evaluation.benchmark import check_complete, score_benchmark
+        from harvest.evaluation.card import Split
         from harvest.evaluation.detection import read_boxes
         from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
         from harvest.model.folder import load_head
@@ -277,6 +312,9 @@ def benchmark_command(args: list[str]) -> None:
         result = with_motion_truth(score) if motion_truth else score("forward")
         show(result)
         write_result(result, out)
+        if card is not None:
+            rows = Split(f"{data.name} {data.split}", data.digest, len(data.examples), {})
+            write_card_of(result, rows, loaded, head, source=model, typed=["benchmark", *args], folder=card)
 
     run(benchmark, args)
 
@@ -375,3 +413,70 @@ def probe_command(args: list[str]) -> None:
         write_result(result, out)
 
     run(probe, args)
+
+
+def compare_command(args: list[str]) -> None:
+    import tyro
+
+    def compare(
+        a: Annotated[Path, tyro.conf.Positional],
+        b: Annotated[Path, tyro.conf.Positional],
+        /,
+        allow: tuple[str, ...] = (),
+    ) -> None:
+        """Which differences between two models are larger than their intervals, by a paired bootstrap over videos.
+
+        $ harvest evaluate runs/a/model --data clips.jsonl --card cards/a
+        $ harvest evaluate runs/b/model --data clips.jsonl --card cards/b
+        $ harvest compare cards/a/card.json cards/b/card.json
+
+        Args:
+            a: A benchmark card, card.json or its folder.
+            b: The card to compare with it; differences are B minus A.
+            allow: Settings that may differ, e.g. num_frames; without it cards of different protocols are refused.
+        """
+        from rich.console import Console
+        from rich.table import Table
+
+        from harvest.evaluation.card import read_card
+        from harvest.evaluation.comparison import compare as run
+        from harvest.evaluation.result import shown
+
+        cards = read_card(a), read_card(b)
+        found = run(*cards, allow=allow)
+        grid = Table(show_edge=False)
+        grid.add_column("figure")
+        for title in ("A", "B", "B - A, points", "95 % interval", ""):
+            grid.add_column(title, justify="right")
+        for one in found.differences:
+            ends, verdict = "", ""
+            if one.interval is not None:
+                ends = f"{100 * one.interval[0]:+.1f} to {100 * one.interval[1]:+.1f}"
+                verdict = (
+                    ("B is better" if one.b > one.a else "A is better") if one.is_sure else "not told apart"
+                )
+            unit = 1 if "rank" in one.name else 100
+            grid.add_row(
+                one.name,
+                shown(one.name, one.a),
+                shown(one.name, one.b),
+                f"{unit * (one.b - one.a):+.1f}",
+                ends,
+                verdict,
+            )
+        console = Console()
+        for name, (card, _) in zip("AB", cards, strict=True):
+            console.print(
+                f"{name}: {card.model['source']}, weights {card.model['fingerprint'][:12]}", markup=False
+            )
+        console.print(grid)
+        for line in found.told:
+            console.print(f"they also differ in {line}", markup=False)
+        num = sum(one.interval is not None for one in found.differences)
+        console.print(
+            f"{cards[0][0].split.name}: each interval is of the difference when the same videos are drawn again for both;"
+            f" of {num} figures one in twenty would stand out by chance.",
+            markup=False,
+        )
+
+    run(compare, args)

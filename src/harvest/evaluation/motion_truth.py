@@ -12,7 +12,7 @@ from typing import get_args
 
 from harvest.data.sampling import FrameOrder
 from harvest.evaluation.metrics import interval_of
-from harvest.evaluation.result import Result, is_variant, shown
+from harvest.evaluation.result import Result, parts_of, shown
 
 
 def motion_truth(score: Callable[[FrameOrder], Result]) -> Result:
@@ -23,7 +23,7 @@ def motion_truth(score: Callable[[FrameOrder], Result]) -> Result:
     plain = score("forward")
     metrics, credits, resampled = dict(plain.metrics), dict(plain.credits), dict(plain.resampled)
     others = {order: score(order) for order in get_args(FrameOrder) if order != "forward"}
-    named = [name for name in plain.metrics if not is_variant(name) and name not in _NOT_SCORES]
+    named = [name for name in plain.metrics if not parts_of(name)[1] and name not in _NOT_SCORES]
     for order, other in others.items():
         metrics |= {f"{name}.{order}": other.metrics[name] for name in named}
         credits |= {f"{name}.{order}": other.credits[name] for name in named if name in other.credits}

@@ -30,6 +30,7 @@ from harvest.evaluation.result import Result
 from harvest.interfaces import Example, HarvestError, VideoFeatures
 from harvest.model.heads import AttentiveHead, HeadConfig
 from harvest.model.video_text import VideoTextModel
+from harvest.model.weights import digest_of
 from harvest.parallel import Precision, generator_for
 from harvest.progress import OnProgress
 
@@ -232,9 +233,7 @@ def _key(
 ) -> str:
     """A name for the features of these clips by this model: other weights or other files have another."""
     digest = hashlib.sha256(json.dumps([kind, num_frames, precision, repr(model.config.video)]).encode())
-    for name, tensor in model.video.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    digest.update(digest_of(model.video).encode())
     for example in examples:
         path = Path(example.video)
         size = path.stat().st_size if path.is_file() else -1

@@ -77,7 +77,7 @@ def shown(name: str, value: float) -> str:
 def table(results: Sequence[Result]) -> Table:
     """A rich table of results, a row a metric, a column a variant of it; counts of nothing are left out."""
     variants = list(
-        dict.fromkeys(v for result in results for name in result.metrics if (v := _variant(name)))
+        dict.fromkeys(v for result in results for name in result.metrics if (v := parts_of(name)[1]))
     )
     grid = Table(show_edge=False)
     for title in ("task", "mode", "metric"):
@@ -85,7 +85,7 @@ def table(results: Sequence[Result]) -> Table:
     for title in ("value", "95 % interval", *(v.replace("_", " ") for v in variants)):
         grid.add_column(title, justify="right")
     for result in results:
-        names = [name for name in result.metrics if not _variant(name)]
+        names = [name for name in result.metrics if not parts_of(name)[1]]
         for place, name in enumerate(names):
             interval = result.intervals.get(name)
             between = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
@@ -104,10 +104,7 @@ VARIANTS = ("dual_softmax", "reranked", "matching", "mixture", "reversed", "shuf
 """Ways of scoring that are never mixed with the plain one: what stands behind the dot of a metric's name."""
 
 
-def is_variant(name: str) -> bool:
-    return bool(_variant(name))
-
-
-def _variant(name: str) -> str:
-    behind = name.rpartition(".")[2]
-    return behind if behind in VARIANTS and behind != name else ""
+def parts_of(name: str) -> tuple[str, str]:
+    """A metric's name without its variant, and the variant, "" where there is none."""
+    plain, _, behind = name.rpartition(".")
+    return (plain, behind) if plain and behind in VARIANTS else (name, "")

@@ -7,6 +7,7 @@ an error that names both. Weights come from safetensors or `torch.load(weights_o
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import pickle
@@ -34,6 +35,16 @@ Pixels = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 IGNORED = re.compile(r"(.*\.)?(position_ids|attn_mask)|input_resolution|context_length|vocab_size")
 """Buffers and sizes that other libraries write among the weights."""
+
+
+def digest_of(*modules: torch.nn.Module) -> str:
+    """A hash of every weight, by name and to the bit, on whatever device they are."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,119 @@
+"""Is one model better than another on this set? A paired bootstrap over what two benchmark cards hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harvest.evaluation.card import Card
+from harvest.evaluation.metrics import interval_of
+from harvest.evaluation.result import Result
+from harvest.interfaces import HarvestError
+
+TOLD = ("mode", "image_size", "precision", "seen", "dim", "motion_truth")
+"""Settings that belong to a model, or to what it may cost: they are said beside a comparison. Others must be equal."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """B minus A of one figure, fractions."""
+
+    name: str
+    a: float
+    b: float
+    interval: tuple[float, float] | None
+    """95 % of the differences when the same videos are drawn again for both; None where the cards hold no draws of it."""
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the difference is larger than its interval: zero is not in it."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    differences: tuple[Difference, ...]
+    told: tuple[str, ...]
+    """In what else the two differ, a sentence each."""
+
+
+def compare(a: tuple[Card, Result], b: tuple[Card, Result], *, allow: Sequence[str] = ()) -> Comparison:
+    """What B is better or worse at than A, as `read_card` gives them; settings named in `allow` may differ.
+
+    Raises HarvestError where they answer different questions: another task, other rows, other videos missing, other
+    frames, views, prompts or re-ranking.
+    """
+    (card_a, result_a), (card_b, result_b) = a, b
+    refused: list[str] = []
+    told: list[str] = []
+    for name, one, other in _settings(card_a, card_b):
+        if one == other:
+            continue
+        said = f"{name}: {_short(one)} and {_short(other)}"
+        (told if name in TOLD or name in allow else refused).append(said)
+    unknown = [
+        name for name in allow if name not in {n for n, _, _ in _settings(card_a, card_b)} or name in _ROWS
+    ]
+    if unknown:
+        raise HarvestError(
+            f"a comparison cannot allow for {unknown[0]!r}: settings are {', '.join(_free(card_a))}"
+        )
+    if refused:
+        raise HarvestError(
+            "these cards answer different questions. They differ in\n  "
+            + "\n  ".join(refused)
+            + "\nScore both models by one protocol, or accept a setting's difference with --allow NAME."
+        )
+    found = []
+    for name, one in result_a.metrics.items():
+        if name not in result_b.metrics:
+            continue
+        interval = None
+        if name in result_a.draws and name in result_b.draws:
+            draws = result_a.draws[name], result_b.draws[name]
+            if draws[0].shape != draws[1].shape or not _same_queries(result_a, result_b, name):
+                raise HarvestError(f"the cards' credits of {name} are not of the same queries")
+            interval = interval_of(draws[1] - draws[0])
+        found.append(Difference(name, one, result_b.metrics[name], interval))
+    return Comparison(tuple(found), tuple(told))
+
+
+_ROWS = ("task", "split", "missing rows")
+
+
+def _settings(a: Card, b: Card) -> list[tuple[str, Any, Any]]:
+    rows = [
+        ("task", a.task, b.task),
+        ("split", _rows_of(a), _rows_of(b)),
+        ("missing rows", sorted(a.split.missing), sorted(b.split.missing)),
+        ("mode", a.mode, b.mode),
+    ]
+    keys = list(dict.fromkeys([*a.settings, *b.settings]))
+    return rows + [(key, a.settings.get(key), b.settings.get(key)) for key in keys]
+
+
+def _free(card: Card) -> list[str]:
+    return [key for key in card.settings if key not in TOLD]
+
+
+def _rows_of(card: Card) -> str:
+    return f"{card.split.num_rows:,} rows with annotation {card.split.digest}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return (
+            f"{len(value)} ({', '.join(map(str, value[:2]))}{', …' if len(value) > 2 else ''})"
+            if value
+            else "none"
+        )
+    return str(value)
+
+
+def _same_queries(a: Result, b: Result, name: str) -> bool:
+    if name not in a.credits or name not in b.credits:
+        return name not in a.credits and name not in b.credits
+    return torch.equal(a.credits[name].group, b.credits[name].group)
