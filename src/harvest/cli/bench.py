@@ -8,6 +8,7 @@ from harvest.cli.parsing import print_json, run
 WHAT = """usage: harvest bench WHAT [options]        harvest bench WHAT --help for examples
 
   step        the training step, with and without dropping patches
+  data        reading clips: whole, by seeking, from shards; how long training waits for them
   tokens      ways of choosing tokens x budgets x batches, timed, with a plot
   accuracy    the same ways and budgets: what they teach in equal seconds, in the mini-world
   umt         the steps of UMT's two stages, and of the teacher's cache
@@ -23,6 +24,7 @@ def bench_command(args: list[str]) -> None:
 
     commands: dict[str, Callable[[], Callable[..., None]]] = {
         "step": _step,
+        "data": _data,
         "tokens": _tokens,
         "accuracy": _accuracy,
         "umt": _umt,
@@ -41,6 +43,12 @@ def _step() -> Callable[..., None]:
     from harvest.bench.step import step_command
 
     return step_command
+
+
+def _data() -> Callable[..., None]:
+    from harvest.bench.data import data_command
+
+    return data_command
 
 
 def _tokens() -> Callable[..., None]:
