@@ -128,6 +128,11 @@ def test_demo_json_has_every_figure_in_its_range(finished: Finished) -> None:
     low, high = facts["motion_choice"]["intervals"]["video"]
     assert low <= facts["motion_choice"]["video"] <= high
     assert set(facts["motion_choice"]["groups"]) >= {"horizontal", "vertical", "size"}
+    truth = facts["motion_truth"]
+    assert all(0 <= truth[order] <= 100 for order in ("forward", "reversed", "shuffled", "one_frame"))
+    assert truth["forward"] == facts["motion_choice"]["video"] and truth["questions"] == 12
+    assert "the order of frames is worth" in truth["finding"]
+    assert "when the frames are shuffled" in finished.report.read_text()
     assert facts["clips_seen"] == 6 * 16 + 2 * 8
     assert facts["seed"] == 3 and "--seed 3" in facts["command"]
     assert facts["hardware"]["cores"] >= 1 and facts["hardware"]["cpu"]

@@ -33,6 +33,7 @@ from harvest import __version__
 from harvest.config import RunConfig, differences, read_config
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import MiniWorld, write_miniworld
+from harvest.data.sampling import FrameOrder
 from harvest.data.video import read_clip
 from harvest.evaluation.choice import choice
 from harvest.evaluation.embed import (
@@ -47,6 +48,7 @@ from harvest.evaluation.embed import (
     pool,
     read_clips,
 )
+from harvest.evaluation.motion_truth import motion_truth
 from harvest.evaluation.question_answering import masked_ids, masked_words, question_answering
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import retrieval
@@ -97,6 +99,9 @@ LEFT_OUT: Mapping[Keep, str] = {
 NUM_SEARCHES = 6
 NUM_FOUND = 3
 BLANKS = {"motion": 4, "colour": 2}  # questions of each kind on the page
+NUM_WITHOUT_TIME = (
+    200  # motion questions asked again with time taken from the clips: some seconds of the demo
+)
 
 
 def run_demo(out: Path, *, seed: int = 0, config: RunConfig | None = None) -> Path:
@@ -223,7 +228,7 @@ class Scores:
     """What one model scored."""
 
     results: Mapping[str, Result]
-    """By manifest, and `masked_words` and `qa` where the model can fill words in."""
+    """By manifest, `masked_words` and `qa` where the model can fill words in, and of a video model `motion_truth`."""
     found: Tensor  # int64 [queries, clips]: for each query of the page the clips, best first
 
 
@@ -239,7 +244,8 @@ def score(
     model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     fills = mode == "video" and model.fusion is not None
     sizes = [len(rows) for rows in material.choices.values()] + [len(material.retrieval)]
-    of, before = sum(sizes) + len(material.questions) * fills, 0
+    asked_again = material.choices["motion_choice"][:NUM_WITHOUT_TIME] if mode == "video" else []
+    of, before = sum(sizes) + len(material.questions) * fills + 4 * len(asked_again), 0
 
     def count(done: int, _: int) -> None:
         progress(before + done, of)
@@ -251,6 +257,17 @@ def score(
         groups = {row.example.id: str(row.about["group"] or row.about["kind"]) for row in rows}
         results[name] = choice(model, tokenizer, examples, videos, groups=groups, precision=precision)
         before += len(rows)
+
+    if asked_again:
+
+        def without_time(frame_order: FrameOrder) -> Result:
+            nonlocal before
+            some = [row.example for row in asked_again]
+            videos = embed_videos(model, some, precision=precision, frame_order=frame_order, progress=count)
+            before += len(some)
+            return choice(model, tokenizer, some, videos, precision=precision)
+
+        results["motion_truth"] = motion_truth(without_time)
 
     examples = [row.example for row in material.retrieval]
     clips = read_clips(model, examples, mode=mode, precision=precision, progress=count)
@@ -435,6 +452,17 @@ def summary(image: Scores, video: Scores, config: RunConfig, *, out: Path, seed:
         facts["masked_words"] = {name: _percent(value) for name, value in words.metrics.items()}
         facts["masked_words"]["hidden_words"] = words.counts["hidden_words"]
         facts["masked_words"]["intervals"] = {name: _between(words, name) for name in words.intervals}
+    if (truth := video.results.get("motion_truth")) is not None:
+        facts["motion_truth"] = {
+            "forward": _percent(truth.metrics["accuracy"]),
+            **{
+                name.removeprefix("accuracy."): _percent(value)
+                for name, value in truth.metrics.items()
+                if name.startswith("accuracy.")
+            },
+            "questions": truth.counts["questions"],
+            "finding": truth.findings[0],
+        }
     if (qa := video.results.get("qa")) is not None:
         facts["qa"] = {
             "video": _percent(qa.metrics["accuracy"]),
@@ -597,12 +625,26 @@ def write_page(
                 for name, pair in motion["groups"].items()
             ],
             bars_chance=motion["chance"],
+            truth=truth_said(facts),
             blanks=blanks,
             blanks_note=note,
             facts=details,
             command=facts["command"],
             next_commands=next_commands(out),
         ),
+    )
+
+
+def truth_said(facts: Mapping[str, Any]) -> str:
+    """What becomes of the motion questions when time is taken from the clips, as the page says it."""
+    truth = facts.get("motion_truth")
+    if truth is None:
+        return ""
+    return (
+        f"How much of it needs time: of {truth['questions']} of these questions the video model answers "
+        f"{percent(truth['forward'])} rightly, {percent(truth['shuffled'])} when the frames are shuffled, "
+        f"{percent(truth['one_frame'])} when one frame is shown all the time, and {percent(truth['reversed'])} when "
+        "clips run backwards, where motions that come back are the same and the others their opposite."
     )
 
 

@@ -113,6 +113,8 @@ class Page:
     num_clips: int
     bars: Sequence[Bar]
     bars_chance: float
+    truth: str
+    """What becomes of the bars' questions when time is taken from the clips; "" where it was not asked."""
     blanks: Sequence[Blank]
     blanks_note: str
     facts: Sequence[tuple[str, str]]

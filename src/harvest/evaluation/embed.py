@@ -180,6 +180,7 @@ def embed_videos(
     workers: int = 0,
     selection: Selection | None = None,
     dim: int | None = None,
+    frame_order: FrameOrder = "forward",
     progress: OnProgress | None = None,
 ) -> Embeddings:
     """Embed the videos of a manifest, each distinct stretch once.
@@ -198,6 +199,7 @@ def embed_videos(
         precision=precision,
         workers=workers,
         selection=selection,
+        frame_order=frame_order,
         progress=progress,
     )
     return pool(clips, num_examples=len(examples), dim=dim)
