@@ -10,7 +10,7 @@ from collections.abc import Callable
 from harvest import __version__
 from harvest.cli.bench import bench_command
 from harvest.cli.clips import check_command, miniworld_command, prepare_command
-from harvest.cli.models import convert_command
+from harvest.cli.models import blend_command, convert_command
 from harvest.cli.parsing import nearest
 from harvest.cli.scoring import benchmark_command, compare_command, evaluate_command, probe_command
 from harvest.cli.searching import index_command, moments_command, search_command, serve_command
@@ -34,6 +34,7 @@ usage: harvest COMMAND [options]        harvest COMMAND --help for examples
   moments     a score for every second of one video, and a picture of the curve
   serve       a library over HTTP, with a page in the browser
   convert     write a Harvest model folder from CLIP, SigLIP, OpenCLIP or ViCLIP weights
+  blend       weights between an image model and its video model that keep most of both skills
   miniworld   write the generated clips of the mini-world
   bench       measure the training step on this machine
 """
@@ -98,6 +99,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "moments": moments_command,
     "serve": serve_command,
     "convert": convert_command,
+    "blend": blend_command,
     "miniworld": miniworld_command,
     "bench": bench_command,
 }

@@ -1,7 +1,7 @@
-"""`harvest convert`: a model folder from any source."""
+"""`harvest convert` and `harvest blend`: a model folder from any source, and one between two models."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from harvest.cli.parsing import run
 
@@ -52,3 +52,144 @@ def convert_command(args: list[str]) -> None:
         print(f"model: {out}")
 
     run(convert, args)
+
+
+def blend_command(args: list[str]) -> None:
+    import tyro
+
+    def blend(
+        image_model: Annotated[str, tyro.conf.Positional],
+        video_model: Annotated[str, tyro.conf.Positional],
+        /,
+        evaluate: Path,
+        image_evaluate: Path,
+        task: Literal["retrieval", "choice", "recognition"] = "retrieval",
+        image_task: Literal["retrieval", "choice", "recognition"] = "retrieval",
+        videos: Path | None = None,
+        image_videos: Path | None = None,
+        shares: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        image_limit: float = 1.0,
+        video_limit: float = 2.0,
+        batch_size: int = 32,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        workers: int = 2,
+        out: Path = Path("runs/blend"),
+    ) -> None:
+        """Weights between an image model and the video model made of it: which share keeps most of both skills.
+
+        $ harvest blend mini-image runs/demo/model --task choice --image-task choice --out runs/blend \\
+            --evaluate runs/demo/world/motion_choice.jsonl --image-evaluate runs/demo/world/appearance_choice.jsonl
+
+        Writes OUT/model with the best share, OUT/curve.json and OUT/curve.svg. The best share is the one whose losses,
+        of image skill against the image model and of video skill against the video model, use least of their limits,
+        the greater of the two counted; of equal ones that with more video skill.
+
+        Args:
+            image_model: The image model that the video model was made of, as `harvest convert` takes it, or mini-image.
+            video_model: The model folder of the video model.
+            evaluate: Manifest of video skill.
+            image_evaluate: Manifest of image skill.
+            task: How video skill is scored: t2v R@1, accuracy or top-1.
+            image_task: How image skill is scored.
+            videos: Folder that the paths of --evaluate are relative to.
+            image_videos: Folder that the paths of --image-evaluate are relative to.
+            shares: Shares of the video model to try; 1 is tried always.
+            image_limit: Points of image skill that may be lost.
+            video_limit: Points of video skill that may be lost.
+            out: Folder for the model and the curve.
+        """
+        import dataclasses
+        import json
+
+        from rich.console import Console
+        from rich.table import Table
+
+        from harvest.data.manifest import read_manifest
+        from harvest.evaluation import evaluate as score
+        from harvest.evaluation.blending import draw_curve, sweep
+        from harvest.evaluation.embed import Mode
+        from harvest.evaluation.result import Result
+        from harvest.model.folder import save_model
+        from harvest.model.inflation import blend as mix
+        from harvest.model.pretrained import load_pretrained
+        from harvest.model.video_text import VideoTextModel
+        from harvest.progress import bar
+        from harvest.report import write_whole
+        from harvest.training.start import source_of
+
+        start = load_pretrained(source_of(image_model))[0]
+        model, tokenizer, _ = load_pretrained(source_of(video_model))
+        sets = {
+            "image": (read_manifest(image_evaluate, videos=image_videos), image_task),
+            "video": (read_manifest(evaluate, videos=videos), task),
+        }
+        frames, done = model.config.video.num_frames, 0
+        of = 2 * len({1.0, *shares}) + 1
+
+        with bar("scoring blends") as progress:
+
+            def skill(kind: str, scored: VideoTextModel, mode: Mode) -> Result:
+                nonlocal done
+                examples, how = sets[kind]
+                result = score(
+                    scored,
+                    tokenizer,
+                    examples,
+                    task=how,
+                    mode=mode,
+                    num_frames=frames,
+                    batch_size=batch_size,
+                    precision=precision,
+                    workers=workers,
+                    progress=lambda *_: None,
+                )
+                done += 1
+                progress(done, of)
+                return result
+
+            found = sweep(
+                start,
+                model,
+                image_skill=lambda scored, mode: skill("image", scored, mode),
+                video_skill=lambda scored, mode: skill("video", scored, mode),
+                shares=shares,
+                image_limit=image_limit,
+                video_limit=video_limit,
+            )
+        best = found.best
+        grid = Table(show_edge=False)
+        for title in ("share", "image skill", "95 %", "video skill", "95 %", ""):
+            grid.add_column(title, justify="right")
+        for point in found.points:
+            cells = []
+            for part in (point.image, point.video):
+                low, high = part.interval
+                cells += [f"{100 * part.value:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"]
+            grid.add_row(f"{point.video_share:g}", *cells, "best" if point is best else "")
+        console = Console()
+        console.print(grid)
+        lost = found.losses(best)
+        verdict = "within" if found.used(best) <= 1 else "and none is within"
+        console.print(
+            f"the image model alone: {100 * found.image_model.value:.1f} % of image skill. Share {best.video_share:g}"
+            f" loses {lost[0]:.1f} points on images and {lost[1]:.1f} on video, {verdict} the limits of {image_limit:g}"
+            f" and {video_limit:g}",
+            highlight=False,
+        )
+        mix(start, model, video_share=best.video_share)
+        save_model(
+            out / "model",
+            model,
+            tokenizer,
+            notes={"started_from": image_model, "blended": video_model, "video_share": best.video_share},
+        )
+        names = {
+            "image_name": f"{image_task}, {image_evaluate.stem}",
+            "video_name": f"{task}, {evaluate.stem}",
+        }
+        facts = {**dataclasses.asdict(found), "best": best.video_share, **names}
+        write_whole(out / "curve.json", json.dumps(facts, indent=1) + "\n")
+        write_whole(out / "curve.svg", draw_curve(found, **names))
+        print(f"model: {out / 'model'}\ncurve: {out / 'curve.svg'}")
+
+    run(blend, args)

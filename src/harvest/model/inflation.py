@@ -6,8 +6,9 @@ import dataclasses
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from harvest.interfaces import HarvestError
 from harvest.model.encoders import VideoEncoder
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import VideoTextModel
@@ -70,14 +71,37 @@ def as_video_model(
     return model, new
 
 
-def as_teacher(image_model: VideoTextModel) -> VideoEncoder:
-    """The image tower as one that looks at every frame of a clip apart, in eval mode. It shares the weights."""
+def as_teacher(image_model: VideoTextModel, *, dtype: torch.dtype = torch.float32) -> VideoEncoder:
+    """The image tower as one that looks at every frame of a clip apart, in eval mode. It shares the weights.
+
+    `dtype` is that of its matrices: of weights that never learn, autocast would make a copy at every use.
+    """
     old = image_model.config.video
     if old.num_frames != 1 or old.tubelet_size != 1:
         raise ValueError("as_teacher takes an image model: num_frames 1, tubelet_size 1")
     teacher = VideoEncoder(dataclasses.replace(old, attention="frame"))
     teacher.load_state_dict(image_model.video.state_dict(), assign=True)
+    for part in teacher.modules():
+        if isinstance(part, nn.Linear):
+            part.to(dtype)
     return teacher.eval()
+
+
+def check_blendable(image_model: VideoTextModel, video_model: VideoTextModel) -> None:
+    """Raise HarvestError unless the video model has every weight of the image model, in its shape."""
+    if image_model.config.video.num_frames != 1 or image_model.config.video.tubelet_size != 1:
+        raise HarvestError(
+            f"weights are blended with those of an image model: this one sees {image_model.config.video.num_frames} frames"
+        )
+    own = dict(video_model.named_parameters())
+    for name, tensor in _as_video_weights(image_model, video_model.config.video.tubelet_size).items():
+        if name not in own and name in dict(image_model.named_buffers()):
+            continue
+        if name not in own or own[name].shape != tensor.shape:
+            here = list(own[name].shape) if name in own else "nothing"
+            raise HarvestError(
+                f"the video model was not made of this image model: {name} is {list(tensor.shape)} there and {here} here"
+            )
 
 
 @torch.no_grad()

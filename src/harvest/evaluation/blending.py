@@ -1,0 +1,160 @@
+"""Between an image model and the video model made of it: what each share of the two sees (weight interpolation).
+
+Post-training wins video skill and may lose some of the image model's. Weights between the two often keep most of both
+(WiSE-FT, Wortsman et al. 2022; ViCLIP). Which share does so best is measured, not guessed.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from harvest.evaluation.embed import Mode
+from harvest.evaluation.result import Result
+from harvest.interfaces import HarvestError
+from harvest.model.inflation import blend, check_blendable
+from harvest.model.video_text import VideoTextModel
+
+SHARES = tuple(round(0.1 * step, 1) for step in range(11))
+
+
+class Skill(NamedTuple):
+    """The main metric of an evaluation and its 95 % interval, fractions."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one blend scored."""
+
+    video_share: float
+    image: Skill
+    video: Skill
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Every share that was tried, between the two models."""
+
+    points: tuple[Point, ...]
+    """By rising share; the last is the video model."""
+    image_model: Skill
+    """Image skill of the image model itself, which sees every frame alone. The share 0 is not that model: it attends to
+    all frames at once, as nobody has taught it."""
+    image_limit: float = 1.0
+    """Points of image skill that a blend may lose against the image model."""
+    video_limit: float = 2.0
+    """Points of video skill that it may lose against the video model."""
+
+    def losses(self, point: Point) -> tuple[float, float]:
+        """Points lost on images and on video; what is won is a negative loss."""
+        video_model = self.points[-1].video.value
+        return 100 * (self.image_model.value - point.image.value), 100 * (video_model - point.video.value)
+
+    def used(self, point: Point) -> float:
+        """How much of its limits a blend uses, the greater of the two; up to 1 it is within both."""
+        image, video = self.losses(point)
+        return max(0.0, image / self.image_limit, video / self.video_limit)
+
+    @property
+    def best(self) -> Point:
+        """The blend that uses least of its limits; of equal ones that with more video skill, then with the larger share."""
+        return min(self.points, key=lambda p: (round(self.used(p), 9), -p.video.value, -p.video_share))
+
+
+def sweep(
+    image_model: VideoTextModel,
+    video_model: VideoTextModel,
+    *,
+    image_skill: Callable[[VideoTextModel, Mode], Result],
+    video_skill: Callable[[VideoTextModel, Mode], Result],
+    shares: Sequence[float] = SHARES,
+    image_limit: float = 1.0,
+    video_limit: float = 2.0,
+) -> Sweep:
+    """Score shares of the video model's weights, all of it among them; the video model is left as it was.
+
+    The skills are the main metrics of what `image_skill` and `video_skill` find of a blend, shown clips as "video", and
+    of the image model as "image". New parameters, such as positions in time, are the video model's in every blend.
+    """
+    if any(not 0 <= share <= 1 for share in shares):
+        raise HarvestError(f"shares of the video model go from 0 to 1, got {list(shares)}")
+    if min(image_limit, video_limit) <= 0:
+        raise HarvestError(f"limits must be above 0 points, got {image_limit} and {video_limit}")
+    check_blendable(image_model, video_model)
+    alone = _main(image_skill(image_model, "image"))
+    kept = {name: tensor.clone() for name, tensor in video_model.state_dict().items()}
+    points = []
+    try:
+        for share in sorted({1.0, *shares}):
+            video_model.load_state_dict(kept)
+            blend(image_model, video_model, video_share=share)
+            scores = [_main(skill(video_model, "video")) for skill in (image_skill, video_skill)]
+            points.append(Point(share, *scores))
+    finally:
+        video_model.load_state_dict(kept)
+    return Sweep(tuple(points), alone, image_limit, video_limit)
+
+
+def _main(result: Result) -> Skill:
+    """The first metric that has an interval: t2v_r1, accuracy, top1."""
+    name = next(iter(result.draws))
+    return Skill(result.metrics[name], result.intervals[name])
+
+
+# ---- the curve as a picture --------------------------------------------------------------------------------------
+
+_SIDE, _LEFT, _BOTTOM, _MARGIN = 420, 64, 52, 24
+
+
+def draw_curve(found: Sweep, *, image_name: str, video_name: str) -> str:
+    """An SVG: image skill to the right, video skill upwards, a mark for every share, the best one filled; a dashed line
+    at the image model's own skill."""
+    curve, best = found.points, found.best
+
+    def scale(values: list[float], low: float, high: float) -> tuple[Callable[[float], float], list[float]]:
+        first, last = 100 * min(values), 100 * max(values)
+        step = next(s for s in (0.5, 1, 2, 5, 10, 20, 25) if s * 5 >= last - first or s == 25)
+        first, last = step * (first // step), step * (last // step + 1)
+        ticks = [first + step * n for n in range(round((last - first) / step) + 1)]
+        return lambda value: low + (high - low) * (100 * value - first) / (last - first), ticks
+
+    x, x_ticks = scale([found.image_model.value, *(p.image.value for p in curve)], _LEFT, _SIDE - _MARGIN)
+    y, y_ticks = scale([p.video.value for p in curve], _SIDE - _BOTTOM, _MARGIN)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_SIDE} {_SIDE}" font-family="system-ui, sans-serif" font-size="12">',
+        f'<rect width="{_SIDE}" height="{_SIDE}" fill="white"/>',
+    ]
+    for tick in x_ticks:
+        at = x(tick / 100)
+        parts.append(
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_MARGIN}" y2="{_SIDE - _BOTTOM}" stroke="#ddd"/>'
+        )
+        parts.append(f'<text x="{at:.1f}" y="{_SIDE - _BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
+    for tick in y_ticks:
+        at = y(tick / 100)
+        parts.append(f'<line x1="{_LEFT}" x2="{_SIDE - _MARGIN}" y1="{at:.1f}" y2="{at:.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    at = x(found.image_model.value)
+    parts.append(
+        f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_MARGIN}" y2="{_SIDE - _BOTTOM}" stroke="#97a0ad" stroke-dasharray="4 3"/>'
+        f'<text x="{at - 4:.1f}" y="{_MARGIN - 8}" text-anchor="end" fill="#5a6472">image model</text>'
+    )
+    path = " ".join(f"{x(p.image.value):.1f},{y(p.video.value):.1f}" for p in curve)
+    parts.append(f'<polyline points="{path}" fill="none" stroke="#2461d8" stroke-width="2"/>')
+    for p in curve:
+        fill = "#2461d8" if p is best else "white"
+        parts.append(
+            f'<circle cx="{x(p.image.value):.1f}" cy="{y(p.video.value):.1f}" r="4" fill="{fill}" stroke="#2461d8"/>'
+            f'<text x="{x(p.image.value) + 7:.1f}" y="{y(p.video.value) - 6:.1f}" fill="#555">{p.video_share:g}</text>'
+        )
+    parts.append(
+        f'<text x="{(_LEFT + _SIDE) / 2}" y="{_SIDE - 12}" text-anchor="middle">{html.escape(image_name)}, %</text>'
+        f'<text transform="translate(16 {_SIDE / 2}) rotate(-90)" text-anchor="middle">{html.escape(video_name)}, %</text>'
+        "</svg>"
+    )
+    return "\n".join(parts) + "\n"
