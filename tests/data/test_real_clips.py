@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from harvest.data import video
-from harvest.data.video import VideoError, probe, read_clip, read_frames
+from harvest.data.second_decoder import check_decoder
+from harvest.data.video import Decoder, VideoError, probe, read_clip, read_frames
+from harvest.interfaces import HarvestError
 
 CLIPS = Path(__file__).parents[3] / "shared/clips"
 pytestmark = pytest.mark.skipif(not CLIPS.exists(), reason="the real clips are not here")
 
+DECODERS: tuple[Decoder, ...] = ("pyav", "torchcodec")
 # Read by nobody, as their names or the notes of INDEX.csv say: damaged, encrypted, empty or without pictures.
 REFUSED = {
     "OpenImageIO__crash_4163.gif": "End of file",
@@ -81,6 +84,21 @@ def test_reading_by_key_frames_agrees_with_reading_in_order(monkeypatch: pytest.
         other = read_frames(path, times, image_size=32)
         assert one.times_s.equal(other.times_s), path
         assert one.frames.equal(other.frames), path
+
+
+def test_torchcodec_finds_the_frames_that_pyav_does() -> None:
+    try:
+        check_decoder("torchcodec")
+    except HarvestError as error:
+        pytest.skip(str(error))
+    for row in index()[::4]:
+        path = CLIPS / row["path"]
+        if path.name in REFUSED or int(row["width"] or 0) > 2000:
+            continue
+        times = [
+            read_clip(path, num_frames=8, image_size=32, decoder=decoder).times_s for decoder in DECODERS
+        ]
+        assert times[0].equal(times[1]), path
 
 
 def test_real_folders_of_pictures() -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harvest.data import video
-from harvest.data.video import VideoError, probe, read_clip, read_frames, write_video
+from harvest.data.second_decoder import check_decoder
+from harvest.data.video import PackedVideo, VideoError, probe, read_clip, read_frames, write_video
 from harvest.interfaces import HarvestError
 
 BITS = 8
@@ -128,6 +129,27 @@ def test_every_frame_is_found_at_its_own_time(timed: tuple[Path, Tensor]) -> Non
     for start in (0, 7):
         few = shown[start::23]
         assert read_frames(path, few, image_size=64).frames.equal(whole.frames[start::23])
+
+
+@pytest.fixture(scope="module")
+def torchcodec() -> None:
+    try:
+        check_decoder("torchcodec")
+    except HarvestError as error:
+        pytest.skip(str(error))
+
+
+def test_torchcodec_shows_the_same_frames(timed: tuple[Path, Tensor], torchcodec: None) -> None:
+    path, shown = timed
+    generator = torch.Generator().manual_seed(1)
+    for count in (1, 3, 8):
+        times = (torch.rand(count, generator=generator).double() * (shown[-1] + 0.05)).sort().values
+        one = read_frames(path, times, image_size=64)
+        other = read_frames(path, times, image_size=64, decoder="torchcodec")
+        assert one.times_s.equal(other.times_s) and one.shown_as == other.shown_as
+        assert numbers(other.frames) == expected(shown, times)
+        packed = PackedVideo("packed", (path.read_bytes(),))
+        assert read_frames(packed, times, image_size=64, decoder="torchcodec").frames.equal(other.frames)
 
 
 def test_little_is_decoded(timed: tuple[Path, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

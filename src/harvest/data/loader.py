@@ -31,8 +31,9 @@ from harvest.data import transforms
 from harvest.data.guard import Guard, Lost
 from harvest.data.rand_augment import rand_augment
 from harvest.data.sampling import FrameOrder, frame_places
+from harvest.data.second_decoder import check_decoder
 from harvest.data.shards import ShardSet
-from harvest.data.video import Crop, PackedVideo, VideoError, read_clip
+from harvest.data.video import Crop, Decoder, PackedVideo, VideoError, read_clip
 from harvest.interfaces import Batch, Example, HarvestError
 from harvest.parallel import generator_for
 
@@ -90,6 +91,9 @@ class DataConfig:
     """Stop when more than this share of the videos tried cannot be read."""
     video_limit_s: float = 30.0
     """A video that takes longer to read counts as broken. Only where workers read."""
+    decoder: Decoder = "pyav"
+    """torchcodec, where it is installed with FFmpeg's libraries, gives the same frames at the same times. Pixels
+    differ by a few levels; what it cannot read, AVI and rotated videos, PyAV reads."""
 
     def __post_init__(self) -> None:
         if self.num_frames < 1 or self.captions_per_clip < 0 or self.workers < 0:
@@ -179,6 +183,7 @@ class ClipDataset(Dataset):
     ) -> None:
         if not examples:
             raise HarvestError("the training set is empty: its manifest has no rows")
+        check_decoder(config.decoder)
         if isinstance(examples, ShardSet):  # nothing of ten million samples is read before it is needed
             self.examples: list[Example] | ShardSet = examples
             self.num_texts, self.labels = examples.num_texts, examples.labels
@@ -266,7 +271,7 @@ class ClipDataset(Dataset):
         clips = _Clips(
             [self.examples[row] for row in first_row], config.num_frames, self.image_size, config.crop
         )
-        clips.limit_s = config.video_limit_s
+        clips.limit_s, clips.decoder = config.video_limit_s, config.decoder
         if config.times == "random":
             clips.seed = self.seed
         done = 0
@@ -401,6 +406,7 @@ class ClipDataset(Dataset):
             end_s=source.end_s,
             generator=draw.generator if config.times == "random" else None,
             crop="squash" if self._crops_later else "none" if self._crops else config.crop,
+            decoder=config.decoder,
         )
         if self._crops_later:
             assert clip.shown_as is not None
@@ -704,7 +710,7 @@ class _Clips(Dataset):
         self.examples, self.num_frames, self.image_size, self.crop = examples, num_frames, image_size, crop
         self.frame_order = frame_order
         self.seed: int | None = None  # of random times, drawn once per clip; None takes the middle ones
-        self.limit_s = DataConfig.video_limit_s
+        self.limit_s, self.decoder = DataConfig.video_limit_s, DataConfig.decoder
         self._guard: Guard | None = None
 
     def __len__(self) -> int:
@@ -724,6 +730,7 @@ class _Clips(Dataset):
             end_s=example.end_s,
             generator=None if self.seed is None else generator_for(self.seed, 0, number),
             crop=self.crop,
+            decoder=self.decoder,
         )
         return clip.frames.numpy()
 

@@ -7,6 +7,10 @@ Two ways lead to it. `_read_in_order` decodes everything up to the last time and
 `_read_by_key_frames` looks at the packets' timestamps first, seeks when a key frame lies between, decodes only
 groups of pictures that hold a wanted frame and skips frames in them that no other frame refers to. Where a
 file's timestamps do not allow this it declines, and the file is read in order.
+
+All this is PyAV. With `decoder="torchcodec"` that library fetches the frames of the same times instead, where it can
+(`data.second_decoder`); their numbers and times are the same, their pixels a few levels apart, since it scales and
+converts colours otherwise.
 """
 
 from __future__ import annotations
@@ -29,11 +33,15 @@ import torch
 from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
+from harvest.data import second_decoder
 from harvest.data.sampling import segment_times
+from harvest.data.transforms import resize
 from harvest.interfaces import Clip, HarvestError
 
 Crop = Literal["center", "squash", "none"]
+Decoder = Literal["pyav", "torchcodec"]
 FOLDER_FPS = 12.0  # of a folder of pictures; Something-Something's own rate
+_JPEG = b"\xff\xd8\xff"  # how its bytes begin
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 _MAX_PIXELS = 2**26  # a picture of more would take gigabytes before it is scaled
@@ -46,6 +54,9 @@ _TICK = Fraction(1, 90_000)  # of what is written
 # and runs of three B-frames that nothing refers to, so that a frame costs what leads to it and no more. Against
 # x264's own choice 1.6 times the clips a second, a tenth more bytes and 0.2 dB less.
 _QUICK_TO_DECODE = {"tune": "fastdecode", "bf": "3", "x264-params": "b-adapt=0:b-pyramid=none:ref=1"}
+# Where torchcodec is asked: formats whose files name no other files (it cannot be told to open nothing else) and
+# give every frame a time (AVI and MPEG program streams do not, and the two libraries guess apart).
+_SELF_CONTAINED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts"}
 _SEEK_S = 5.0  # a stretch that starts later is sought
 _SEEKABLE = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 _ROUNDING_S = 1e-6  # a time computed from a frame's timestamp still finds that frame
@@ -111,6 +122,7 @@ def read_clip(
     num_clips: int = 1,
     crop: Crop = "center",
     folder_fps: float = FOLDER_FPS,
+    decoder: Decoder = "pyav",
 ) -> Clip:
     """One frame from each of `num_frames` equal segments of a stretch: random with a generator, else the middle.
 
@@ -132,7 +144,9 @@ def read_clip(
         end = max(duration_s, start_s) if end_s is None else end_s
         return segment_times(start_s, end, num_frames=num_frames, generator=generator, num_clips=num_clips)
 
-    return _read(_source(path), pick, image_size=image_size, crop=crop, folder_fps=folder_fps)
+    return _read(
+        _source(path), pick, image_size=image_size, crop=crop, folder_fps=folder_fps, decoder=decoder
+    )
 
 
 def read_frames(
@@ -142,13 +156,19 @@ def read_frames(
     image_size: int,
     crop: Crop = "center",
     folder_fps: float = FOLDER_FPS,
+    decoder: Decoder = "pyav",
 ) -> Clip:
     """The frames shown at given times, which must not decrease: before the first frame the first, past the end the last."""
     if times_s.ndim != 1 or len(times_s) == 0 or bool((times_s.diff() < 0).any()):
         raise HarvestError("read_frames: times_s must be a list of times that do not decrease")
     wanted = times_s.to(torch.float64)
     return _read(
-        _source(path), lambda duration_s: wanted, image_size=image_size, crop=crop, folder_fps=folder_fps
+        _source(path),
+        lambda duration_s: wanted,
+        image_size=image_size,
+        crop=crop,
+        folder_fps=folder_fps,
+        decoder=decoder,
     )
 
 
@@ -193,6 +213,10 @@ def stream_frames(
 
 
 def _source(path: str | Path | PackedVideo) -> Source:
+    if isinstance(path, str) and "://" in path:
+        raise VideoError(
+            path, "an address: download the videos first (video2dataset does), then name the files"
+        )
     return path if isinstance(path, PackedVideo) else Path(path)
 
 
@@ -400,42 +424,50 @@ class _Writer:
 def _opened(path: Source) -> Iterator[tuple[Any, Any]]:
     """A container and its video stream with one decoding thread. Whatever the decoder raises is a VideoError."""
     container = None
+    with _named(path):
+        try:
+            # "file:" and the white list keep a file that calls itself a playlist from opening anything else
+            file: str | io.BytesIO
+            if isinstance(path, PackedVideo):
+                size, protocols, file = len(path.files[0]), "data", io.BytesIO(path.files[0])
+            else:
+                if not path.exists():
+                    raise VideoError(path, "no such file")
+                size, protocols, file = path.stat().st_size, "file,crypto,data", f"file:{path}"
+            if size == 0:
+                raise VideoError(path, "the file is empty (0 bytes)")
+            container = av.open(file, metadata_errors="ignore", options={"protocol_whitelist": protocols})
+            streams = [
+                s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
+            ]
+            if not streams:
+                kinds = sorted({s.type for s in container.streams})
+                raise VideoError(path, f"no video stream (it holds: {', '.join(kinds) or 'nothing'})")
+            stream = streams[0]
+            if stream.codec_context is None or stream.time_base is None:
+                raise VideoError(path, "the video is in a format this decoder does not know")
+            if stream.codec_context.width * stream.codec_context.height > _MAX_PIXELS:
+                raise VideoError(
+                    path,
+                    f"pictures of {stream.codec_context.width} x {stream.codec_context.height} are too large",
+                )
+            stream.thread_type = "NONE"
+            stream.codec_context.thread_count = 1
+            yield container, stream
+        finally:
+            if container is not None:
+                container.close()
+
+
+@contextmanager
+def _named(path: Source) -> Iterator[None]:
+    """Whatever the decoder raises, or we of a file, is a VideoError."""
     try:
-        # "file:" and the white list keep a file that calls itself a playlist from opening anything else
-        file: str | io.BytesIO
-        if isinstance(path, PackedVideo):
-            size, protocols, file = len(path.files[0]), "data", io.BytesIO(path.files[0])
-        else:
-            if not path.exists():
-                raise VideoError(path, "no such file")
-            size, protocols, file = path.stat().st_size, "file,crypto,data", f"file:{path}"
-        if size == 0:
-            raise VideoError(path, "the file is empty (0 bytes)")
-        container = av.open(file, metadata_errors="ignore", options={"protocol_whitelist": protocols})
-        streams = [
-            s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
-        ]
-        if not streams:
-            kinds = sorted({s.type for s in container.streams})
-            raise VideoError(path, f"no video stream (it holds: {', '.join(kinds) or 'nothing'})")
-        stream = streams[0]
-        if stream.codec_context is None or stream.time_base is None:
-            raise VideoError(path, "the video is in a format this decoder does not know")
-        if stream.codec_context.width * stream.codec_context.height > _MAX_PIXELS:
-            raise VideoError(
-                path,
-                f"pictures of {stream.codec_context.width} x {stream.codec_context.height} are too large",
-            )
-        stream.thread_type = "NONE"
-        stream.codec_context.thread_count = 1
-        yield container, stream
+        yield
     except _Unreadable as error:
         raise VideoError(path, str(error)) from error
     except _DECODER_ERRORS as error:
         raise VideoError(path, _reason(error)) from error
-    finally:
-        if container is not None:
-            container.close()
 
 
 def _reason(error: BaseException) -> str:
@@ -484,8 +516,15 @@ def _first_frame(path: Source, container: Any, stream: Any) -> Any:
 
 
 def _read(
-    path: Source, pick: Callable[[float], Tensor], *, image_size: int, crop: Crop, folder_fps: float
+    path: Source,
+    pick: Callable[[float], Tensor],
+    *,
+    image_size: int,
+    crop: Crop,
+    folder_fps: float,
+    decoder: Decoder,
 ) -> Clip:
+    second_decoder.check_decoder(decoder)
     if isinstance(path, PackedVideo):
         if path.times_s is not None:
             return _read_pictures(path, pick, image_size=image_size, crop=crop)
@@ -497,7 +536,9 @@ def _read(
         clock = _Clock(stream.time_base, stream.start_time or 0)
         times = pick(duration.seconds)
         shown = None
-        if not duration.needs_reopening:
+        if decoder == "torchcodec" and container.format.name in _SELF_CONTAINED:
+            shown = _read_by_torchcodec(path, stream, clock.ticks(times), image_size, crop)
+        if shown is None and not duration.needs_reopening:
             shown = _read_by_key_frames(container, stream, clock.ticks(times), image_size, crop)
     if shown is None:
         with _opened(path) as (container, stream):
@@ -527,14 +568,8 @@ def _read_folder(
     pictures = _pictures(path)
     places = (pick(len(pictures) / fps) * fps + 1e-6).floor().long().clamp(0, len(pictures) - 1).tolist()
     read: dict[int, np.ndarray] = {}
-    for place in places:
-        if place not in read:
-            with _opened(pictures[place]) as (container, stream):
-                frame = _first_frame(pictures[place], container, stream)
-                read[place], (width, height) = (
-                    _picture(frame, stream, image_size, crop),
-                    _shown_size(frame, stream),
-                )
+    for place in dict.fromkeys(places):
+        read[place], (width, height) = _read_picture(pictures[place], image_size, crop)
     times_s = torch.tensor([place / fps for place in places], dtype=torch.float64)
     return Clip(_stacked(path, [read[place] for place in places]), times_s, (height, width))
 
@@ -554,13 +589,26 @@ def _read_pictures(
     read: dict[int, np.ndarray] = {}
     for place in dict.fromkeys(places):
         one = PackedVideo(f"{packed.name} picture {place}", (packed.files[place],))
-        with _opened(one) as (container, stream):
-            frame = _first_frame(one, container, stream)
-            read[place], (width, height) = (
-                _picture(frame, stream, image_size, crop),
-                _shown_size(frame, stream),
-            )
+        read[place], (width, height) = _read_picture(one, image_size, crop)
     return Clip(_stacked(packed, [read[place] for place in places]), taken[places], (height, width))
+
+
+def _read_picture(path: Source, image_size: int, crop: Crop) -> tuple[np.ndarray, tuple[int, int]]:
+    """A file that is one picture, as [H, W, 3], and its width and height as shown."""
+    with _named(path):
+        data = path.files[0] if isinstance(path, PackedVideo) else path.read_bytes()
+        if data.startswith(
+            _JPEG
+        ):  # opening a container would look for its streams by decoding it a first time
+            decoder = av.CodecContext.create("mjpeg", "r")
+            decoder.options = {"max_pixels": str(_MAX_PIXELS)}
+            decoder.thread_count = 1
+            for frame in [*decoder.decode(av.Packet(data)), *decoder.decode(None)]:
+                return _picture(frame, decoder, image_size, crop), _shown_size(frame, decoder)
+            raise _Unreadable("the picture is empty")
+    with _opened(path) as (container, stream):
+        frame = _first_frame(path, container, stream)
+        return _picture(frame, stream, image_size, crop), _shown_size(frame, stream)
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -665,6 +713,33 @@ def _read_in_order(
         show(*before)
     shown.ended_at = before[0] + (before[1].duration or 0)
     return shown
+
+
+def _read_by_torchcodec(
+    path: Source, stream: Any, targets: list[int], image_size: int, crop: Crop
+) -> _Shown | None:
+    """The same frames by another library. None where it declines."""
+    tick_s = float(stream.time_base)
+    # Between one tick and the next nothing changes: half a tick on, rounding cannot step back to the frame before.
+    times_s = [(target + 0.5) * tick_s for target in targets]
+    source = path.files[0] if isinstance(path, PackedVideo) else str(path)
+    found = second_decoder.fetch(source, times_s, stream=stream.index)
+    if found is None:
+        return None
+    height, width = found.frames.shape[-2:]
+    width = _square_pixels(width, stream)
+    new_width, new_height = _scaled_size(width, height, image_size, crop)
+    frames = resize(found.frames, new_height, new_width)
+    if crop == "center":
+        top, left = (new_height - image_size) // 2, (new_width - image_size) // 2
+        frames = frames[..., top : top + image_size, left : left + image_size]
+    is_over = found.end_s[-1] >= found.last_end_s - tick_s
+    return _Shown(
+        [round(start_s / tick_s) for start_s in found.start_s],
+        list(frames.permute(0, 2, 3, 1).numpy()),
+        round(found.last_end_s / tick_s) if is_over else None,
+        (width, height),
+    )
 
 
 class _Decline(Exception):
@@ -856,24 +931,29 @@ def _orientation(frame: Any) -> np.ndarray | None:
 
 def _shown_size(frame: Any, stream: Any) -> tuple[int, int]:
     """Width and height as shown: square pixels, upright."""
-    width, height = frame.width, frame.height
-    aspect = stream.sample_aspect_ratio
-    if aspect and aspect > 0 and aspect != 1:
-        width = max(1, round(width * aspect))
+    width, height = _square_pixels(frame.width, stream), frame.height
     turn = _orientation(frame)
     return (height, width) if turn is not None and turn[0, 0] == 0 else (width, height)
 
 
-def _picture(frame: Any, stream: Any, image_size: int, crop: Crop) -> np.ndarray:
-    """RGB uint8 [H, W, 3], scaled by the decoder's own scaler (bicubic), upright, cropped."""
-    width, height = _shown_size(frame, stream)
+def _square_pixels(width: int, stream: Any) -> int:
+    aspect = stream.sample_aspect_ratio
+    return max(1, round(width * aspect)) if aspect and aspect > 0 and aspect != 1 else width
+
+
+def _scaled_size(width: int, height: int, image_size: int, crop: Crop) -> tuple[int, int]:
+    """Width and height to which a picture shown as `width` x `height` is scaled before it is cropped."""
     if max(width, height) > _MAX_ASPECT * min(width, height):
         raise _Unreadable(f"pictures of {width} x {height} are too narrow to crop")
     if crop == "squash":
-        new_width = new_height = image_size
-    else:
-        ratio = image_size / min(width, height)
-        new_width, new_height = max(image_size, round(width * ratio)), max(image_size, round(height * ratio))
+        return image_size, image_size
+    ratio = image_size / min(width, height)
+    return max(image_size, round(width * ratio)), max(image_size, round(height * ratio))
+
+
+def _picture(frame: Any, stream: Any, image_size: int, crop: Crop) -> np.ndarray:
+    """RGB uint8 [H, W, 3], scaled by the decoder's own scaler (bicubic), upright, cropped."""
+    new_width, new_height = _scaled_size(*_shown_size(frame, stream), image_size, crop)
     turn = _orientation(frame)
     is_on_its_side = turn is not None and turn[0, 0] == 0
     scaled = _scaler().reformat(
