@@ -232,6 +232,7 @@ FREE_TO_CHANGE = (
     "data.workers",
     "data.max_broken_share",
     "data.video_limit_s",
+    "loop.parallel",
     "loop.threads",
     "loop.save_every",
     "loop.keep_last",

@@ -215,6 +215,21 @@ def is_share(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def share_like(whole: Tensor, like: Tensor) -> Tensor:
+    """Of a tensor that every rank holds whole, this rank's share, cut as `like` is; itself where `like` is whole."""
+    if not is_share(like):
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def side_group() -> dist.ProcessGroup | None:
+    """All ranks once more, over the CPU, for what goes on beside the training. Every rank must call it."""
+    return dist.new_group(backend="gloo")
+
+
 def full_state(module: nn.Module) -> dict[str, Tensor]:
     """The state of a sharded module, whole and on the CPU. Every rank must call it."""
     state = module.state_dict()

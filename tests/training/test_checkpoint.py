@@ -4,6 +4,8 @@ import errno
 import os
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 from harvest.interfaces import HarvestError
-from harvest.training.checkpoint import load_checkpoint, save_checkpoint
+from harvest.training.checkpoint import CheckpointWriter, load_checkpoint, newest_weights
 from harvest.training.optim import OptimConfig, build_optimizer
 
 
@@ -30,10 +32,9 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def save(self, step: int, keep_last: int = 2) -> None:
-        save_checkpoint(
-            self.folder, step=step, objective=self.layer, optimizer=self.optimizer, keep_last=keep_last
-        )
+    def save(self, step: int) -> None:
+        with CheckpointWriter(self.folder, keep_last=2) as writer:
+            writer.save(step, objective=self.layer, optimizer=self.optimizer)
 
     def load(self) -> int | None:
         return load_checkpoint(self.folder, objective=self.layer, optimizer=self.optimizer)
@@ -110,19 +111,84 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     kept = run.layer.weight.clone()
     run.step()
 
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    write = safetensors.torch.save_file
+
+    def refuse(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if path.name.startswith(where):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(tensors, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(
-            *((safetensors.torch, "save_file") if where == "weights" else (torch, "save")), refuse
-        )
+        patched.setattr(safetensors.torch, "save_file", refuse)
         with pytest.raises(HarvestError, match=r"No space left.*intact"):
             run.save(2)
     assert run.names() == ["step-00000001"]
     assert run.load() == 1 and torch.equal(run.layer.weight, kept)
     run.save(2)
     assert run.load() == 2
+
+
+class Slow:
+    """A disk on which weights take as long to write as a test wants."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+        self.error: OSError | None = None
+        self.write = safetensors.torch.save_file
+        monkeypatch.setattr(safetensors.torch, "save_file", self)
+
+    def __call__(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
+        self.begun.set()
+        assert self.may_go_on.wait(30)
+        if self.error is not None:
+            raise self.error
+        self.write(tensors, path)
+
+
+def test_training_goes_on_while_a_copy_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, disk = Run(tmp_path), Slow(monkeypatch)
+    run.step()
+    with CheckpointWriter(tmp_path, keep_last=2) as writer:
+        writer.save(1, objective=run.layer, optimizer=run.optimizer)
+        assert disk.begun.wait(30)
+        then, moments = run.layer.weight.clone(), run.optimizer.state[run.layer.weight]["exp_avg"].clone()
+        run.step()  # while it is written
+        assert not torch.equal(run.layer.weight, then) and not run.load() and not writer.failed
+        again = threading.Thread(
+            target=writer.save, args=(2,), kwargs={"objective": run.layer, "optimizer": run.optimizer}
+        )
+        again.start()  # waits for the first
+        again.join(0.1)
+        assert again.is_alive()
+        disk.may_go_on.set()
+        again.join(30)
+    assert run.names() == ["step-00000001", "step-00000002"]
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000002")
+    other = Run(tmp_path)
+    assert other.load() == 1 and torch.equal(other.layer.weight, then)
+    assert torch.equal(other.optimizer.state[other.layer.weight]["exp_avg"], moments)
+    assert torch.equal(newest_weights(tmp_path)["weight"], then)
+
+
+def test_a_disk_that_fills_while_training_goes_on_is_told_by_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    run.save(1)
+    with monkeypatch.context() as patched:
+        disk = Slow(patched)
+        disk.error = OSError(errno.ENOSPC, "No space left on device")
+        writer = CheckpointWriter(tmp_path, keep_last=2)
+        writer.save(2, objective=run.layer, optimizer=run.optimizer)
+        assert disk.begun.wait(30) and not writer.failed
+        disk.may_go_on.set()
+        while not writer.failed:
+            time.sleep(0.001)
+        with pytest.raises(HarvestError, match=r"(?s)could not save a checkpoint.*No space left.*intact"):
+            writer.save(3, objective=run.layer, optimizer=run.optimizer)
+    assert run.names() == ["step-00000001"] and run.load() == 1
+    with pytest.raises(ZeroDivisionError), writer:  # another error is not hidden by one of the disk
+        _ = 1 / 0
 
 
 @pytest.fixture

@@ -333,7 +333,7 @@ def on_ranks(size: int, config: RunConfig, run: Path, code: int = 0) -> list[str
     ]
     try:
         said = [
-            process.communicate(timeout=100)[1] for process in processes
+            process.communicate(timeout=200)[1] for process in processes
         ]  # all of them, also where one fails
     except subprocess.TimeoutExpired:
         for process in processes:
@@ -378,27 +378,55 @@ def test_two_processes_train_the_same_model(runs: Path, tiny_run: TinyRun, paral
     assert losses == pytest.approx(expected, rel=1e-6)
 
 
+def forget_after(step: int, run: Path) -> None:
+    """As a run is that was killed when this step was the last one saved."""
+    shutil.rmtree(run / "model")
+    for checkpoint in (run / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+
+
 @pytest.mark.slow  # HARVEST_RANKS=2,1,4 for the row in docs/results.md
-def test_a_sharded_run_goes_on_to_the_bit_and_on_other_numbers_of_processes(
+@pytest.mark.timeout(1200)
+def test_a_sharded_run_goes_on_to_the_bit_on_other_numbers_of_processes_and_without_shards(
     runs: Path, tiny_run: TinyRun
 ) -> None:
-    loop = {"parallel": "fsdp", "save_every": 2, "keep_last": 9, "average_decay": 0.9}
-    config, run = same_on_ranks(tiny_run, loop=loop), runs / "sharded"
-    on_ranks(2, config, run)
+    loop = {"save_every": 1, "keep_last": 9, "average_decay": 0.9}
+    ddp = same_on_ranks(tiny_run, loop=loop)
+    fsdp, run = same_on_ranks(tiny_run, loop={**loop, "parallel": "fsdp"}), runs / "sharded"
+    on_ranks(2, fsdp, run)
     unbroken, lines = weights(run), [line["loss"] for line in metrics(run)]
-    [state] = (run / "checkpoints/step-00000002").glob("state")
-    assert len(list(state.glob("*.distcp"))) == 2  # each rank its shares
-    for size in map(int, os.environ.get("HARVEST_RANKS", "2,1").split(",")):
-        other = runs / f"sharded-{size}"
-        shutil.copytree(run, other, ignore=shutil.ignore_patterns("model", "step-00000004"))
+    assert len(list((run / "checkpoints/step-00000002/state").glob("*.distcp"))) == 2  # each rank its shares
+
+    def goes_on(other: Path, config: RunConfig, size: int) -> dict[str, Tensor]:
         on_ranks(size, config, other) if size > 1 else train(config, other)
         again = weights(other)
         for name, tensor in unbroken.items():
-            if size == 2:
-                assert torch.equal(again[name], tensor), name
             torch.testing.assert_close(again[name], tensor, atol=1e-5, rtol=1e-5)
         assert [line["loss"] for line in metrics(other)] == pytest.approx(lines, rel=1e-6)
         load_model(other / "model")
+        return again
+
+    for size in map(int, os.environ.get("HARVEST_RANKS", "2,1").split(",")):
+        other = runs / f"sharded-{size}"
+        shutil.copytree(run, other)
+        forget_after(2, other)
+        again = goes_on(other, fsdp, size)
+        assert size != 2 or all(torch.equal(again[name], tensor) for name, tensor in unbroken.items())
+    other = runs / "sharded-and-not"
+    shutil.copytree(run, other)
+    forget_after(1, other)
+    goes_on(other, ddp, 2)
+    assert (other / "checkpoints/step-00000002/weights.safetensors").exists()
+    forget_after(2, other)
+    goes_on(other, fsdp, 2)
+    assert (other / "checkpoints/step-00000003/state").is_dir()
+    last, expected = newest_weights(other), newest_weights(run)
+    assert last.keys() == expected.keys() and len(last) > 100
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            last[name], tensor, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_what_one_process_cannot_do_ends_all(runs: Path, tiny_run: TinyRun) -> None:

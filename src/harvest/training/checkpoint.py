@@ -1,12 +1,12 @@
-"""Checkpoints: weights, optimizer moments and one integer, the step. Written whole or not at all.
+"""Checkpoints: weights, optimizer moments and one integer, the step. Written whole or not at all, beside the training.
 
 RUN/checkpoints/step-00001200/weights.safetensors   the objective's state
-                              optimizer.pt          AdamW's moments, read with weights_only
+                              moments.safetensors   AdamW's moments, by the parameters' names
                               average.safetensors   the moving average of the weights, where there is one
                               state.json            the step, written last
 
 A run that is sharded over its ranks (FSDP2) writes `state/` instead of the first three, by PyTorch's distributed
-checkpoint: every rank its shares, in parallel. It is read by any number of ranks, sharded or not.
+checkpoint: every rank its shares, in parallel. Either is read by any number of ranks, sharded or not.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ import json
 import os
 import re
 import shutil
+import threading
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, cast
 
 import safetensors.torch
 import torch
@@ -25,54 +29,151 @@ from torch import Tensor, nn
 
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_strictly, new_folder
-from harvest.parallel import is_sharded, is_share, together, world_rank_size
+from harvest.parallel import is_sharded, is_share, share_like, side_group, together, world_rank_size
 from harvest.training.average import WeightAverage
 
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
 
-def save_checkpoint(
-    run: Path,
-    *,
-    step: int,
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    keep_last: int,
-    average: WeightAverage | None = None,
-) -> None:
-    """Write `step-…` beside the older ones, then delete all but the newest `keep_last`.
+FILES = {"objective": "weights", "moments": "moments", "average": "average"}
+"""What a name in `_state` begins with, and the file it goes to."""
 
-    A full disk or a kill leaves the older checkpoints as they were: the new folder gets its name when it is whole.
+
+class CheckpointWriter:
+    """Copies a run's state and writes the copy in a thread, so that training goes on; one checkpoint at a time.
+
+    A full disk or a kill leaves the older checkpoints as they were: a new folder gets its name when it is whole. Then
+    all but the newest `keep_last` are deleted. What went wrong is raised by the next `save` or `wait`; `failed` says
+    it before, so that all ranks can come there together. Leaving the context waits for the last checkpoint.
     """
-    folder = run / "checkpoints"
-    if is_sharded(objective):
+
+    def __init__(self, run: Path, *, keep_last: int) -> None:
+        self.folder, self.keep_last = run / "checkpoints", keep_last
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._group: object | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
+
+    def save(
+        self,
+        step: int,
+        *,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: WeightAverage | None = None,
+    ) -> None:
+        """Begin to write `step-…`, once the one before is on the disk. Every rank must call it.
+
+        Raises HarvestError for weights that are not finite, and for what went wrong with the one before.
+        """
+        self.wait()
+        state = _state(objective, optimizer, average)
         with together():
-            _refuse_ruined(step, _local(objective.state_dict()))
-        _save_shares(folder / f"step-{step:08d}", step, _state(objective, optimizer, average))
-        if world_rank_size()[0] == 0:
-            _tidy(run, keep_last)
-        return
-    if world_rank_size()[0] > 0:
-        return
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in objective.state_dict().items()}
-    _refuse_ruined(step, weights)
-    try:
-        with new_folder(folder / f"step-{step:08d}") as temporary:
-            safetensors.torch.save_file(weights, temporary / "weights.safetensors")
-            torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-            if average is not None:
-                averaged = {name: tensor.cpu() for name, tensor in average.tensors.items()}
-                safetensors.torch.save_file(averaged, temporary / "average.safetensors")
-            (temporary / "state.json").write_text(json.dumps({"step": step}))
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise HarvestError(
-            f"could not save a checkpoint in {folder}: {error}. Free some space and run the same command again: "
-            "it goes on from the last checkpoint, which is intact."
-        ) from error
-    _tidy(run, keep_last)
+            _refuse_ruined(step, state)
+        if is_sharded(objective):
+            self._start(self._shares_writer(step, state))
+        elif world_rank_size()[0] == 0:
+            copied = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
+            self._start(lambda: _write_whole(self._path(step), step, copied))
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk, or raise why it is not. Every rank must call it."""
+        self._join()
+        error, self._error = self._error, None
+        with together():
+            if isinstance(error, (OSError, RuntimeError, safetensors.SafetensorError)):
+                raise HarvestError(
+                    f"could not save a checkpoint in {self.folder}: {error}. Free some space and run the same command"
+                    " again: it goes on from the last checkpoint, which is intact."
+                ) from error
+            if error is not None:
+                raise error
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.wait()
+        else:
+            self._join()
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _start(self, write: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                write()
+                if world_rank_size()[0] == 0:
+                    _tidy(self.folder, self.keep_last)
+            except Exception as error:  # raised where all ranks meet, by `wait`
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="checkpoint")
+        self._thread.start()
+
+    def _shares_writer(self, step: int, state: dict[str, Tensor]) -> Callable[[], None]:
+        """Copy every rank's shares; what is given back writes them, and gives the folder its name."""
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.state_dict_saver import async_save
+
+        if self._group is None:
+            self._group = side_group()
+        folder = self._path(step)
+        temporary = folder.with_name(f".{folder.name}-shares")
+        is_main = world_rank_size()[0] == 0
+        with together():
+            if is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        writer = FileSystemWriter(temporary / "state", sync_files=True)
+        saving = async_save(state, storage_writer=writer, process_group=self._group)  # type: ignore[arg-type]
+        written = cast("Future[object]", saving)
+
+        def finish() -> None:
+            try:
+                written.result()  # on the main rank: every rank's shares are on the disk
+            except CheckpointException as error:
+                raise OSError(_told(error)) from error
+            if is_main:
+                with new_folder(folder) as whole:
+                    os.rename(temporary / "state", whole / "state")
+                    (whole / "state.json").write_text(json.dumps({"step": step}))
+                temporary.rmdir()
+
+        return finish
 
 
-def _refuse_ruined(step: int, weights: Mapping[str, Tensor]) -> None:
+def _write_whole(folder: Path, step: int, state: Mapping[str, Tensor]) -> None:
+    with new_folder(folder) as temporary:
+        for kind, file in FILES.items():
+            part = _part(state, kind)
+            if part or kind != "average":
+                safetensors.torch.save_file(part, temporary / f"{file}.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": step}))
+
+
+def _part(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{kind}."): t for name, t in state.items() if name.startswith(f"{kind}.")}
+
+
+def _refuse_ruined(step: int, state: Mapping[str, Tensor]) -> None:
     """A finite loss may still have had a gradient that is not: such weights must not take a good checkpoint's place."""
-    ruined = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    weights = _part(state, "objective")
+    local = {name: t.to_local() if is_share(t) else t for name, t in weights.items()}  # type: ignore[attr-defined]
+    ruined = [name for name, tensor in local.items() if not tensor.isfinite().all()]
     if ruined:
         raise HarvestError(
             f"step {step} left values that are not finite in {len(ruined)} weights (first: {ruined[0]}), so it was not "
@@ -81,18 +182,11 @@ def _refuse_ruined(step: int, weights: Mapping[str, Tensor]) -> None:
         )
 
 
-def _tidy(run: Path, keep_last: int) -> None:
-    for old in _checkpoints(run)[:-keep_last]:
+def _tidy(folder: Path, keep_last: int) -> None:
+    for old in _checkpoints(folder)[:-keep_last]:
         shutil.rmtree(old)
-    for leftover in (run / "checkpoints").glob(".step-*"):  # of a save that was killed
+    for leftover in folder.glob(".step-*"):  # of a save that was killed
         shutil.rmtree(leftover)
-
-
-# ---- sharded over the ranks --------------------------------------------------------------------------------------
-
-
-def _local(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.to_local() if is_share(t) else t for name, t in state.items()}  # type: ignore[attr-defined]
 
 
 def _state(
@@ -116,59 +210,7 @@ def _state(
     return state
 
 
-def _save_shares(folder: Path, step: int, state: dict[str, Tensor]) -> None:
-    """Every rank writes its shares; the folder gets its name when all of them are on the disk."""
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    temporary = folder.with_name(f".{folder.name}-shares")
-    is_main = world_rank_size()[0] == 0
-    try:
-        with together():
-            if is_main:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-        save(state, storage_writer=FileSystemWriter(temporary / "state", sync_files=True))
-        with together():
-            if is_main:
-                with new_folder(folder) as whole:
-                    os.rename(temporary / "state", whole / "state")
-                    (whole / "state.json").write_text(json.dumps({"step": step}))
-                temporary.rmdir()
-    except (OSError, RuntimeError, CheckpointException) as error:
-        raise HarvestError(
-            f"could not save a checkpoint in {folder.parent}: {error}. Free some space and run the same command"
-            " again: it goes on from the last checkpoint, which is intact."
-        ) from error
-
-
-def _load_shares(
-    folder: Path,
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None,
-) -> None:
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    reader = FileSystemReader(folder / "state")
-    try:
-        known = reader.read_metadata().state_dict_metadata
-        state = _state(objective, optimizer, average, known=known)
-        wrong = sorted(known.keys() ^ state.keys())
-        if wrong:
-            raise HarvestError(
-                f"{folder} does not hold this run's state; only one of both has {', '.join(wrong[:12])}"
-            )
-        with warnings.catch_warnings():  # that one process loads alone is meant so
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(state, storage_reader=reader, no_dist=world_rank_size()[1] == 1)
-    except (OSError, RuntimeError, ValueError, CheckpointException) as error:
-        raise HarvestError(
-            f"{folder} cannot be read: {error}. Remove it to go on from the one before."
-        ) from error
+# ---- reading -----------------------------------------------------------------------------------------------------
 
 
 def load_checkpoint(
@@ -179,43 +221,109 @@ def load_checkpoint(
     average: WeightAverage | None = None,
 ) -> int | None:
     """Fill objective, optimizer and average from the newest checkpoint of a run; its step, or None if there is none."""
-    checkpoints = _checkpoints(run)
+    checkpoints = _checkpoints(run / "checkpoints")
     if not checkpoints:
         return None
     newest = checkpoints[-1]
-    if (newest / "state").is_dir():
-        _load_shares(newest, objective, optimizer, average)
-        return int(json.loads((newest / "state.json").read_text())["step"])
-    if is_sharded(objective):
-        raise HarvestError(f"{newest} was written without shards: go on with --loop.parallel ddp")
-    try:
-        weights = safetensors.torch.load_file(newest / "weights.safetensors")
-        moments = torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True)
-        if average is not None:
-            average.load(safetensors.torch.load_file(newest / "average.safetensors"))
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise HarvestError(
-            f"{newest} cannot be read: {error}. Remove it to go on from the one before."
-        ) from error
-    load_strictly(objective, weights, source=str(newest))
-    optimizer.load_state_dict(moments)
+    load = _load_shares if (newest / "state").is_dir() else _load_whole
+    load(newest, objective, optimizer, average)
     return int(json.loads((newest / "state.json").read_text())["step"])
 
 
-def newest_weights(run: Path) -> dict[str, torch.Tensor]:
+def _load_whole(
+    folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None
+) -> None:
+    kinds = [kind for kind in FILES if kind != "average" or average is not None]
+    try:
+        found = {
+            f"{kind}.{name}": tensor
+            for kind in kinds
+            for name, tensor in safetensors.torch.load_file(folder / f"{FILES[kind]}.safetensors").items()
+        }
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _unreadable(folder, error) from error
+    own = objective.state_dict()
+    weights = _part(found, "objective")
+    cut = {name: share_like(t, own[name]) if name in own else t for name, t in weights.items()}
+    load_strictly(objective, cut, source=str(folder))
+    state = _state(objective, optimizer, average, known=found)
+    _check_names(folder, state, found)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if not name.startswith("objective."):
+                tensor.copy_(share_like(found[name], tensor))
+
+
+def _load_shares(
+    folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None
+) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    try:
+        known = FileSystemReader(folder / "state").read_metadata().state_dict_metadata
+        state = _state(objective, optimizer, average, known=known)
+        _check_names(folder, state, known)
+        _read_shares(folder, state, no_dist=world_rank_size()[1] == 1)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+    except CheckpointException as error:
+        raise _unreadable(folder, _told(error)) from error
+
+
+def _read_shares(folder: Path, state: dict[str, Tensor], *, no_dist: bool) -> None:
+    """Fill these tensors, by their names, with what ranks wrote together."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    with warnings.catch_warnings():  # that one process loads alone is meant so
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(state, storage_reader=FileSystemReader(folder / "state"), no_dist=no_dist)  # type: ignore[arg-type]
+
+
+def _check_names(folder: Path, own: Mapping[str, object], found: Mapping[str, object]) -> None:
+    wrong = sorted(own.keys() ^ found.keys())
+    if wrong:
+        raise HarvestError(
+            f"{folder} does not hold this run's state; only one of both has {', '.join(wrong[:12])}"
+        )
+
+
+def _told(error: CheckpointException) -> str:
+    """What went wrong on each rank that failed, without its traceback."""
+    return "; ".join(f"process {rank}: {why}" for rank, (why, _) in error.failures.items())
+
+
+def _unreadable(folder: Path, error: Exception | str) -> HarvestError:
+    return HarvestError(f"{folder} cannot be read: {error}. Remove it to go on from the one before.")
+
+
+def newest_weights(run: Path) -> dict[str, Tensor]:
     """The objective's weights in a run's newest checkpoint, whatever its optimizer; nothing where there is none."""
-    checkpoints = _checkpoints(run)
+    checkpoints = _checkpoints(run / "checkpoints")
     if not checkpoints:
         return {}
+    newest = checkpoints[-1]
     try:
-        return safetensors.torch.load_file(checkpoints[-1] / "weights.safetensors")
+        if not (newest / "state").is_dir():
+            return safetensors.torch.load_file(newest / "weights.safetensors")
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+        known = FileSystemReader(newest / "state").read_metadata().state_dict_metadata
+        state = {
+            name: torch.empty(kind.size, dtype=kind.properties.dtype)
+            for name, kind in known.items()
+            if name.startswith("objective.") and isinstance(kind, TensorStorageMetadata)
+        }
+        _read_shares(newest, state, no_dist=True)
+        return _part(state, "objective")
     except (OSError, safetensors.SafetensorError) as error:
-        raise HarvestError(f"{checkpoints[-1]} cannot be read: {error}") from error
+        raise _unreadable(newest, error) from error
 
 
-def _checkpoints(run: Path) -> list[Path]:
+def _checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints of a run, oldest first. Temporary folders of a killed save start with a dot."""
-    folder = run / "checkpoints"
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name))

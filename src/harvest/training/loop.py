@@ -72,7 +72,7 @@ from harvest.parallel import (
 from harvest.progress import bar, say
 from harvest.tokens import Selection, budget_of
 from harvest.training.average import WeightAverage
-from harvest.training.checkpoint import load_checkpoint, save_checkpoint
+from harvest.training.checkpoint import CheckpointWriter, load_checkpoint
 from harvest.training.log import RunLog
 from harvest.training.optim import build_optimizer, lr_at, set_lr
 from harvest.training.start import build_objective, needs_captions, start_model
@@ -123,15 +123,7 @@ def train(config: RunConfig, run: Path) -> Path:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
         def save(step: int) -> None:
-            with nullcontext() if is_sharded(objective) else together():
-                save_checkpoint(
-                    run,
-                    step=step,
-                    objective=objective,
-                    optimizer=optimizer,
-                    keep_last=config.loop.keep_last,
-                    average=average,
-                )
+            checkpoints.save(step, objective=objective, optimizer=optimizer, average=average)
             _write_broken(run, loader, here)
 
         objective.train()
@@ -147,7 +139,10 @@ def train(config: RunConfig, run: Path) -> Path:
             )
             batches = _on_device(loader, here)
             step, batch = first_step, next(batches)
-        with RunLog(run, first_step=first_step, steps=config.total_steps, is_main=here.is_main) as log:
+        with (
+            RunLog(run, first_step=first_step, steps=config.total_steps, is_main=here.is_main) as log,
+            CheckpointWriter(run, keep_last=config.loop.keep_last) as checkpoints,
+        ):
             since, waited, clips = time.perf_counter(), 0.0, 0
             while step < config.total_steps:
                 objective.selection = config.selection_at(step)
@@ -164,7 +159,8 @@ def train(config: RunConfig, run: Path) -> Path:
                     average.update()
                 step, clips = step + 1, clips + loader.batch_at(step)
 
-                is_last, is_stop = step == config.total_steps, any_rank(stop.asked, here.device)
+                is_last = step == config.total_steps
+                is_stop = any_rank(stop.asked or checkpoints.failed, here.device)
                 if (
                     step % config.loop.log_every == 0
                     or step % config.loop.save_every == 0
@@ -183,8 +179,9 @@ def train(config: RunConfig, run: Path) -> Path:
                     since, waited, clips = time.perf_counter(), 0.0, 0
                 log.advance(step)
                 if step % config.loop.save_every == 0 or is_last or is_stop:
-                    save(step)
+                    save(step)  # or raise what went wrong with the one before
                 if is_stop and not is_last:
+                    checkpoints.wait()
                     raise RunStopped(
                         f"stopped at step {step} of {config.total_steps} and saved; the same command goes on"
                     )
