@@ -20,11 +20,14 @@ def check_command(args: list[str]) -> None:
         min_similarity: float | None = None,
         video_limit_s: float = 30.0,
         workers: int = 2,
+        links: bool = False,
+        link_timeout_s: float = 10.0,
     ) -> None:
         """Look at every clip of a manifest once; what is wrong goes on a page, what is not into clean.jsonl.
 
         $ harvest check clips.jsonl
         $ harvest check results_10M_train.csv --videos /data/webvid --workers 32 --out checks/webvid
+        $ harvest check results_10M_train.csv --links       are the videos still where the csv says they are?
         $ harvest check clips.jsonl --caption-model openai/clip-vit-base-patch16 --min-similarity 0.2
 
         Args:
@@ -37,10 +40,13 @@ def check_command(args: list[str]) -> None:
             min_similarity: Rows whose best caption is less similar to the clip are named.
             video_limit_s: A clip that takes longer to read counts as broken.
             workers: Processes that decode.
+            links: Also ask whether the videos behind addresses (columns video, url, contentUrl, link) are still there.
+            link_timeout_s: How long a server may take to answer; it is asked three times.
         """
         from harvest.data.check import CheckConfig, write_report
         from harvest.data.check import check as run
-        from harvest.data.manifest import columns_of, read_manifest
+        from harvest.data.links import check_links
+        from harvest.data.manifest import columns_of, links_of, read_manifest
         from harvest.interfaces import HarvestError
         from harvest.progress import bar
 
@@ -57,6 +63,14 @@ def check_command(args: list[str]) -> None:
                 similarities = caption_similarities(
                     model, tokenizer, examples, workers=workers, progress=progress
                 )
+        rotted = None
+        if links:
+            addresses = {e.id: link for e, link in zip(examples, links_of(manifest), strict=True) if link}
+            if not addresses:
+                raise HarvestError(f"{manifest} has no addresses: --links has nothing to ask for")
+            with bar("asking for videos") as progress:
+                gone = check_links(list(addresses.values()), timeout_s=link_timeout_s, progress=progress)
+            rotted = {id: gone[address] for id, address in addresses.items() if address in gone}
         config = CheckConfig(min_s, min_words, min_similarity, video_limit_s)
         with bar("looking at clips") as progress:
             found = run(
@@ -64,16 +78,21 @@ def check_command(args: list[str]) -> None:
                 config,
                 columns=columns_of(manifest),
                 similarities=similarities,
+                rotted=rotted,
                 workers=workers,
                 progress=progress,
             )
         folder = out or Path(f"check-{manifest.stem}")
         write_report(folder, manifest.name, examples, found)
         print(f"{found.num_rows:,} rows of {found.num_clips:,} clips, {found.hours:.1f} hours")
-        for word in ("missing", "broken", "duplicate", "short", "silent", "unlike"):
+        for word in ("missing", "rotted", "broken", "duplicate", "short", "silent", "unlike"):
             rows = getattr(found, word)
             first = next(iter(rows.items()), None)
             print(f"{word:<10} {len(rows):>9,}" + (f"   first: {first[0]}: {first[1]}" if first else ""))
+        if found.num_addresses and rotted is None:
+            print(
+                f"{found.num_addresses:,} rows are addresses, not looked at: --links asks whether they are there"
+            )
         if found.licence_column is None:
             print("no column tells the licence (licence, license, rights)")
         print(f"page: {folder / 'check.html'}")
@@ -146,6 +165,12 @@ def prepare_command(args: list[str]) -> None:
             name, reason = next(iter(made.broken.items()))
             print(
                 f"{len(made.broken)} could not be read; first: {name}: {reason}; all: {out / 'broken.json'}"
+            )
+        left_behind = sum(bool(e.labels or e.boxes or e.question) for e in examples)
+        if left_behind:
+            print(
+                f"{left_behind:,} rows have several labels, boxes or a question, which shards do not hold: for these"
+                " tasks train from the manifest"
             )
         print(f"--data.train {out}")
 

@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 
 from harvest.data.guard import Lost, guarded_map
-from harvest.data.manifest import write_manifest
+from harvest.data.manifest import is_address, write_manifest
 from harvest.data.video import probe, read_clip
 from harvest.interfaces import Example, HarvestError
 
@@ -63,7 +63,11 @@ class Checked:
     num_rows: int
     num_clips: int
     broken: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)  # files that are not there: of links that rot
+    missing: dict[str, str] = field(default_factory=dict)  # no file, or no video behind an address
+    rotted: dict[str, str] = field(
+        default_factory=dict
+    )  # dead addresses of videos whose files are what counts
+    num_addresses: int = 0  # rows whose video is an address, which is not decoded
     duplicate: dict[str, str] = field(default_factory=dict)  # id -> the first that shows the same
     short: dict[str, str] = field(default_factory=dict)
     silent: dict[str, str] = field(default_factory=dict)  # no caption, or hardly one
@@ -92,16 +96,25 @@ def check(
     *,
     columns: Sequence[str] = (),
     similarities: Mapping[str, float] | None = None,
+    rotted: Mapping[str, str] | None = None,
     workers: int = 2,
     progress: Progress = lambda done, of: None,
 ) -> Checked:
-    """Look at every clip once. `similarities` by id are those of a row's best caption, from an image model."""
+    """Look at every clip once.
+
+    `similarities` by id are those of a row's best caption, from an image model; `rotted` by id are the reasons why
+    its address leads nowhere (`harvest.data.links`).
+    """
     if not examples:
         raise HarvestError("nothing to check: the manifest has no rows")
     clips: dict[tuple[str, float, float | None], list[Example]] = {}
     for example in examples:
         clips.setdefault((example.video, example.start_s, example.end_s), []).append(example)
-    found = Checked(len(examples), len(clips))
+    found = Checked(len(examples), len(clips), rotted=dict(rotted or {}))
+    for clip in [clip for clip in clips if is_address(clip[0])]:
+        ids = [row.id for row in clips.pop(clip)]
+        found.num_addresses += len(ids)
+        found.missing.update({id: found.rotted.pop(id) for id in ids if id in found.rotted})
     found.licence_column = next((name for name in LICENCE if name in columns), None)
     first_that_shows: dict[str, str] = {}
     seconds: list[float] = []
@@ -209,7 +222,12 @@ def histogram(values: Sequence[float]) -> list[tuple[float, int]]:
 
 def _page(name: str, found: Checked, num_clean: int) -> str:
     lists: list[tuple[str, str, dict[str, str]]] = [
-        ("Missing", "The file is not there: a link that has rotted, or another folder.", found.missing),
+        (
+            "Missing",
+            "The file is not there, or the video behind an address: a link that has rotted, or another folder.",
+            found.missing,
+        ),
+        ("Rotted", "The address leads to no video any more; the file itself counts.", found.rotted),
         ("Broken", "No picture could be decoded, or it took too long.", found.broken),
         ("Duplicate", "Three pictures and the length are those of another clip.", found.duplicate),
         ("Short", "Shorter than asked for.", found.short),

@@ -2,7 +2,7 @@
 
 A manifest is a table. Its columns are recognised by name, whatever their order and case:
 
-    the video      video, video_path, path, file, filename, filepath, file_name, clip
+    the video      video, video_path, path, file, filename, filepath, file_name, clip, url
     what is said   texts, captions, options, choices, caption, text, sentence, sentences, description,
                    label_or_caption, title, name
     the rest       id | video_id | videoid | clip_id; start_s | start | start_time; end_s | end | end_time;
@@ -12,7 +12,8 @@ Of several the first in this order counts. Several captions of one row are a lis
 `["a dog", "a dog runs"]`), or several rows name the same video. WebVid's csv (videoid, name, page_dir, …) has no
 video column: its videos are `<videos>/<page_dir>/<videoid>.mp4` or `<videos>/<videoid>.mp4`.
 
-Whether the videos exist is not looked at here: a manifest may have ten million rows.
+Whether the videos exist is not looked at here: a manifest may have ten million rows. An address (https://…, s3://…)
+stays as it is; `harvest check --links` asks whether its video is still there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from typing import Any
 
 from harvest.interfaces import Box, Example, HarvestError
 
-VIDEO = ("video", "video_path", "path", "file", "filename", "filepath", "file_name", "clip")
+VIDEO = ("video", "video_path", "path", "file", "filename", "filepath", "file_name", "clip", "url")
+LINK = ("url", "contenturl", "video_url", "link")  # of the video, beside a column for its file
 TEXTS = tuple(
     [
         "texts",
@@ -64,6 +66,11 @@ def read_manifest(
     Raises HarvestError naming the file, and the row where it is one row's mistake.
     """
     path = Path(path)
+    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+        raise HarvestError(
+            f"{path} are tar shards, which data.train and data.images read: here give the manifest that they were"
+            " prepared from"
+        )
     if not path.is_file():
         hint = " (it is a folder)" if path.is_dir() else ""
         raise HarvestError(
@@ -87,6 +94,21 @@ def columns_of(path: str | Path) -> list[str]:
     return []
 
 
+def is_address(video: str) -> bool:
+    """Is this the address of a video rather than a path?"""
+    return "://" in video
+
+
+def links_of(path: str | Path) -> list[str | None]:
+    """The address that each row of a manifest gives for its video, if it gives one."""
+    found = []
+    for _, row in _rows(Path(path)):
+        values = {str(name).strip().lower(): str(value).strip() for name, value in row.items() if value}
+        links = (values[name] for name in (*LINK, *VIDEO) if is_address(values.get(name, "")))
+        found.append(next(links, None))
+    return found
+
+
 def write_manifest(path: str | Path, examples: Iterable[Example]) -> None:
     """Write JSONL, whole or not at all. Videos under the manifest's folder are written relative to it."""
     path = Path(path)
@@ -107,7 +129,9 @@ def write_manifest(path: str | Path, examples: Iterable[Example]) -> None:
 
 def _row_of(example: Example, folder: Path) -> dict[str, Any]:
     video = Path(example.video)
-    if video.is_absolute():
+    if is_address(example.video):
+        name = example.video
+    elif video.is_absolute():
         inside = video.is_relative_to(folder)
         name = video.relative_to(folder).as_posix() if inside else video.as_posix()
     else:  # relative to where we stand, as read_manifest gives it for a relative manifest
@@ -247,13 +271,14 @@ class _Rows:
             if written is None:
                 raise HarvestError(f"{self._at(place)}: the video column is blank: give the path of a video")
             written = str(written)
+        folder = self.webvid_folder if self._is_webvid(columns) else self.folder
         id = value(*ID)
         start_s = self._number(place, "start", value(*START))
         question, answer = value("question"), value("answer")
         try:
             return Example(
                 id=self._unique(str(written if id is None else id)),
-                video=str((self.webvid_folder if self._is_webvid(columns) else self.folder) / written),
+                video=written if is_address(written) else str(folder / written),
                 texts=self._texts(place, value(*TEXTS)),
                 label=self._label(place, value("label")),
                 start_s=0.0 if start_s is None else start_s,
