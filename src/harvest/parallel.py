@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from harvest.interfaces import HarvestError
 
@@ -145,6 +146,27 @@ def merge_over_ranks(values: dict[str, Any]) -> dict[str, Any]:
     parts: list[Any] = [None] * size
     dist.all_gather_object(parts, values)
     return {key: value for part in parts for key, value in part.items()}
+
+
+def in_turns(own: Iterable[Any], device: torch.device | str = "cpu") -> Iterator[Any]:
+    """The items of all ranks on every rank, the first of each in rank order, then the second of each, to the last.
+
+    Tensors in them, also inside tuples, come to `device`. Every rank must read it to its end; alone, it gives `own`.
+    """
+    _, size = world_rank_size()
+    if size == 1:
+        yield from own
+        return
+    items = iter(own)
+    nothing = "there is no more"
+    while True:
+        parts: list[Any] = [None] * size
+        item = next(items, nothing)
+        dist.all_gather_object(parts, tree_map_only(Tensor, Tensor.cpu, item))
+        given = [part for part in parts if not isinstance(part, str)]
+        if not given:
+            return
+        yield from (tree_map_only(Tensor, lambda tensor: tensor.to(device), part) for part in given)
 
 
 def barrier() -> None:

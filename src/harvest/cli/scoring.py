@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from harvest.cli.parsing import run, write_result
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from harvest.data.sampling import FrameOrder
     from harvest.evaluation.card import Split
     from harvest.evaluation.result import Result
     from harvest.model.heads import Head
     from harvest.model.video_text import VideoTextModel
+    from harvest.parallel import World
 
 _SHOWN = {
     "forward": "encoding",
@@ -33,6 +36,13 @@ def show(result: "Result") -> None:
         console.print(finding, markup=False, highlight=False)
     for name, reason in list(result.missing.items())[:10]:
         console.print(f"not evaluated: {name}: {reason}", markup=False)
+
+
+def on_device(here: "World", *modules: "Module | None") -> None:
+    """Move what computes to this process's device."""
+    for module in modules:
+        if module is not None:
+            module.to(here.device)
 
 
 def write_card_of(
@@ -77,7 +87,9 @@ def evaluate_command(args: list[str]) -> None:
         templates: tuple[str, ...] = ("a video of {}",),
         num_frames: int | None = None,
         budget: int | None = None,
-        keep: Literal["random", "tube", "motion", "attention", "run_length", "merge"] = "motion",
+        keep: Literal[
+            "random", "tube", "motion", "attention", "run_length", "merge", "codec", "codec_or_motion"
+        ] = "motion",
         dim: int | None = None,
         num_clips: int = 1,
         num_crops: int = 1,
@@ -130,6 +142,7 @@ def evaluate_command(args: list[str]) -> None:
         from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
         from harvest.model.folder import load_head
         from harvest.model.pretrained import load_any
+        from harvest.parallel import world
         from harvest.progress import bar
         from harvest.tokens import see
 
@@ -140,41 +153,47 @@ def evaluate_command(args: list[str]) -> None:
         names = read_class_names(classes) if classes else None
         is_miniworld = (data.parent / "world.json").is_file()
 
-        def score(frame_order: "FrameOrder") -> "Result":
-            with bar(_SHOWN[frame_order]) as progress:
-                return run(
-                    loaded,
-                    tokenizer,
-                    examples,
-                    task=task,
-                    mode="image" if image else "video",
-                    num_frames=num_frames,
-                    selection=see(budget, keep),
-                    dim=dim,
-                    batch_size=batch_size,
-                    precision=precision,
-                    workers=workers,
-                    frame_order=frame_order,
-                    progress=progress,
-                    class_names=names,
-                    templates=templates,
-                    head=head,
-                    num_clips=num_clips,
-                    num_crops=num_crops,
-                    with_dual_softmax=dual_softmax,
-                    rerank_top_k=rerank_top_k,
-                    with_matching=matching,
-                )
+        with world() as here:
+            on_device(here, loaded, head)
 
-        if motion_truth or (is_miniworld and not image and not _is_given(args, "--no-motion-truth")):
-            result = with_motion_truth(score)
-        else:
-            result = score("forward")
-        show(result)
-        write_result(result, out)
-        if card is not None:
-            split = split_of(examples, data.name, names)
-            write_card_of(result, split, loaded, head, source=model, typed=["evaluate", *args], folder=card)
+            def score(frame_order: "FrameOrder") -> "Result":
+                with bar(_SHOWN[frame_order], quiet=not here.is_main) as progress:
+                    return run(
+                        loaded,
+                        tokenizer,
+                        examples,
+                        task=task,
+                        mode="image" if image else "video",
+                        num_frames=num_frames,
+                        selection=see(budget, keep),
+                        dim=dim,
+                        batch_size=batch_size,
+                        precision=precision,
+                        workers=workers,
+                        frame_order=frame_order,
+                        progress=progress,
+                        class_names=names,
+                        templates=templates,
+                        head=head,
+                        num_clips=num_clips,
+                        num_crops=num_crops,
+                        with_dual_softmax=dual_softmax,
+                        rerank_top_k=rerank_top_k,
+                        with_matching=matching,
+                    )
+
+            if motion_truth or (is_miniworld and not image and not _is_given(args, "--no-motion-truth")):
+                result = with_motion_truth(score)
+            else:
+                result = score("forward")
+            if here.is_main:
+                show(result)
+                write_result(result, out)
+                if card is not None:
+                    split = split_of(examples, data.name, names)
+                    write_card_of(
+                        result, split, loaded, head, source=model, typed=["evaluate", *args], folder=card
+                    )
 
     run(evaluate, args)
 
@@ -278,6 +297,7 @@ def benchmark_command(args: list[str]) -> None:
         from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
         from harvest.model.folder import load_head
         from harvest.model.pretrained import load_any
+        from harvest.parallel import world
         from harvest.progress import bar
 
         check_complete(data, allow_missing=allow_missing)  # before the model is loaded
@@ -286,35 +306,41 @@ def benchmark_command(args: list[str]) -> None:
         head = load_head(Path(model)) if has_head else None
         detected = None if boxes is None else read_boxes(boxes)
 
-        def score(frame_order: "FrameOrder") -> "Result":
-            with bar(_SHOWN[frame_order]) as progress:
-                return score_benchmark(
-                    loaded,
-                    tokenizer,
-                    data,
-                    allow_missing=allow_missing,
-                    head=head,
-                    detected=detected,
-                    num_clips=num_clips,
-                    num_crops=num_crops,
-                    with_dual_softmax=dual_softmax,
-                    rerank_top_k=rerank_top_k,
-                    with_matching=matching,
-                    mode="image" if image else "video",
-                    num_frames=num_frames,
-                    batch_size=batch_size,
-                    precision=precision,
-                    workers=workers,
-                    frame_order=frame_order,
-                    progress=progress,
-                )
+        with world() as here:
+            on_device(here, loaded, head)
 
-        result = with_motion_truth(score) if motion_truth else score("forward")
-        show(result)
-        write_result(result, out)
-        if card is not None:
-            rows = Split(f"{data.name} {data.split}", data.digest, len(data.examples), {})
-            write_card_of(result, rows, loaded, head, source=model, typed=["benchmark", *args], folder=card)
+            def score(frame_order: "FrameOrder") -> "Result":
+                with bar(_SHOWN[frame_order], quiet=not here.is_main) as progress:
+                    return score_benchmark(
+                        loaded,
+                        tokenizer,
+                        data,
+                        allow_missing=allow_missing,
+                        head=head,
+                        detected=detected,
+                        num_clips=num_clips,
+                        num_crops=num_crops,
+                        with_dual_softmax=dual_softmax,
+                        rerank_top_k=rerank_top_k,
+                        with_matching=matching,
+                        mode="image" if image else "video",
+                        num_frames=num_frames,
+                        batch_size=batch_size,
+                        precision=precision,
+                        workers=workers,
+                        frame_order=frame_order,
+                        progress=progress,
+                    )
+
+            result = with_motion_truth(score) if motion_truth else score("forward")
+            if here.is_main:
+                show(result)
+                write_result(result, out)
+                if card is not None:
+                    rows = Split(f"{data.name} {data.split}", data.digest, len(data.examples), {})
+                    write_card_of(
+                        result, rows, loaded, head, source=model, typed=["benchmark", *args], folder=card
+                    )
 
     run(benchmark, args)
 

@@ -754,13 +754,16 @@ class _Clips(Dataset):
         return frames.index_select(frames.ndim - 4, places)
 
     def batches(
-        self, *, batch_size: int, workers: int
+        self, *, batch_size: int, workers: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor, list[tuple[int, str]]]]:
-        """(clip numbers, uint8 [b, T, 3, S, S], [(clip number, reason)]) in the order of the clips."""
+        """(clip numbers, uint8 [b, T, 3, S, S], [(clip number, reason)]) in the order of the clips.
+
+        Of several processes each reads every so many-th batch.
+        """
         lists = [
             list(range(start, min(start + batch_size, len(self))))
             for start in range(0, len(self), batch_size)
-        ]
+        ][rank::world]
         loader = DataLoader(
             self,
             sampler=lists,
@@ -786,6 +789,8 @@ def eval_batches(
     workers: int = 2,
     crop: Literal["center", "squash"] = "center",
     frame_order: FrameOrder = "forward",
+    rank: int = 0,
+    world: int = 1,
     on_broken: Callable[[Example, str], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(clip numbers int64 `[b]`, video uint8 `[b, T, 3, S, S]`) for every clip once, in the manifest's order.
@@ -793,15 +798,19 @@ def eval_batches(
     Clip numbers are those of `clip_numbers(examples)`, so that a clip with several captions is decoded once.
     Times are the middles of the segments, shown in `frame_order`. A clip that cannot be read is left out and handed to `on_broken`
     with its reason; batches hold at most `batch_size` clips and are never empty.
+
+    Of `world` processes the one of this `rank` reads every `world`-th batch, also one of which nothing could be read,
+    so that batch n of all is batch n // world of rank n % world.
     """
     clip_of = clip_numbers(examples)
     if not len(clip_of):
         return
     chosen = [examples[row] for row in _first_rows(clip_of, int(clip_of.max()) + 1)]
     clips = _Clips(chosen, num_frames, image_size, crop, frame_order)
-    for numbers, video, refused in clips.batches(batch_size=batch_size, workers=workers):
+    batches = clips.batches(batch_size=batch_size, workers=workers, rank=rank, world=world)
+    for numbers, video, refused in batches:
         for number, reason in refused:
             if on_broken is not None:
                 on_broken(chosen[number], reason)
-        if len(numbers):
+        if len(numbers) or world > 1:
             yield numbers, video

@@ -59,6 +59,8 @@ def view_batches(
     batch_size: int,
     workers: int = 2,
     frame_order: FrameOrder = "forward",
+    rank: int = 0,
+    world: int = 1,
     on_broken: Callable[[Example, str], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """As `eval_batches`, with `num_clips` x `num_crops` views of every clip: video uint8 `[b, views, T, 3, S, S]`.
@@ -75,9 +77,10 @@ def view_batches(
     clips = _Views(
         chosen, num_frames, image_size, num_clips=num_clips, num_crops=num_crops, frame_order=frame_order
     )
-    for numbers, video, refused in clips.batches(batch_size=batch_size, workers=workers):
+    batches = clips.batches(batch_size=batch_size, workers=workers, rank=rank, world=world)
+    for numbers, video, refused in batches:
         for number, reason in refused:
             if on_broken is not None:
                 on_broken(chosen[number], reason)
-        if len(numbers):
+        if len(numbers) or world > 1:
             yield numbers, video

@@ -11,7 +11,7 @@ from harvest.data.labels import check_labels, check_same_names
 from harvest.data.loader import clip_numbers
 from harvest.data.sampling import FrameOrder
 from harvest.data.views import view_batches
-from harvest.evaluation.embed import evaluating, kept
+from harvest.evaluation.embed import evaluating, kept, share_broken, shared
 from harvest.evaluation.metrics import (
     choice_credit,
     class_rankings,
@@ -23,7 +23,7 @@ from harvest.evaluation.result import Credits, Result
 from harvest.interfaces import Example, HarvestError
 from harvest.model.heads import ClipHead
 from harvest.model.video_text import VideoTextModel
-from harvest.parallel import Precision
+from harvest.parallel import Precision, world_rank_size
 from harvest.progress import OnProgress
 from harvest.tokens import Selection
 
@@ -122,7 +122,8 @@ def score_views(
     views = num_clips * num_crops
     parts: list[Tensor] = []
     done = 0
-    for numbers, video in view_batches(
+    rank, size = world_rank_size()
+    read = view_batches(
         examples,
         num_frames=num_frames,
         image_size=model.config.video.image_size,
@@ -131,23 +132,31 @@ def score_views(
         batch_size=max(1, batch_size // views),
         workers=workers,
         frame_order=frame_order,
+        rank=rank,
+        world=size,
         on_broken=note,
-    ):
+    )
+
+    def chances(numbers: Tensor, video: Tensor) -> tuple[Tensor]:
         with evaluating(model, precision):
             scores = classify(video.flatten(0, 1).to(model.log_scale.device)).float()
-            chances = scores.sigmoid() if several else scores.softmax(dim=-1)
-        parts.append(chances.view(len(numbers), views, -1).mean(dim=1).cpu())
+            found = scores.sigmoid() if several else scores.softmax(dim=-1)
+        return (found.view(len(numbers), views, -1).mean(dim=1),)
+
+    for numbers, (found,) in shared(read, chances, device=torch.device("cpu")):
+        parts.append(found.cpu())
         row[numbers] = torch.arange(done, done + len(numbers))
         done += len(numbers)
         if progress is not None:
             progress(done, len(row))
+    share_broken(broken, examples)
     if not parts:
         name, reason = next(iter(broken.items()))
         raise HarvestError(f"none of the {len(row)} videos could be read; the first, {name!r}: {reason}")
-    found = torch.cat(parts)
-    if not found.isfinite().all():
+    scores = torch.cat(parts)
+    if not scores.isfinite().all():
         raise HarvestError("the scores are not finite: the model's weights are broken")
-    return found, row[clip_of], broken
+    return scores, row[clip_of], broken
 
 
 def report(

@@ -15,14 +15,14 @@ from torch import Tensor
 from harvest.data.labels import check_same_names
 from harvest.data.loader import eval_batches
 from harvest.data.sampling import FrameOrder
-from harvest.evaluation.embed import evaluating
+from harvest.evaluation.embed import evaluating, share_broken, shared
 from harvest.evaluation.metrics import frame_rankings, mean_average_precision, resampled_mean_ap
 from harvest.evaluation.result import Result
 from harvest.interfaces import Box, Example, HarvestError
 from harvest.model.heads import BoxHead
 from harvest.model.regions import region_features
 from harvest.model.video_text import VideoTextModel
-from harvest.parallel import Precision
+from harvest.parallel import Precision, world_rank_size
 from harvest.progress import OnProgress
 
 
@@ -65,7 +65,8 @@ def detection(
     frame: list[Tensor] = []
     number_of = {id: number for number, id in enumerate(ids)}
     done = 0
-    for numbers, video in eval_batches(
+    rank, size = world_rank_size()
+    read = eval_batches(
         seen,
         num_frames=frames,
         image_size=model.config.video.image_size,
@@ -73,8 +74,13 @@ def detection(
         workers=workers,
         crop="squash",
         frame_order=frame_order,
+        rank=rank,
+        world=size,
         on_broken=lambda example, reason: broken.update({example.id: reason}),
-    ):
+    )
+
+    def actions(numbers: Tensor, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The sides of every box, its scores, and the number of its picture."""
         shown = [seen[number] for number in numbers.tolist()]
         counts = torch.tensor([len(given[e.id]) for e in shown])
         owner = torch.arange(len(shown)).repeat_interleave(counts)
@@ -84,12 +90,16 @@ def detection(
             tokens = model.video_features(video.to(device)).tokens
             places = model.grid(video).num_places
             found = head(region_features(tokens, places, sides.to(device), owner.to(device)))
+        return sides, found.float().sigmoid().cpu(), torch.tensor([number_of[e.id] for e in shown])[owner]
+
+    for numbers, (sides, found, pictures) in shared(read, actions, device=torch.device("cpu")):
         boxes.append(sides)
-        scores.append(found.float().sigmoid().cpu())
-        frame.append(torch.tensor([number_of[e.id] for e in shown])[owner])
-        done += len(shown)
+        scores.append(found)
+        frame.append(pictures)
+        done += len(numbers)
         if progress is not None:
             progress(done, len(seen))
+    share_broken(broken, seen)
     if not scores:
         name, reason = next(iter(broken.items()))
         raise HarvestError(f"none of the {len(seen)} pictures could be read; the first, {name!r}: {reason}")

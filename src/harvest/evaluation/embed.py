@@ -6,10 +6,10 @@ encoded once however often it stands there: equal texts then have equal scores t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,14 @@ from harvest.interfaces import Example, HarvestError, Kept, VideoFeatures
 from harvest.model.nesting import shorten
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel, own_attention
-from harvest.parallel import Precision, autocast, generator_for
+from harvest.parallel import (
+    Precision,
+    autocast,
+    generator_for,
+    in_turns,
+    merge_over_ranks,
+    world_rank_size,
+)
 from harvest.progress import OnProgress
 from harvest.tokens import Selection, choose
 
@@ -71,13 +78,15 @@ def read_clips(
     workers: int = 0,
     selection: Selection | None = None,
     for_head: bool = False,
+    with_tokens: bool = True,
     frame_order: FrameOrder = "forward",
     progress: OnProgress | None = None,
 ) -> Clips:
     """Decode and encode the videos of a manifest; see `embed_videos` for the settings.
 
     `for_head` gives what heads read, `VideoTextModel.video_features`, instead of embeddings; `frame_order` takes time
-    from the clips (`sampling.FrameOrder`).
+    from the clips (`sampling.FrameOrder`). On several processes the batches are shared out and every process gets all
+    of them, in the order that one would have; without `with_tokens` tokens are left where they were computed.
     """
     if for_head and mode == "image":
         raise HarvestError(
@@ -96,30 +105,39 @@ def read_clips(
     def note(example: Example, reason: str) -> None:
         broken.update({examples[place].id: reason for place in users[clip_of_example[example]]})
 
+    rank, size = world_rank_size()
+
+    def encode(numbers: Tensor, video: Tensor) -> VideoFeatures:
+        if for_head:
+            with evaluating(model, precision):
+                video = video.to(model.log_scale.device)
+                keep = None if selection is None else kept(model, video, selection)
+                features = model.video_features(video, keep)
+        else:
+            features = encode_clips(model, video, mode=mode, precision=precision, selection=selection)
+        return features if with_tokens or size == 1 else features._replace(tokens=features.tokens[:, :0])
+
     def batches() -> Iterator[tuple[list[list[int]], VideoFeatures]]:
         is_any = False
-        for numbers, video in eval_batches(
+        read = eval_batches(
             examples,
             num_frames=frames,
             image_size=model.config.video.image_size,
             batch_size=batch_size,
             workers=workers,
             frame_order=frame_order,
+            rank=rank,
+            world=size,
             on_broken=note,
-        ):
+        )
+        for numbers, features in shared(read, encode, device=model.log_scale.device):
             is_any = True
-            if for_head:
-                with evaluating(model, precision):
-                    video = video.to(model.log_scale.device)
-                    keep = None if selection is None else kept(model, video, selection)
-                    features = model.video_features(video, keep)
-            else:
-                features = encode_clips(model, video, mode=mode, precision=precision, selection=selection)
             yield [users[number] for number in numbers.tolist()], features
             if progress is not None:
                 progress(int(numbers[-1]) + 1, len(users))
         if progress is not None:
             progress(len(users), len(users))
+        share_broken(broken, examples)
         if not is_any:
             name, reason = next(iter(broken.items()))
             raise HarvestError(
@@ -127,6 +145,36 @@ def read_clips(
             )
 
     return Clips(batches(), broken, frames, mode)
+
+
+Encoded = TypeVar("Encoded", bound=tuple[Any, ...])
+
+
+def shared(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    encode: Callable[[Tensor, Tensor], Encoded],
+    *,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Encoded]]:
+    """Clip numbers and what `encode(numbers, video)` makes of each batch, in the order that one process would have.
+
+    `batches` are this process's, as `eval_batches` gives them for its rank; every process gets those of all.
+    """
+
+    def own() -> Iterator[tuple[Tensor, Encoded | None]]:
+        for numbers, video in batches:
+            yield numbers, encode(numbers, video) if len(numbers) else None
+
+    for numbers, encoded in in_turns(own(), device):
+        if encoded is not None:
+            yield numbers.cpu(), encoded
+
+
+def share_broken(broken: dict[str, str], examples: Sequence[Example]) -> None:
+    """Add what other processes could not read, all in the order of the manifest."""
+    found = dict(merge_over_ranks(broken))
+    broken.clear()
+    broken.update({e.id: found[e.id] for e in examples if e.id in found})
 
 
 def encode_clips(
@@ -199,6 +247,7 @@ def embed_videos(
         precision=precision,
         workers=workers,
         selection=selection,
+        with_tokens=False,
         frame_order=frame_order,
         progress=progress,
     )

@@ -24,14 +24,14 @@ from torch import Tensor
 from harvest.data.labels import check_labels
 from harvest.data.loader import clip_numbers, eval_batches
 from harvest.evaluation.classification import report, views_said
-from harvest.evaluation.embed import evaluating
+from harvest.evaluation.embed import evaluating, share_broken, shared
 from harvest.evaluation.metrics import choice_credit
 from harvest.evaluation.result import Result
 from harvest.interfaces import Example, HarvestError, VideoFeatures
 from harvest.model.heads import AttentiveHead, HeadConfig
 from harvest.model.video_text import VideoTextModel
 from harvest.model.weights import digest_of
-from harvest.parallel import Precision, generator_for
+from harvest.parallel import Precision, generator_for, world_rank_size
 from harvest.progress import OnProgress
 
 Kind = Literal["linear", "attentive"]
@@ -202,28 +202,37 @@ def read_features(
         clip = clip_at[example]
         broken.update({e.id: reason for e, c in zip(examples, clip_of.tolist(), strict=True) if c == clip})
 
-    for numbers, video in eval_batches(
+    rank, size = world_rank_size()
+    read = eval_batches(
         examples,
         num_frames=num_frames,
         image_size=model.config.video.image_size,
         batch_size=batch_size,
         workers=workers,
+        rank=rank,
+        world=size,
         on_broken=note,
-    ):
+    )
+
+    def encode(numbers: Tensor, video: Tensor) -> tuple[Tensor]:
         with evaluating(model, precision):
             features = model.video_features(video.to(model.log_scale.device))
-        parts.append((features.pooled if kind == "linear" else features.tokens).half().cpu())
+        return ((features.pooled if kind == "linear" else features.tokens).half(),)
+
+    for numbers, (feature,) in shared(read, encode, device=torch.device("cpu")):
+        parts.append(feature.cpu())
         rows[numbers] = torch.arange(done, done + len(numbers))
         done += len(numbers)
         if progress is not None:
             progress(done, num_clips)
+    share_broken(broken, examples)
     if not parts:
         name, reason = next(iter(broken.items()))
         raise HarvestError(f"none of the {num_clips} videos could be read; the first, {name!r}: {reason}")
     values = torch.cat(parts)
     if not values.isfinite().all():
         raise HarvestError("the features are not finite in half precision: the model's weights are broken")
-    if path is not None:
+    if path is not None and rank == 0:
         _keep(path, values, rows, broken)
     return Features(values, rows[clip_of], broken)
 

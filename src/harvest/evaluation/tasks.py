@@ -147,6 +147,7 @@ def evaluate(
             workers=workers,
             selection=selection,
             for_head=task == "qa" and head is not None,
+            with_tokens=reads_pairs or task in ("qa", "masked_words"),
             frame_order=frame_order,
             progress=progress,
         )
