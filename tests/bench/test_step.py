@@ -34,6 +34,8 @@ def test_variants_are_measured_side_by_side() -> None:
         assert row.steps >= 2 and row.batch == 2
         assert row.clips_per_s == pytest.approx(2 / row.step_s)
         assert row.gflop_per_s == pytest.approx(row.gflop_per_clip * row.clips_per_s)
+        assert row.ceiling_gflop_per_s > 0 and row.peak_gb is None  # a CPU's is the process's
+        assert row.mfu == pytest.approx(row.gflop_per_s / row.ceiling_gflop_per_s)
     assert result.rows[0].speedup == 1.0
     assert result.rows[1].gflop_per_clip < result.rows[0].gflop_per_clip / 4
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
-
+from harvest.bench.ceiling import matmul_gflop_per_s, wait_for
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
@@ -29,6 +30,7 @@ from harvest.objectives.post_pretraining import PostPretraining, PostPretraining
 from harvest.parallel import Precision, autocast
 from harvest.tokens import Selection, num_kept
 from harvest.training.optim import OptimConfig, build_optimizer
+from torch import Tensor
 
 Size = Literal["b16", "l14", "mini"]
 Stepper = Callable[[Batch, Selection, int], float]
@@ -146,6 +148,12 @@ class StepTime:
     gflop_per_clip: float
     """By formula: matrix products of the model, the backward pass counted twice the forward where it is computed."""
     gflop_per_s: float
+    ceiling_gflop_per_s: float
+    """Of matrix products alone, measured in the same run at the sizes of this variant's MLPs, in its precision."""
+    mfu: float
+    """Model FLOP utilisation: `gflop_per_s / ceiling_gflop_per_s`."""
+    peak_gb: float | None
+    """Most memory of the device in use during a step; None on a CPU, whose `machine` row has the process's."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +226,8 @@ def measure_steps(
             "checkpointing": checkpointing,
             "seconds": seconds,
         },
-        machine=describe_machine(place),
-        rows=_rows(variants, config, words=words, cache_texts=cache_texts),
+        machine=describe_machine(place) | {"peak resident GB": round(peak_resident_gb(), 2)},
+        rows=_rows(variants, config, words=words, cache_texts=cache_texts, precision=precision, place=place),
     )
 
 
@@ -311,11 +319,6 @@ def make_stepper(objective: PostPretraining, precision: Precision, device: torch
     return step
 
 
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 @dataclass
 class Variant:
     """What takes turns with others: a step of some objective on some clips, seeing some of their tubelets."""
@@ -325,9 +328,15 @@ class Variant:
     step: Stepper
     clips: Batch
     times: list[float] = field(default_factory=list)
+    peak_gb: float | None = None
 
     def run(self) -> None:
+        device = self.clips.video.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         self.times.append(self.step(self.clips, self.selection, len(self.times)))
+        if device.type == "cuda":
+            self.peak_gb = max(self.peak_gb or 0.0, torch.cuda.max_memory_allocated(device) / 1e9)
 
 
 def warm_up(variants: Sequence[Variant]) -> None:
@@ -359,25 +368,43 @@ def step_gflop(
     forward where weights are trained, once where it only passes through to the mask embedding.
     """
     video, text = config.video, config.words
-    prefix = {"none": 0, "clip": 1, "frame": video.num_times}[video.prefix]
-    seen = kept + prefix
-    patches = kept * video.tubelet_size * 3 * video.patch_size**2 * video.width
-    encoder = video.depth * _block_mac(seen, video.width, video.mlp_width)
-    tower = text.depth * _block_mac(words, text.width, text.mlp_width)
+    patches, encoder = video_mac(video, kept)
+    tower = text_mac(text, words)
     macs: float = 2 * patches + 3 * encoder  # the pixels need no gradient
     if not cache_texts:
         macs += tower
     macs += 2 * tower  # the masked caption: forward, and backward to the mask embedding
     if config.fusion is not None:
-        width = text.width
-        block = _block_mac(words, width, 4 * width)
-        cross = 2 * words * width**2 + 2 * kept * width**2 + 2 * words * kept * width
-        hidden = max(1.0, text_mask_ratio * (words - 2))
-        head = hidden * (width**2 + width * text.vocab_size)
-        macs += 3 * (
-            kept * video.width * width + words * width**2 + config.fusion.depth * (block + cross) + head
-        )
+        macs += 3 * fusion_mac(config, kept=kept, words=words, text_mask_ratio=text_mask_ratio)
     return 2 * macs / 1e9
+
+
+def video_mac(video: VideoEncoderConfig, kept: int) -> tuple[int, int]:
+    """Forward MACs of a clip of which `kept` tubelets are seen: of the patch embedding, and of the blocks."""
+    patches = kept * video.tubelet_size * 3 * video.patch_size**2 * video.width
+    return patches, video.depth * _block_mac(num_seen(video, kept), video.width, video.mlp_width)
+
+
+def num_seen(video: VideoEncoderConfig, kept: int) -> int:
+    """Tokens in the blocks: the kept tubelets and the prefix."""
+    return kept + {"none": 0, "clip": 1, "frame": video.num_times}[video.prefix]
+
+
+def text_mac(text: TextEncoderConfig, words: int) -> int:
+    """Forward MACs of a caption."""
+    return text.depth * _block_mac(words, text.width, text.mlp_width)
+
+
+def fusion_mac(config: ModelConfig, *, kept: int, words: int, text_mask_ratio: float) -> float:
+    """Forward MACs of a caption that looks at a clip, and of the head at its hidden words."""
+    if config.fusion is None:
+        return 0.0
+    width = config.words.width
+    block = _block_mac(words, width, 4 * width)
+    cross = 2 * words * width**2 + 2 * kept * width**2 + 2 * words * kept * width
+    hidden = max(1.0, text_mask_ratio * (words - 2))
+    head = hidden * (width**2 + width * config.words.vocab_size)
+    return kept * config.video.width * width + words * width**2 + config.fusion.depth * (block + cross) + head
 
 
 def _block_mac(tokens: int, width: int, mlp_width: int) -> int:
@@ -385,7 +412,13 @@ def _block_mac(tokens: int, width: int, mlp_width: int) -> int:
 
 
 def _rows(
-    variants: list[Variant], config: ModelConfig, *, words: int, cache_texts: bool
+    variants: list[Variant],
+    config: ModelConfig,
+    *,
+    words: int,
+    cache_texts: bool,
+    precision: Precision,
+    place: torch.device,
 ) -> tuple[StepTime, ...]:
     clips_per_s = {
         (v.name, v.selection.drop_ratio): len(v.clips.video) / statistics.median(v.times) for v in variants
@@ -396,6 +429,13 @@ def _rows(
         ratio, kept = v.selection.drop_ratio, num_kept(num_tubelets, v.selection.drop_ratio)
         gflop = step_gflop(config, kept=kept, words=words, cache_texts=cache_texts and v.name == "harvest")
         rate, whole = clips_per_s[v.name, ratio], clips_per_s.get((v.name, 0.0))
+        ceiling = matmul_gflop_per_s(
+            len(v.clips.video) * kept,
+            config.video.width,
+            config.video.mlp_width,
+            precision="fp32" if v.name == "reference" else precision,
+            device=place,
+        )
         rows.append(
             StepTime(
                 variant=v.name,
@@ -409,6 +449,9 @@ def _rows(
                 speedup=rate / whole if whole else None,
                 gflop_per_clip=gflop,
                 gflop_per_s=gflop * rate,
+                ceiling_gflop_per_s=ceiling,
+                mfu=gflop * rate / ceiling,
+                peak_gb=v.peak_gb,
             )
         )
     return tuple(rows)
@@ -430,6 +473,12 @@ def describe_machine(device: torch.device) -> dict[str, object]:
     }
 
 
+def peak_resident_gb() -> float:
+    """The most memory that this process has held so far."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on a Mac bytes
+    return most / (1e9 if sys.platform == "darwin" else 1e6)
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -439,7 +488,19 @@ def _cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-_HEADINGS = ("variant", "drop", "batch", "kept", "step", "clips/s", "speed-up", "GFLOP/clip", "GFLOP/s")
+_HEADINGS = (
+    "variant",
+    "drop",
+    "batch",
+    "kept",
+    "step",
+    "clips/s",
+    "speed-up",
+    "GFLOP/clip",
+    "GFLOP/s",
+    "MFU",
+    "memory",
+)
 
 
 def print_result(result: StepBench) -> None:
@@ -455,6 +516,8 @@ def print_result(result: StepBench) -> None:
             f"{row.speedup:.1f} x" if row.speedup is not None else "",
             f"{row.gflop_per_clip:.1f}",
             f"{row.gflop_per_s:.0f}",
+            f"{100 * row.mfu:.0f} %",
+            f"{row.peak_gb:.1f} GB" if row.peak_gb is not None else "",
         )
         for row in result.rows
     ]

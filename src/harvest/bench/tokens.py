@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from harvest.bench.ceiling import wait_for
 from harvest.bench.plot import lines
 from harvest.bench.step import (
     Size,
@@ -28,7 +29,6 @@ from harvest.bench.step import (
     print_table,
     random_batch,
     take_turns,
-    wait_for,
     warm_up,
 )
 from harvest.interfaces import Batch, HarvestError
@@ -86,9 +86,7 @@ def tokens_command(
         seconds=seconds,
         device=device,
     )
-    print(", ".join(f"{name} {value}" for name, value in result.settings.items()))
-    print(", ".join(str(value) for value in result.machine.values()))
-    print_table(_HEADINGS, [_cells(row) for row in result.rows])
+    print_result(result)
     if any(compile):
         print(f"graphs compiled after warm-up: {result.compiled_after_warm_up}")
     for path, text in ((out, json.dumps(dataclasses.asdict(result), indent=1)), (plot, _drawn(result))):
@@ -245,6 +243,13 @@ def _peak_gb(variant: Variant, device: torch.device) -> float | None:
 
 
 _HEADINGS = ("keep", "kept", "batch", "compile", "step ms", "clips/s", "choose ms", "%", "GB")
+
+
+def print_result(result: TokenBench) -> None:
+    """Settings, machine and a table."""
+    print(", ".join(f"{name} {value}" for name, value in result.settings.items()))
+    print(", ".join(str(value) for value in result.machine.values()))
+    print_table(_HEADINGS, [_cells(row) for row in result.rows])
 
 
 def _cells(row: TokenTime) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harvest.bench.step import describe_machine, print_table, random_batch, wait_for
+from harvest.bench.ceiling import wait_for
+from harvest.bench.step import describe_machine, print_table, random_batch
 from harvest.interfaces import Batch, HarvestError
 from harvest.model.alignment import student_tower
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig

@@ -14,7 +14,7 @@ from harvest.cli.models import blend_command, convert_command
 from harvest.cli.parsing import nearest
 from harvest.cli.scoring import benchmark_command, compare_command, evaluate_command, probe_command
 from harvest.cli.searching import index_command, moments_command, search_command, serve_command
-from harvest.cli.training import demo_command, recipes_command, train_command
+from harvest.cli.training import demo_command, plan_command, recipes_command, train_command
 
 ABOUT = f"""harvest {__version__}: turn an image-text model into a video-text model, and use it
 
@@ -24,6 +24,7 @@ usage: harvest COMMAND [options]        harvest COMMAND --help for examples
   recipes     list the training recipes
   check       look at every clip of a manifest: broken, duplicate, short, silent, and statistics on a page
   prepare     pack a manifest's clips, trimmed and scaled, into tar shards that training reads fast
+  plan        what a run will take: memory, clips a second, hours, loader workers
   train       run a recipe, or go on with it: harvest train harvest-b16 --data.train clips.csv
   evaluate    zero-shot retrieval, multiple choice, recognition, question answering
   probe       what a frozen model knows: a head on features that are computed once
@@ -41,13 +42,25 @@ usage: harvest COMMAND [options]        harvest COMMAND --help for examples
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code.
+    """Run one command; returns the exit code, where it is not one of several processes that torchrun started.
 
     A user's mistake is one message on stderr and code 2, what the machine refuses (a full disk) code 1, and a
     run that was stopped and saved code 130.
     """
+    code = _told(list(sys.argv[1:] if argv is None else argv))
+    if argv is None and "RANK" in os.environ:
+        # Everything is written. At its own end Python would take gloo's groups apart while their threads run, which now
+        # and then aborts a rank that has done all it had to.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _told(args: list[str]) -> int:
+    """Run a command, and say in a sentence what went wrong."""
     try:
-        code = _main(list(sys.argv[1:] if argv is None else argv))
+        code = _main(args)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -89,6 +102,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "recipes": recipes_command,
     "check": check_command,
     "prepare": prepare_command,
+    "plan": plan_command,
     "train": train_command,
     "evaluate": evaluate_command,
     "benchmark": benchmark_command,

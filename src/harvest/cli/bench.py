@@ -7,6 +7,7 @@ from harvest.cli.parsing import print_json, run
 
 WHAT = """usage: harvest bench WHAT [options]        harvest bench WHAT --help for examples
 
+  all         the machine in one file: step, data and tokens, each for a short time
   step        the training step, with and without dropping patches
   data        reading clips: whole, by seeking, from shards; how long training waits for them
   tokens      ways of choosing tokens x budgets x batches, timed, with a plot
@@ -23,6 +24,7 @@ def bench_command(args: list[str]) -> None:
     from harvest.interfaces import HarvestError
 
     commands: dict[str, Callable[[], Callable[..., None]]] = {
+        "all": _all,
         "step": _step,
         "data": _data,
         "tokens": _tokens,
@@ -37,6 +39,12 @@ def bench_command(args: list[str]) -> None:
 
 
 # Each imports only when it is asked for: a machine that only trains has no video libraries.
+
+
+def _all() -> Callable[..., None]:
+    from harvest.bench.all import all_command
+
+    return all_command
 
 
 def _step() -> Callable[..., None]:
