@@ -524,6 +524,8 @@ def test_the_matching_head_orders_the_first_again(
         torch.manual_seed(0)
         fusion = FusionConfig(depth=1, num_heads=2, matches=True)
         model, _ = as_video_model(image, num_frames=8, tubelet_size=2, fusion=fusion)
+        assert model.fusion is not None and model.fusion.head_match is not None
+        model.fusion.head_match.weight.data *= 100  # untrained, it would be outvoted by the cosines
     save_model(tmp_path / "model", model, tokenizer)
     with build(some_clips, tmp_path / "library", tmp_path / "model") as index:
         plain = index.search("a red circle", k=12)
@@ -545,8 +547,30 @@ def test_the_matching_head_orders_the_first_again(
                     end_s=hit.end_s,
                 )
                 logits = model.match(model.fuse(model.encode_video(clip.frames[None]), words), words)
-                matches.append(float(logits[0, 1] - logits[0, 0]))
+                odds = float(logits[0, 1] - logits[0, 0])
+                matches.append(odds + float(model.log_scale.exp()) * hit.score)
+                assert hit.agreement == pytest.approx(matches[-1], abs=1e-3)
         assert matches == sorted(matches, reverse=True)
+        assert all(hit.agreement is None for hit in plain.hits + again.hits[6:])
+        assert any("calibrate" in note for note in again.notes)
+
+    with build(some_clips, tmp_path / "library", rerank=6) as index:  # from now on always, and calibrated
+        third = index.search("a red circle", k=12)
+        assert [hit.moment for hit in third.hits] == [hit.moment for hit in again.hits]
+        stored = index._library.database.get("tops_reranked")
+        assert stored is not None
+        tops = np.frombuffer(stored, "<f4")
+        assert len(tops) == len(BANK) and third.notes == ()
+        for hit in third.hits[:6]:
+            assert hit.agreement is not None and hit.chance == chance_of(hit.agreement, tops)
+        assert third.is_there is any(hit.chance <= 0.05 for hit in third.hits[:6])
+        asked = index.search(BANK[3], k=6)  # a background query has its own best among the background's
+        assert max(hit.agreement for hit in asked.hits) == pytest.approx(
+            tops[np.abs(tops - max(hit.agreement for hit in asked.hits)).argmin()], abs=1e-3
+        )
+        assert [h.moment for h in index.search("a red circle", k=12, rerank=0).hits] == [
+            hit.moment for hit in plain.hits
+        ]
         index.file(plain.hits[0].moment.video).unlink()  # and nobody has indexed since
         left = index.search("a red circle", k=12, rerank=6)
         gone = {hit.moment.id for hit in plain.hits[:6] if hit.moment.video == plain.hits[0].moment.video}

@@ -27,6 +27,7 @@ def index_command(args: list[str]) -> None:
         keep: Literal["random", "tube", "motion"] | None = None,
         background: Path | None = None,
         store: str | None = None,
+        rerank: int | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
         batch_size: int = 32,
         workers: int = 1,
@@ -50,6 +51,7 @@ def index_command(args: list[str]) -> None:
             keep: Which tubelets those are; new libraries take motion.
             background: File of sentences that nothing in the library matches, one a line, to calibrate scores against.
             store: Address of a Qdrant server for the vectors, http://HOST:6333/NAME; without it the library's folder.
+            rerank: Let the model's matching head read so many first answers of each search again, and calibrate that.
             workers: Videos decoded at a time.
             verify: Read every file to see whether it changed, where otherwise its size and time tell.
             reindex: Forget everything and start anew, for another model or other settings.
@@ -72,6 +74,7 @@ def index_command(args: list[str]) -> None:
                 cutting=dataclasses.replace(Cutting(), **given) if given else None,  # type: ignore[arg-type]
                 background=background,
                 store=store,
+                rerank=rerank,
                 precision=precision,
                 batch_size=batch_size,
                 workers=workers,
@@ -115,7 +118,7 @@ def search_command(args: list[str]) -> None:
         min_duration_s: float | None = None,
         max_duration_s: float | None = None,
         k: int = 10,
-        rerank: int = 0,
+        rerank: int | None = None,
         false_accept: float = 0.05,
         model: str | None = None,
         json: bool = False,
@@ -141,7 +144,7 @@ def search_command(args: list[str]) -> None:
             after: Only files changed on or after this date.
             before: Only files changed before this date.
             k: How many moments.
-            rerank: Let the model's matching head order the first so many again.
+            rerank: Let the model's matching head read the first so many again and order them; without it, as indexed.
             false_accept: Share of nonsense queries that may be answered all the same.
             model: Where the model is now, if it was moved.
             json: Print the answer as JSON.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -131,6 +132,19 @@ def read_bank(background: str | Path | Sequence[str]) -> tuple[str, ...]:
     if len(bank) < LEAST:
         raise HarvestError(f"background: expected at least {LEAST} different sentences, got {len(bank)}")
     return bank
+
+
+class Calibration(NamedTuple):
+    """The best score of every background query, ascending; None where it is not known."""
+
+    embedded: Floats | None  # cosines
+    reranked: Floats | None  # agreements, of moments that the matching head has read
+
+    def chance_of(self, score: float, agreement: float | None) -> float | None:
+        """The chance of a moment, by what says most of it."""
+        if agreement is not None and self.reranked is not None:
+            return chance_of(agreement, self.reranked)
+        return None if self.embedded is None else chance_of(score, self.embedded)
 
 
 def chance_of(score: float, tops: Floats) -> float:

@@ -35,8 +35,9 @@ from harvest.search.library import (
     write_quarantine,
     writing,
 )
+from harvest.search.reranking import Reranker, check_matches
 from harvest.search.results import Broken, IndexReport
-from harvest.search.store import Database, Entry, Floats, Spans, Store, video_id
+from harvest.search.store import Database, Entry, Floats, Spans, Store, apart, video_id
 
 GROUP = 16  # files
 
@@ -48,6 +49,7 @@ class Settings(NamedTuple):
     cutting: Cutting | None
     background: str | Path | Sequence[str] | None
     store: str | None
+    rerank: int | None
     precision: Precision
     batch_size: int
     workers: int
@@ -114,9 +116,11 @@ def _build(
         if rank == 0:
             if plan.gone:
                 store.put([], gone=plan.gone)
-            is_calibrated = library.database.get("tops") is not None
-            if plan.jobs or plan.gone or settings.background is not None or not is_calibrated:
-                _calibrate(library, model, settings.background)
+            needed = ["tops", "tops_reranked"] if library.facts.rerank else ["tops"]
+            is_calibrated = all(library.database.get(name) is not None for name in needed)
+            is_new = settings.background is not None or settings.rerank is not None
+            if plan.jobs or plan.gone or is_new or not is_calibrated:
+                _calibrate(library, model, settings.background, progress)
                 store.optimise()
         broken = _quarantine(library, store) if rank == 0 else ()
         return IndexReport(
@@ -148,6 +152,13 @@ def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
                 f"{out} was cut with {facts.cutting}, and {settings.cutting} is asked for: give --reindex to cut anew"
             )
         library = Library(out, database, facts, open_store(database, facts))
+        if settings.rerank is not None and settings.rerank != facts.rerank:
+            model = Model(settings.model or facts.model)
+            library.check_model(model)
+            if settings.rerank:
+                check_matches(model)
+            facts = library.facts = dataclasses.replace(facts, rerank=settings.rerank)
+            database.set(facts=facts.to_json())
         if settings.model is not None and (
             named(settings.model) != facts.model or signature(facts.model) != facts.model_signature
         ):
@@ -161,6 +172,8 @@ def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
     if source is None:
         raise HarvestError(f"{out} is a new library: name the model that indexes it (--model)")
     model = Model(source)
+    if settings.rerank:
+        check_matches(model)
     facts = Facts(
         model=model.source,
         model_digest=model.digest,
@@ -168,11 +181,12 @@ def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
         width=model.model.config.video.embed_dim,
         cutting=settings.cutting or (facts.cutting if facts else Cutting()),
         store=settings.store or (facts.store if facts else "local"),
+        rerank=settings.rerank or 0,
     )
     store = open_store(database, facts)
     if world_rank_size()[0] == 0:
         store.clear()
-        database.remove("background", "background_texts", "tops")
+        database.remove("background", "background_texts", "tops", "tops_reranked")
         database.set(facts=facts.to_json())
     return Library(out, database, facts, store), model
 
@@ -266,32 +280,60 @@ def _entry_of(entry: Entry, found: Embedded | VideoError) -> tuple[Entry, Spans 
     )
 
 
-def _calibrate(library: Library, model: Model | None, background: str | Path | Sequence[str] | None) -> None:
+def _calibrate(
+    library: Library,
+    model: Model | None,
+    background: str | Path | Sequence[str] | None,
+    progress: OnProgress | None,
+) -> None:
     """Embed the bank of background queries, if it is new, and note how high each scores in the library now."""
-    stored = library.database.get("background")
-    texts: tuple[str, ...] = ()
+    database = library.database
+    stored, texts = database.get("background"), json.loads(database.get("background_texts") or b"[]")
+    new_texts: tuple[str, ...] = ()
     if background is not None:
-        texts = read_bank(background)
+        new_texts = read_bank(background)
     elif stored is None:
         model = model or Model(library.facts.model)
         tokenizer = model.tokenizer
         if knows_everyday_words(lambda text: len(tokenizer.words(text))):
-            texts = default_bank()
-    if texts:
+            new_texts = default_bank()
+    if new_texts:
         model = model or Model(library.facts.model)
-        vectors = embed_texts(model.model, model.tokenizer, texts).numpy()
-        stored = vectors.astype("<f4").tobytes()
+        vectors = embed_texts(model.model, model.tokenizer, new_texts).numpy()
+        stored, texts = vectors.astype("<f4").tobytes(), new_texts
     bank: Floats = np.frombuffer(stored or b"", "<f4").reshape(-1, library.facts.width)
     facts = {"background": bank.tobytes(), "tops": tops_of(library.store, bank).tobytes()}
     if texts:
         facts["background_texts"] = json.dumps(texts).encode()
-    library.database.set(**facts)
+    database.remove("tops_reranked")  # never those of another state of the library
+    database.set(**facts)
+    if library.facts.rerank:
+        model = model or Model(library.facts.model)
+        tops = _reranked_tops(library, model, bank, texts, progress)
+        database.set(tops_reranked=tops.tobytes())
 
 
 def tops_of(store: Store, bank: Floats) -> Floats:
     """The score of the best moment for every background query, fp32 `[Q]`, ascending."""
     tops: Floats = np.sort(store.best_scores(bank)).astype("<f4")
     return tops
+
+
+def _reranked_tops(
+    library: Library, model: Model, bank: Floats, texts: Sequence[str], progress: OnProgress | None
+) -> Floats:
+    """The best agreement among the first answers to every background query, fp32 `[Q]`, ascending."""
+    files = {id: Path(entry.root) / entry.path for id, entry in library.store.entries().items()}
+    reranker = Reranker(model, library.facts.cutting, files.__getitem__)
+    tops = []
+    for place, (text, query) in enumerate(zip(texts, bank, strict=True)):
+        most = library.facts.rerank
+        near = apart(library.store.nearest(query, 4 * most + 16), most)
+        found = [value for value in reranker.agreements(text, near)[0] if value is not None]
+        tops.append(max(found, default=-np.inf))
+        if progress is not None:
+            progress(place + 1, len(texts))
+    return np.sort(np.array(tops, "<f4"))
 
 
 def _quarantine(library: Library, store: Store) -> tuple[Broken, ...]:

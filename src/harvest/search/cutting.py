@@ -20,7 +20,7 @@ from torch import Tensor
 
 from harvest.data.video import VideoError, probe, stream_frames
 from harvest.interfaces import HarvestError
-from harvest.tokens import Keep
+from harvest.tokens import Keep, Selection
 
 PICTURES_PER_FRAME = 2  # taken for each frame that a window shows to the encoder
 LONGEST = 1.5  # windows: a shot up to this is one moment
@@ -43,6 +43,11 @@ class Cutting:
     """Tubelets of a moment that the encoder sees; None is all."""
     keep: Keep = "motion"
     """Which those are, as in `tokens.Selection`."""
+
+    @property
+    def selection(self) -> Selection | None:
+        """Which tubelets of a moment the encoder sees; None for all."""
+        return None if self.budget is None else Selection(budget=self.budget, keep=self.keep)
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.window_s <= 600:

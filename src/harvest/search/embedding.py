@@ -28,7 +28,6 @@ from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
 from harvest.search.cutting import Cut, Cutting, Window, windows
 from harvest.search.store import Spans
-from harvest.tokens import Selection
 
 Item = Window | Cut | VideoError
 
@@ -105,9 +104,7 @@ class WindowEncoder:
 
     def __init__(self, model: VideoTextModel, cutting: Cutting, *, precision: Precision = "fp32") -> None:
         self.model = model
-        self.selection = (
-            None if cutting.budget is None else Selection(budget=cutting.budget, keep=cutting.keep)
-        )
+        self.selection = cutting.selection
         self.precision = precision
         self.is_frame_wise = mode_of(model) == "image"
         self.num_encoded = 0

@@ -26,24 +26,24 @@ from pathlib import Path
 import numpy as np
 
 from harvest.data.video import IMAGE_SUFFIXES, read_clip
-from harvest.evaluation.embed import default_frames, embed_texts, encode_clips, evaluating
+from harvest.evaluation.embed import default_frames, embed_texts, encode_clips
 from harvest.interfaces import HarvestError
 from harvest.parallel import Precision
 from harvest.progress import OnProgress
 from harvest.search import building
-from harvest.search.background import chance_of
+from harvest.search.background import Calibration
 from harvest.search.cutting import Cutting
 from harvest.search.embedding import mode_of
 from harvest.search.library import Library, Model
 from harvest.search.pictures import MOST_HEIGHT, frames_at, jpeg
+from harvest.search.reranking import Reranker
 from harvest.search.results import Answer, Broken, Hit, IndexReport, Moment, Stats, Timeline, Video, Where
-from harvest.search.store import Entry, Floats, Near, matches
+from harvest.search.store import Entry, Floats, Near, apart, matches
 
 MAX_QUERY_CHARACTERS = 2000
 MAX_HITS = 1000
 MAX_RERANK = 200
 UNWANTED = 0.5  # weight of what is unwanted in the direction that is searched
-OVERLAP = 0.3  # of the shorter of two moments, from which they show the same
 NO_BACKGROUND = (
     "scores carry no chance: the model does not know the default background's everyday words. Give sentences that "
     "nothing here matches: harvest index … --background FILE"
@@ -64,6 +64,7 @@ class Index:
         self._library = library
         self._source = model or library.facts.model
         self._opened: Model | None = None
+        self._reranker: Reranker | None = None
         self._lock = threading.Lock()
         self._embed_text = lru_cache(1024)(self._embed_text_anew)  # a search as one types asks much again
         self._embed_picture_of = lru_cache(64)(lambda path, _: self._embed_file(path, 0.0, None))
@@ -78,6 +79,7 @@ class Index:
         cutting: Cutting | None = None,
         background: str | Path | Sequence[str] | None = None,
         store: str | None = None,
+        rerank: int | None = None,
         precision: Precision = "fp32",
         batch_size: int = 32,
         workers: int = 1,
@@ -94,6 +96,8 @@ class Index:
         `model` is needed once; `cutting` and `store` ("local", or the address of a Qdrant server,
         `http://host:6333/name`) are settled by the first run. `background` is a list, or a text file, of sentences
         that nothing in the library matches, against which scores are calibrated; the default is in everyday English.
+        `rerank` has searches let the model's matching head read so many first answers again, and calibrates that: a
+        stricter and slower reading, for models that have the head. 0 takes it back; None leaves it.
         `workers` decode ahead. `verify` reads every file to see whether it changed, where otherwise its size and
         time tell. `reindex` forgets all and starts anew, for another model or other settings.
 
@@ -103,9 +107,11 @@ class Index:
         paths = [Path(f) for f in ([folders] if isinstance(folders, str | Path) else folders)]
         if not paths or batch_size < 1 or workers < 1:
             raise HarvestError("expected at least one folder, batch_size and workers of at least 1")
+        if rerank is not None and not 0 <= rerank <= MAX_RERANK:
+            raise HarvestError(f"rerank: expected 0 to {MAX_RERANK}, got {rerank}")
         settings = building.Settings(
             str(model) if model is not None else None,
-            *(cutting, background, store, precision, batch_size, workers, verify, reindex),
+            *(cutting, background, store, rerank, precision, batch_size, workers, verify, reindex),
         )
         report = building.build(paths, Path(out), settings, progress)
         index = cls.open(out)
@@ -129,13 +135,14 @@ class Index:
         without: str | Sequence[str] = (),
         where: Where | None = None,
         k: int = 10,
-        rerank: int = 0,
+        rerank: int | None = None,
         false_accept: float = 0.05,
     ) -> Answer:
         """The best `k` moments for exactly one of a sentence, a picture, a clip, or a moment ("more like this").
 
         `without` names what must not be there: moments that agree more with it than with the query are left out.
-        `rerank` lets the model's matching head order the first so many again. An answer "is there" where at most
+        `rerank` lets the model's matching head read the first so many again and order them; None is what the library
+        was indexed for, 0 is never. An answer "is there" where at most
         `false_accept` of the background queries have a best moment that scores as high. Of moments that overlap
         only the best is given.
         """
@@ -143,6 +150,8 @@ class Index:
             raise HarvestError("search needs exactly one of a text, an image, a clip and a moment")
         if not 1 <= k <= MAX_HITS:
             raise HarvestError(f"k: expected 1 to {MAX_HITS}, got {k}")
+        if rerank is None:
+            rerank = self._library.facts.rerank if text is not None else 0
         if not 0 <= rerank <= MAX_RERANK:
             raise HarvestError(f"rerank: expected 0 to {MAX_RERANK}, got {rerank}")
         if not 0 < false_accept < 1:
@@ -170,23 +179,23 @@ class Index:
         near = self._nearest(query, nots, where, k=max(k, rerank) + 1, notes=notes)
         if own is not None:
             near = [found for found in near if not _shows(found, own)]
+        ranked: list[tuple[Near, float | None]] = [(found, None) for found in near]
         if rerank:
             assert text is not None
-            near = self._rerank(text, near[:rerank], notes) + near[rerank:]
-        tops = self._tops() if text is not None else None
-        if tops is None:
-            notes.append(self._why_no_chance(text))
-        hits = tuple(
-            Hit(
-                moment=moment,
-                score=found.score,
-                chance=None if tops is None else chance_of(found.score, tops),
-            )
-            for found, moment in self._moments_of(near)[:k]
+            ranked = self._rerank(text, near[:rerank], notes) + ranked[rerank:]
+        calibration = self._calibration(text, notes, rerank=rerank)
+        hits: list[Hit] = []
+        chances: list[float | None] = []
+        for found, agreement in ranked:
+            chance = calibration.chance_of(found.score, agreement)
+            chances.append(chance)
+            if len(hits) < k and (moment_found := self._moment_of(found)) is not None:
+                hits.append(Hit(moment_found, found.score, chance, agreement))
+        telling = chances[:rerank] if calibration.reranked is not None else chances
+        is_there = bool(hits) and any(chance is None or chance <= false_accept for chance in telling)
+        return Answer(
+            query=name, hits=tuple(hits), is_there=is_there, false_accept=false_accept, notes=tuple(notes)
         )
-        best = max((found.score for found in near), default=-1.0)
-        is_there = bool(hits) and (tops is None or chance_of(best, tops) <= false_accept)
-        return Answer(query=name, hits=hits, is_there=is_there, false_accept=false_accept, notes=tuple(notes))
 
     def timeline(
         self,
@@ -353,70 +362,50 @@ class Index:
         wanted, total = 4 * k + 16, store.num_moments()
         while True:
             near = store.nearest(direction, wanted, videos)
-            kept: list[Near] = []
-            for found in near:
-                score = float(np.clip(found.vector @ query, -1.0, 1.0))
-                if nots is not None and float((nots @ found.vector).max()) >= score:
-                    continue
-                if not any(_overlaps(found, other) for other in kept if other.video == found.video):
-                    kept.append(found._replace(score=score))
+            scored = [n._replace(score=float(np.clip(n.vector @ query, -1.0, 1.0))) for n in near]
+            if nots is not None:
+                scored = [n for n in scored if float((nots @ n.vector).max()) < n.score]
+            kept = apart(scored, k)
             if len(kept) >= k or len(near) < wanted or wanted >= total:
-                return kept[:k]
+                return kept
             wanted *= 4
 
-    def _rerank(self, text: str, near: list[Near], notes: list[str]) -> list[Near]:
-        """Order moments by the matching head's probability that text and moment go together.
-
-        Those whose file has gone since it was indexed come last: one of them must not cost the others.
-        """
+    def _rerank(self, text: str, near: list[Near], notes: list[str]) -> list[tuple[Near, float | None]]:
+        """Moments in the order of the matching head's opinion, with it. Those whose file has gone since it was indexed
+        come last: one of them must not cost the others."""
         opened = self._model()
-        model = opened.model
-        if model.fusion is None or model.fusion.head_match is None:
-            raise HarvestError(f"{self._source} has no matching head: search without rerank")
-        frames = self._library.facts.cutting.num_frames or default_frames(model, "video")
-        scores: list[float] = []
-        with evaluating(model, "fp32"):
-            words = model.encode_text(opened.tokenizer([text]).to(model.log_scale.device))
-            for found in near:
-                try:
-                    file = self.file(found.video)
-                except HarvestError as error:
-                    notes.append(f"not re-ranked: {error}")
-                    scores.append(-1.0)
-                    continue
-                clip = read_clip(
-                    file,
-                    num_frames=frames,
-                    image_size=model.config.video.image_size,
-                    start_s=found.start_s,
-                    end_s=found.end_s,
-                )
-                seen = encode_clips(model, clip.frames[None])
-                scores.append(float(model.match(model.fuse(seen, words), words).softmax(dim=-1)[0, 1]))
-        order = sorted(range(len(near)), key=lambda place: -scores[place])
-        return [near[place] for place in order]
+        with self._lock:
+            if self._reranker is None:
+                self._reranker = Reranker(opened, self._library.facts.cutting, self.file)
+        agreements, why = self._reranker.agreements(text, near)
+        notes += why
+        values = np.array([-np.inf if value is None else value for value in agreements])
+        order = np.argsort(-values, kind="stable")
+        return [(near[place], agreements[place]) for place in order]
 
-    def _tops(self) -> Floats | None:
-        stored = self._library.database.get("tops")
-        return np.frombuffer(stored, "<f4") if stored else None
-
-    def _why_no_chance(self, text: str | None) -> str:
+    def _calibration(self, text: str | None, notes: list[str], *, rerank: int) -> Calibration:
+        """How high nonsense scores; notes say where that is not known."""
+        database = self._library.database
+        tops = database.get("tops") if text is not None else None
+        reranked = database.get("tops_reranked") if rerank else None
         if text is None:
-            return "scores of pictures and clips carry no chance"
-        is_through = self._library.database.get("tops") is not None
-        return (
-            NO_BACKGROUND if is_through else "scores carry no chance before the indexer has been through once"
-        )
+            notes.append("scores of pictures and clips carry no chance")
+        elif tops is None:
+            notes.append("scores carry no chance before the indexer has been through once")
+        elif not tops:
+            notes.append(NO_BACKGROUND)
+        elif rerank and reranked is None:
+            notes.append(
+                "chances are those of embeddings alone: harvest index … --rerank calibrates re-ranking too"
+            )
+        return Calibration(*(np.frombuffer(part, "<f4") if part else None for part in (tops, reranked)))
 
-    def _moments_of(self, near: Sequence[Near]) -> list[tuple[Near, Moment]]:
-        """What was found with where it lies, without what an indexer has removed in the meantime."""
-        moments = []
-        for found in near:
-            entry = self._library.store.entry(found.video)
-            if entry is not None:
-                id = f"{found.video}.{found.number}"
-                moments.append((found, Moment(id, found.video, entry.path, found.start_s, found.end_s)))
-        return moments
+    def _moment_of(self, near: Near) -> Moment | None:
+        """Where what was found lies; None if an indexer has removed it in the meantime."""
+        entry = self._library.store.entry(near.video)
+        if entry is None:
+            return None
+        return Moment(f"{near.video}.{near.number}", near.video, entry.path, near.start_s, near.end_s)
 
     def _entry(self, video: str) -> Entry:
         entry = self._library.store.entry(video)
@@ -428,11 +417,6 @@ class Index:
 def _unit(vector: Floats) -> Floats:
     unit: Floats = vector / max(float(np.linalg.norm(vector)), 1e-12)
     return unit
-
-
-def _overlaps(one: Near, other: Near) -> bool:
-    common = min(one.end_s, other.end_s) - max(one.start_s, other.start_s)
-    return common > OVERLAP * min(one.end_s - one.start_s, other.end_s - other.start_s)
 
 
 def _shows(near: Near, moment: Moment) -> bool:

@@ -43,6 +43,8 @@ class Facts:
     """Of the vectors."""
     cutting: Cutting
     store: str = "local"
+    rerank: int = 0
+    """So many first answers are read again beside the sentence, unless a search says otherwise."""
     format: int = FORMAT
 
     def to_json(self) -> bytes:

@@ -140,6 +140,7 @@ def measure_library(
         model=model,
         cutting=Cutting(window_s=CLIP_S),
         background=bank,
+        rerank=rerank,
         reindex=True,
         progress=progress,
     )
@@ -149,7 +150,7 @@ def measure_library(
 
         def ask(text: str) -> Answer:
             started = time.perf_counter()
-            answer = index.search(text, k=1, rerank=rerank, false_accept=false_accept)
+            answer = index.search(text, k=1, false_accept=false_accept)
             seconds.append(time.perf_counter() - started)
             return answer
 

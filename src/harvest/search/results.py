@@ -40,6 +40,8 @@ class Hit:
     chance: float | None
     """Share of the background queries, which are about nothing in the library, whose best moment scores as high.
     None for pictures, clips and moments as queries, for which there is no background."""
+    agreement: float | None = None
+    """Where the matching head has read the moment beside the sentence: its log-odds and the scaled cosine, added."""
 
     @property
     def path(self) -> str:

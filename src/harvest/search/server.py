@@ -129,8 +129,11 @@ class SearchRequest(Asked):
     without: list[Sentence] = Field([], max_length=8, description="What must not be there")
     where: Filter = Field(default_factory=Filter)
     k: int = Field(24, ge=1, le=MAX_K)
-    rerank: int = Field(
-        0, ge=0, le=MAX_RERANK, description="Order so many again by the model's matching head"
+    rerank: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_RERANK,
+        description="Have so many read again by the model's matching head; without it, what the library is made for",
     )
     false_accept: float = Field(
         0.05, gt=0, lt=1, description="Share of nonsense queries that may be answered"

@@ -19,7 +19,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ from harvest.search.results import Where
 
 Floats = NDArray[np.float32]
 
+OVERLAP = 0.3  # of the shorter of two moments, from which they show the same
 EXACT_MOST = 100_000  # moments that are searched exactly, in memory
 _CANDIDATES = 64  # of the approximate index at least
 _EXPANSION = (
@@ -97,6 +98,20 @@ class Near(NamedTuple):
     end_s: float
     score: float  # cosine with the query
     vector: Floats  # [E]
+
+
+def apart(near: Iterable[Near], k: int) -> list[Near]:
+    """The first `k` that do not overlap with one before them, which would show the same."""
+    kept: list[Near] = []
+    for found in near:
+        if len(kept) < k and not any(_overlaps(found, other) for other in kept if other.video == found.video):
+            kept.append(found)
+    return kept
+
+
+def _overlaps(one: Near, other: Near) -> bool:
+    common = min(one.end_s, other.end_s) - max(one.start_s, other.start_s)
+    return common > OVERLAP * min(one.end_s - one.start_s, other.end_s - other.start_s)
 
 
 class Store(Protocol):
