@@ -93,7 +93,7 @@ def library_bench(
         out: Folder for the videos and their library.
         videos: How many.
         false_accept: Share of nonsense queries that may be answered.
-        rerank: Let the model's matching head order the first so many again.
+        rerank: Let the model's matching head read the first so many again and order them.
     """
     from harvest.progress import bar
     from harvest.search.measure import measure_library
