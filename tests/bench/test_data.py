@@ -45,7 +45,7 @@ def test_four_ways_and_a_training_run(
     asked += f" --train mini --batch 2 --workers 0 --train-seconds 0.01 --out {out}"
     assert main(asked.split()) == 0
     result = json.loads(out.read_text())
-    assert [row["way"] for row in result["rows"]] == [
+    assert [row["way"] for row in result["rows"] if "torchcodec" not in row["way"]] == [
         "files, read whole",
         "files, by seeking",
         "shards of video",
@@ -63,7 +63,6 @@ def test_four_ways_and_a_training_run(
 
 def test_waiting_is_seen(clips: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module.measure_data(clips, tmp_path, frames=2, image_size=64, short_side=64, seconds=0.01)
-    quick = measure_waiting(tmp_path / "video", "mini", batch=2, frames=2, workers=0, seconds=0.01)
     read = module.ClipDataset.__getitem__
 
     def slow(self: module.ClipDataset, keys):
@@ -72,7 +71,8 @@ def test_waiting_is_seen(clips: list[Example], tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(module.ClipDataset, "__getitem__", slow)
     slowed = measure_waiting(tmp_path / "video", "mini", batch=2, frames=2, workers=0, seconds=0.01)
-    assert quick.share < slowed.share and slowed.share > 0.5
+    step_s = slowed.batch / slowed.clips_per_s
+    assert slowed.share < 1 and slowed.share * step_s >= 0.5
 
 
 @pytest.mark.parametrize("wrong", ["--clips 0", "--seconds 0", "--frames 0", "--size 3 3"])

@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from harvest.data.manifest import read_manifest
 from harvest.data.prepare import PrepareConfig, prepare
 from harvest.data.sampling import segment_times
 from harvest.data.shards import read_shards
-from harvest.data.video import write_video
+from harvest.data.video import Decoder, write_video
 from harvest.interfaces import Example, HarvestError
 from harvest.progress import OnProgress, bar, say
 from harvest.tokens import Selection
@@ -65,7 +66,7 @@ def data_command(
     train_seconds: float = 60.0,
     out: Path | None = None,
 ) -> None:
-    """Clips a second on one core: files read whole, files by seeking, shards of video, shards of frames.
+    """Clips a second on one core: files read whole, by seeking, by torchcodec if it is here, shards of video, of frames.
 
     $ harvest bench data
     $ harvest bench data --manifest clips.jsonl --clips 32 --out data.json
@@ -195,9 +196,9 @@ def measure_data(
     short_side: int = 256,
     seconds: float = 5.0,
 ) -> DataBench:
-    """Read `examples` in four ways in turns; their shards are left in `packed`/video and `packed`/frames.
+    """Read `examples` in several ways in turns; their shards are left in `packed`/video and `packed`/frames.
 
-    Clips that cannot be packed are left out of all four. Raises HarvestError where none is left.
+    Clips that cannot be packed are left out of all. Raises HarvestError where none is left.
     """
     if frames < 1 or image_size < 1 or seconds <= 0 or not examples:
         raise HarvestError(
@@ -219,12 +220,9 @@ def measure_data(
             f"{len(broken)} of {len(examples)} clips cannot be read; first: {': '.join(next(iter(broken.items())))}"
         )
 
-    def dataset(rows: Sequence[Example]) -> ClipDataset:
-        config = DataConfig(num_frames=frames, workers=0)
-        return ClipDataset(rows, config, image_size=image_size, encode_text=None, seed=0)
-
-    def loaded(rows: Sequence[Example]) -> Callable[[int], Any]:
-        clips = dataset(rows)
+    def loaded(rows: Sequence[Example], decoder: Decoder = "pyav") -> Callable[[int], Any]:
+        config = DataConfig(num_frames=frames, workers=0, decoder=decoder)
+        clips = ClipDataset(rows, config, image_size=image_size, encode_text=None, seed=0)
         return lambda number: clips[[divmod(number, len(clips))]]
 
     def whole(number: int) -> Tensor:
@@ -235,6 +233,8 @@ def measure_data(
 
     mb = sum(os.path.getsize(example.video) for example in good) / len(good) / 1e6
     ways = [_Way("files, read whole", whole, mb), _Way("files, by seeking", loaded(good), mb)]
+    with suppress(HarvestError):
+        ways.append(_Way("files, by torchcodec", loaded(good, "torchcodec"), mb))
     for name in asked:
         shards = read_shards(str(packed / name))
         size = sum(os.path.getsize(shard) for shard in shards.shards) / len(shards) / 1e6

@@ -34,7 +34,7 @@ from harvest.data.labels import (
     read_answers,
     read_class_names,
 )
-from harvest.data.loader import ClipDataset, DataConfig, Refused, TrainLoader, eval_batches
+from harvest.data.loader import ClipDataset, DataConfig, Refused, TrainLoader, eval_batches, lost_workers
 from harvest.data.manifest import boxed_example, read_manifest
 from harvest.data.miniworld import MiniWorld, acting_rows, write_miniworld
 from harvest.data.mixing import MixedLoader
@@ -89,7 +89,7 @@ def train(config: RunConfig, run: Path) -> Path:
     Writes config.json, metrics.jsonl, tensorboard/, checkpoints/ and, where videos were broken, broken.json.
     Raises HarvestError for a folder that holds another run, a non-finite loss, or a disk that is full.
     """
-    with world() as here, stop_signals() as stop:
+    with world() as here, stop_signals() as stop, lost_workers():
         _claim(run, config, here)
         if config.loop.threads is not None:
             torch.set_num_threads(config.loop.threads)
@@ -228,6 +228,8 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
         for further in config.data.more:
             examples += read_manifest(further)
         examples, names = _numbered(config.objective, examples, listed)
+    elif isinstance(config.objective, ClassificationConfig):
+        names = _classes_of_shards(config.objective, examples)
     pictures = _rows(config, run, here, config.data.images)[0] if config.data.images else []
     captions: list[str] = []
     if needs_captions(config):
@@ -290,9 +292,10 @@ def _rows(
 
 def _open_shards(config: RunConfig, here: World, name: str) -> ShardSet:
     if config.data.more or config.data.videos:
-        raise HarvestError("data.more and data.videos belong to manifests: name all shards in data.train")
+        raise HarvestError(
+            "data.more and data.videos belong to manifests: name all shards in data.train, as '{a,b}/shard-*.tar'"
+        )
     of_tasks = (
-        ClassificationConfig,
         DetectionConfig,
         QuestionAnsweringConfig,
         AnswerDecodingConfig,
@@ -300,7 +303,8 @@ def _open_shards(config: RunConfig, here: World, name: str) -> ShardSet:
     )
     if isinstance(config.objective, of_tasks):
         raise HarvestError(
-            f"{name}: fine-tuning for a task trains from a manifest, whose classes or answers it numbers"
+            f"{name}: shards hold captions and labels, no boxes, questions or options: this task trains from a manifest,"
+            " the one that the shards were prepared from"
         )
     with bar("opening shards", quiet=not here.is_main) as progress:
         shards = read_shards(name, progress=progress)
@@ -308,6 +312,24 @@ def _open_shards(config: RunConfig, here: World, name: str) -> ShardSet:
         first, reason = next(iter(shards.left_out.items()))
         say(f"{len(shards.left_out)} samples of the shards are left out; first: {first}: {reason}")
     return shards
+
+
+def _classes_of_shards(objective: ClassificationConfig, shards: ShardSet) -> list[str]:
+    """The names of the classes, which fit the labels that the shards' indexes tell."""
+    if objective.classes is None:
+        raise HarvestError(
+            "classification from shards needs the classes' names in the order of their labels: --objective.classes FILE"
+        )
+    names = read_class_names(objective.classes)
+    wrong = (shards.labels < 0) | (shards.labels >= len(names))
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise HarvestError(
+            f"{int(wrong.sum())} of {len(shards)} samples of the shards have no label from 0 to {len(names) - 1}; first:"
+            f" {shards.id_of(first)} ({int(shards.labels[first])}): prepare them from a manifest of labelled rows, or"
+            " give all the classes"
+        )
+    return names
 
 
 def _numbered(
