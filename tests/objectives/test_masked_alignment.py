@@ -13,18 +13,20 @@ from harvest.interfaces import HarvestError
 from harvest.model.alignment import init_xavier, student_tower
 from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.inflation import as_teacher
+from harvest.model.layers import take
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.losses import alignment
 from harvest.objectives.masked_alignment import (
     MaskedAlignment,
     MaskedAlignmentConfig,
     aligned_layers,
+    by_frame,
     check_grids,
     drop_path_shares,
     is_guided,
 )
 from harvest.recipes import RECIPES
-from harvest.tokens import Selection, choose
+from harvest.tokens import Selection, choose, random_keep
 from harvest.training.optim import OptimConfig, build_optimizer
 
 STUDENT = student_tower(
@@ -42,9 +44,14 @@ def objective_of(student: VideoEncoderConfig = STUDENT, **settings: object) -> M
 
 
 def look(objective, video):
-    """The teacher's layers and, where it guides, its attention."""
+    """What the teacher computed before its last block and, where it guides, its attention."""
     grid = objective.model.grid(video)
     return objective.teaching.look(video, grid, attention=is_guided(objective.selection, grid))
+
+
+def taught(objective, video, keep=None, **options):
+    """The teacher's layers in its shared space."""
+    return objective.teaching.targets(look(objective, video)[0], keep, **options)
 
 
 def student(objective, video, keep):
@@ -147,16 +154,16 @@ def test_defect_30_each_tower_has_its_own_pixels() -> None:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (teacher.config.pixel_mean, teacher.config.pixel_std))
     wanted = teacher((video.float() / 255 - mean) / std, layers=objective.teaching.teacher_layers)
     assert teacher.config.pixel_mean != objective.model.config.video.pixel_mean
-    for found, layer in zip(look(objective, video)[0], wanted.layers, strict=True):
-        torch.testing.assert_close(found, layer)
+    for found, layer in zip(taught(objective, video), wanted.layers, strict=True):
+        torch.testing.assert_close(found, teacher.project(layer))
 
 
 def test_tubelets_of_two_frames() -> None:
     objective = objective_of(dataclasses.replace(STUDENT, tubelet_size=2))
     video = small_batch(2).video
-    layers, attention = look(objective, video)
-    assert layers[0].shape == (2, 32, 16) and attention.shape == (2, 32)
-    torch.testing.assert_close(layers[0], look(objective, video[:, ::2].repeat_interleave(2, dim=1))[0][0])
+    layers = taught(objective, video)
+    assert layers[0].shape == (2, 32, 12) and look(objective, video)[1].shape == (2, 32)
+    torch.testing.assert_close(layers, taught(objective, video[:, ::2].repeat_interleave(2, dim=1)))
     assert torch.isfinite(objective(small_batch(2), 0).total)
 
 
@@ -171,7 +178,7 @@ def test_teacher_and_student_of_other_resolutions(size: int, patch: int) -> None
         teacher.normalise(video).flatten(0, 1), size=(16, 16), mode="bicubic", antialias=False
     )
     wanted = teacher(frames.view(2, 4, 3, 16, 16), layers=(-1,)).layers[0]
-    torch.testing.assert_close(look(objective, video)[0][-1], wanted)
+    torch.testing.assert_close(taught(objective, video)[-1], teacher.project(wanted))
 
 
 def test_grids_that_do_not_match_say_which_would() -> None:
@@ -201,7 +208,7 @@ def test_the_recipes_match_their_teachers(name: str, teacher_size: int, teacher_
 
 def test_a_teacher_without_class_token_guides_by_its_query() -> None:
     """SigLIP: the attention of its pooling head."""
-    taught = dataclasses.replace(
+    siglip = dataclasses.replace(
         STUDENT,
         pooling="attention",
         positions="factored",
@@ -213,10 +220,61 @@ def test_a_teacher_without_class_token_guides_by_its_query() -> None:
     image = small_model(fusion=False, num_frames=1)
     model = VideoTextModel(ModelConfig(video=STUDENT, text=image.config.text))
     config = MaskedAlignmentConfig(num_layers=2, drop_path=0.0)
-    objective = MaskedAlignment(config, model, VideoEncoder(taught), seed=0)
-    layers, attention = look(objective, small_batch(2).video)
-    assert layers[0].shape == (2, 64, 24) and attention.shape == (2, 64)
+    objective = MaskedAlignment(config, model, VideoEncoder(siglip), seed=0)
+    video = small_batch(2).video
+    with torch.no_grad():
+        whole = objective.teaching.teacher(video, layers=(1, 2), attention=True)
+    looks, attention = look(objective, video)
+    torch.testing.assert_close(attention, whole.attention)
+    torch.testing.assert_close(objective.teaching.targets(looks, None), list(whole.layers))
     assert torch.isfinite(objective(small_batch(2), 0).total)
+
+
+@pytest.mark.parametrize("choice", ["attention", "random", "all of one frame"])
+def test_the_last_block_at_the_kept_tubelets_alone(choice: str) -> None:
+    """What the tower gives there when it is computed whole; 12 frames are more than go through it at once."""
+    objective = objective_of()
+    video, teacher = small_batch(3).video, objective.teaching.teacher
+    with torch.no_grad():
+        whole = teacher(video, layers=objective.teaching.teacher_layers, attention=True)
+    looks, attention = look(objective, video)
+    torch.testing.assert_close(attention, whole.attention)
+    N = attention.shape[1]
+    keep = {
+        "attention": chosen(objective, video, attention, torch.Generator().manual_seed(0)),
+        "random": random_keep(3, N, budget=13, generator=torch.Generator().manual_seed(0)),
+        "all of one frame": torch.arange(16, 32).expand(3, -1),
+    }[choice]
+    for is_even in {False, choice == "attention"}:
+        found = objective.teaching.targets(looks, keep, is_even=is_even)
+        for layer, wanted in zip(found, whole.layers, strict=True):
+            torch.testing.assert_close(layer, teacher.project(take(wanted, keep)))
+    places, _ = by_frame(keep, 4, 16, is_even=choice == "attention")
+    computed: list[int] = []
+    teacher.blocks[-1].mlp.register_forward_pre_hook(lambda _, given: computed.append(given[0].shape[1]))
+    objective.teaching.targets(looks, keep, is_even=choice == "attention")
+    assert set(computed) == {places.shape[1]} and (choice == "all of one frame" or places.shape[1] < 16)
+
+
+def test_a_teacher_s_matrices_are_cast_once() -> None:
+    image = small_model(fusion=False, num_frames=1)
+    teacher = as_teacher(image, dtype=torch.bfloat16)
+    assert teacher.blocks[0].mlp.up.weight.dtype == torch.bfloat16
+    assert (
+        teacher.blocks[0].norm_mlp.weight.dtype == image.video.blocks[0].mlp.up.weight.dtype == torch.float32
+    )
+    model = VideoTextModel(ModelConfig(video=STUDENT, text=image.config.text))
+    config = MaskedAlignmentConfig(num_layers=2, drop_path=0.0)
+    video = small_batch(2).video
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        once, every = (
+            MaskedAlignment(config, model, found, seed=0).teaching.look(
+                video, model.grid(video), attention=True
+            )
+            for found in (teacher, as_teacher(image))
+        )
+    torch.testing.assert_close(once[0].frames[0].last, every[0].frames[0].last)
+    torch.testing.assert_close(once[1], every[1], rtol=0.05, atol=1e-3)
 
 
 def test_layers_to_align() -> None:

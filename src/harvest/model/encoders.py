@@ -223,31 +223,13 @@ class VideoEncoder(nn.Module):
                 )
             return self._merged_features(video, keep.budget)
         wanted = tuple(range(config.depth)[layer] for layer in layers)
-        x_BKD, times_BK = self.embed_tubelets(video, keep)
-        B, K, D = x_BKD.shape
-        S = -(-video.shape[1] // config.tubelet_size)
-        times: Tensor | None = None
-        if config.positions == "factored":
-            times = self.time_positions(S)
-            x_BKD = x_BKD + (
-                times[times_BK] if keep is not None else times.repeat_interleave(config.num_places, 0)
-            )
-        frames = 1  # folded into the batch
-        if config.attention == "frame":
-            frames = S
-            if keep is not None:
-                self._check_frames_apart(times_BK, S)
-            x_BKD = x_BKD.reshape(B * S, K // S, D)
-            shares = shares.repeat_interleave(S, dim=2) if shares is not None else None
-        num_prefix = 0
-        if self.prefix is not None:
-            prefix_RD = self.prefix[None]
-            if config.prefix == "frame":
-                prefix_RD = self.prefix + times if times is not None else self.prefix.expand(S, -1)
-            num_prefix = prefix_RD.shape[0] // frames
-            prefix = prefix_RD.expand(B, -1, -1).reshape(B * frames, num_prefix, D)
-            x_BKD = torch.cat([prefix, x_BKD], dim=1)
-        x_BKD = self.norm_pre(x_BKD)
+        grid = self.grid(video)
+        B, D, S = len(video), config.width, grid.num_times
+        K = grid.num_tubelets if keep is None else keep.shape[1]
+        frames = S if config.attention == "frame" else 1  # folded into the batch
+        x_BKD, num_prefix = self.enter(video, keep)
+        if frames > 1 and shares is not None:
+            shares = shares.repeat_interleave(S, dim=2)
         seen: dict[int, Tensor] = {}
         weights: Tensor | None = None
         for i, block in enumerate(self.blocks):
@@ -286,6 +268,37 @@ class VideoEncoder(nn.Module):
             tuple(seen[i] for i in wanted),
             weights.reshape(B, K) if weights is not None else None,
         )
+
+    def enter(self, video: Tensor, keep: Tensor | None) -> tuple[Tensor, int]:
+        """What the first block gets, `[B, R + K, D]`, and R, the number of prefix tokens in front.
+
+        With attention "frame" every time is a row of its own, `[B * S, R + K / S, D]`.
+        """
+        config = self.config
+        x_BKD, times_BK = self.embed_tubelets(video, keep)
+        B, K, D = x_BKD.shape
+        S = self.grid(video).num_times
+        times: Tensor | None = None
+        if config.positions == "factored":
+            times = self.time_positions(S)
+            x_BKD = x_BKD + (
+                times[times_BK] if keep is not None else times.repeat_interleave(config.num_places, 0)
+            )
+        frames = 1
+        if config.attention == "frame":
+            frames = S
+            if keep is not None:
+                self._check_frames_apart(times_BK, S)
+            x_BKD = x_BKD.reshape(B * S, K // S, D)
+        num_prefix = 0
+        if self.prefix is not None:
+            prefix_RD = self.prefix[None]
+            if config.prefix == "frame":
+                prefix_RD = self.prefix + times if times is not None else self.prefix.expand(S, -1)
+            num_prefix = prefix_RD.shape[0] // frames
+            prefix = prefix_RD.expand(B, -1, -1).reshape(B * frames, num_prefix, D)
+            x_BKD = torch.cat([prefix, x_BKD], dim=1)
+        return self.norm_pre(x_BKD), num_prefix
 
     def _packed_features(self, video: Tensor, packed: Packed) -> VideoFeatures:
         """`features` of clips that keep different numbers: one sequence of all their tokens through the blocks."""

@@ -15,8 +15,13 @@ Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
-    """CLIP was trained with `x * sigmoid(1.702 x)`; SigLIP with tanh-approximated GELU; UMT with exact GELU."""
+    """CLIP was trained with `x * sigmoid(1.702 x)`; SigLIP with tanh-approximated GELU; UMT with exact GELU.
+
+    Where no gradient is asked for, `x` may be overwritten.
+    """
     if kind == "quick_gelu":
+        if not torch.is_grad_enabled():
+            return F.silu(x.mul_(1.702), inplace=True).mul_(1 / 1.702)
         return F.silu(x * 1.702) * (1 / 1.702)  # the same function, one kernel less to differentiate
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
@@ -30,6 +35,11 @@ def sinusoid(num_positions: int, width: int) -> Tensor:
     rates = 10000.0 ** (-2.0 * (channels // 2).double() / width)
     angles = torch.arange(num_positions).double()[:, None] * rates
     return torch.where(channels % 2 == 0, angles.sin(), angles.cos()).float()
+
+
+def take(x_BND: Tensor, rows_BK: Tensor) -> Tensor:
+    """The tokens `rows` of each sequence, `[B, K, D]`."""
+    return x_BND.gather(1, rows_BK[..., None].expand(-1, -1, x_BND.shape[-1]))
 
 
 class SinusoidPositions(nn.Module):
@@ -87,6 +97,10 @@ def attend_within(q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, dropou
     return torch.cat(parts, dim=1)[None]
 
 
+SHORT = 512
+"""Keys up to which two products beat the fused kernel on a CPU in bf16 without gradient; beyond, they cost memory."""
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -101,15 +115,17 @@ def attend(
 
     `dropout` is the chance that a weight is left out.
 
-    PyTorch's fused kernel, except where it was measured to lose: its CPU backward in bf16 takes 5 times as long
-    as two batched products at 30 tokens and 3.4 times at 165, so training steps on a CPU use those.
+    PyTorch's fused kernel, except where it was measured to lose to two batched products: on a CPU in bf16, where its
+    forward takes 2.1 times as long at 197 tokens and as long at 785, its backward 5 times at 30 and 3.4 times at 165.
     """
     if isinstance(mask, Segments):
         return attend_within(q, k, v, mask, dropout=dropout)
     if mask is not None and mask.is_floating_point():
         mask = mask.to(q.dtype)
-    if not (q.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
+    is_bf16 = q.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    if not (q.is_cpu and is_bf16 and (torch.is_grad_enabled() or k.shape[-2] <= SHORT)):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
@@ -139,14 +155,31 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`mask` is boolean, True = may be attended to, of a shape that broadcasts to `[B, M, N, N]`."""
         B, N, D = x_BND.shape
-        if self.query_value_bias is None:
-            qkv = self.qkv(x_BND)
-        else:
-            query, value = self.query_value_bias.chunk(2)
-            qkv = F.linear(x_BND, self.qkv.weight, torch.cat([query, torch.zeros_like(query), value]))
+        qkv = (
+            self.qkv(x_BND)
+            if self.query_value_bias is None
+            else F.linear(x_BND, self.qkv.weight, self._bias())
+        )
         q, k, v = qkv.view(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v, mask, causal=causal, dropout=self.dropout if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).reshape(B, N, D))
+
+    def at(self, x_BND: Tensor, rows_BK: Tensor) -> Tensor:
+        """What `forward` gives at the tokens `rows` alone, `[B, K, D]`; the others are only looked at."""
+        (B, N, D), K = x_BND.shape, rows_BK.shape[1]
+        weight, bias = self.qkv.weight, self._bias()
+        q = F.linear(take(x_BND, rows_BK), weight[:D], bias[:D])
+        key_value = F.linear(x_BND, weight[D:], bias[D:]).view(B, N, 2, self.num_heads, -1)
+        k, v = key_value.permute(2, 0, 3, 1, 4)
+        mixed = attend(q.view(B, K, self.num_heads, -1).transpose(1, 2), k, v)
+        return self.out(mixed.transpose(1, 2).reshape(B, K, D))
+
+    def _bias(self) -> Tensor:
+        """Of queries, keys and values, `[3 D]`."""
+        if self.query_value_bias is None:
+            return self.qkv.bias
+        query, value = self.query_value_bias.chunk(2)
+        return torch.cat([query, torch.zeros_like(query), value])
 
     def first_rows(self, x_BND: Tensor, num_rows: int) -> Tensor:
         """Attention of the first `num_rows` tokens to all, mean over heads, fp32 `[B, num_rows, N]`.
@@ -154,7 +187,7 @@ class Attention(nn.Module):
         Keys are not computed: a query times the key weights is multiplied with the tokens themselves.
         """
         B, N, D = x_BND.shape
-        bias = self.query_value_bias if self.query_value_bias is not None else self.qkv.bias
+        bias = self._bias()
         with torch.autocast(x_BND.device.type, enabled=False):
             x_BND, weight = x_BND.float(), self.qkv.weight.float()
             q = F.linear(x_BND[:, :num_rows], weight[:D], bias[:D].float())
@@ -264,6 +297,11 @@ class Block(nn.Module):
         return x_BND + (
             computed if shares is None else computed * shares[1, :, None, None].to(computed.dtype)
         )
+
+    def at(self, x_BND: Tensor, rows_BK: Tensor) -> Tensor:
+        """What `forward` gives at the tokens `rows` alone, `[B, K, D]` (norms before)."""
+        x_BKD = take(x_BND, rows_BK) + self.attention.at(self.norm_attention(x_BND), rows_BK)
+        return x_BKD + self.mlp(self.norm_mlp(x_BKD))
 
 
 class AttentionPooling(nn.Module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,15 @@ from torch import Tensor, nn
 from harvest.interfaces import Batch, Grid, HarvestError, Losses
 from harvest.model.alignment import AlignmentHeads
 from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
+from harvest.model.layers import take
+from harvest.model.teacher import Look, look, outputs
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.losses import alignment
 from harvest.parallel import generator_for, world_rank_size
 from harvest.tokens import Keep, Selection, budget_of, choose_equally
+
+EVEN = ("attention", "tube")
+"""What keeps as many tubelets at each time, where the times divide the budget."""
 
 if TYPE_CHECKING:
     from harvest.objectives.teacher_cache import TeacherCache
@@ -137,33 +142,72 @@ class Teaching(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def look(self, video: Tensor, grid: Grid, *, attention: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """The teacher's aligned layers after its last norm, each `[B, N, D]`, and its attention `[B, N]` if asked for.
+    def look(self, video: Tensor, grid: Grid, *, attention: bool) -> tuple[Looks, Tensor | None]:
+        """What `targets` goes on from, and where the teacher looks, `[B, N]`, if that is asked for.
 
         Of a tubelet of several frames the teacher looks at the first.
         """
         teacher = self.teacher
-        video = video[:, :: grid.tubelet_size]
+        frames = video[:, :: grid.tubelet_size].flatten(0, 1)
         size = teacher.config.image_size
-        if video.shape[-1] != size:
-            B, S = video.shape[:2]
-            frames = teacher.normalise(video).flatten(0, 1)
-            frames = F.interpolate(frames, size=(size, size), mode="bicubic", align_corners=False)
-            video = frames.view(B, S, 3, size, size)
-        seen = teacher(video, layers=self.teacher_layers, attention=attention)
-        return seen.layers, seen.attention
+        if frames.shape[-1] != size:
+            frames = F.interpolate(
+                teacher.normalise(frames), size=(size, size), mode="bicubic", align_corners=False
+            )
+        looks, weights = look(teacher, frames[:, None], layers=self.teacher_layers, attention=attention)
+        return Looks(looks, grid), weights.view(len(video), -1) if weights is not None else None
 
     @torch.no_grad()
-    def targets(self, layers: Sequence[Tensor], keep: Tensor | None) -> list[Tensor]:
-        """The teacher's layers at the kept tubelets in its shared space, each `[B, K, E]`."""
+    def targets(self, seen: Looks, keep: Tensor | None, *, is_even: bool = False) -> list[Tensor]:
+        """The teacher's aligned layers at the kept tubelets, after its last norm and in its shared space: `[B, K, E]`.
+
+        `keep` `[B, K]` ascends. `is_even` says that it names as many tubelets at each time, which a GPU would have to
+        wait for to find out; without it, a GPU computes the last block at all of them.
+        """
+        S, P = seen.grid.num_times, seen.grid.num_places
+        places, slots = None, None
         if keep is not None:
-            layers = [layer.gather(1, keep[..., None].expand(-1, -1, layer.shape[-1])) for layer in layers]
-        return [self.teacher.project(layer) for layer in layers]
+            places, slots = by_frame(keep, S, P, is_even=is_even)
+        found = outputs(self.teacher, seen.frames, layers=self.teacher_layers, places=places)
+        layers = [layer.view(-1, S * layer.shape[1], layer.shape[2]) for layer in found]
+        return layers if slots is None else [take(layer, slots) for layer in layers]
 
     def distance(self, student: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """The loss between layers `[B, K, E]` that went through the heads and the teacher's."""
         with torch.autocast(student[0].device.type, enabled=False):
             return alignment(torch.stack(list(student)), torch.stack(list(targets)), kind=self.loss)
+
+
+class Looks(NamedTuple):
+    """What a teacher has computed of the frames of a batch of clips."""
+
+    frames: list[Look]
+    grid: Grid
+
+
+def by_frame(
+    keep: Tensor, num_times: int, num_places: int, *, is_even: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Kept tubelets `[B, K]`, ascending, frame by frame: places `[B * S, M]`, and where among a clip's S * M places
+    each kept one is `[B, K]`; None where each frame keeps M.
+
+    >>> import torch
+    >>> places, slots = by_frame(torch.tensor([[0, 3, 4], [1, 2, 5]]), 2, 3)  # two frames of three places
+    >>> places.tolist(), slots.tolist()
+    ([[0, 0], [0, 1], [1, 2], [2, 0]], [[0, 2, 3], [0, 1, 2]])
+    """
+    B, K = keep.shape
+    is_even = is_even and K % num_times == 0
+    if is_even:
+        return (keep % num_places).view(B * num_times, -1), None
+    times = keep // num_places
+    counts = torch.zeros(B, num_times, dtype=torch.int64, device=keep.device)
+    counts.scatter_add_(1, times, torch.ones_like(times))
+    M = int(counts.max()) if keep.device.type == "cpu" else num_places
+    before = (counts.cumsum(dim=1) - counts).gather(1, times)  # kept at earlier times
+    slots = times * M + torch.arange(K, device=keep.device) - before
+    places = torch.zeros(B, num_times * M, dtype=torch.int64, device=keep.device)
+    return places.scatter_(1, slots, keep % num_places).view(B * num_times, M), slots
 
 
 class MaskedAlignment(nn.Module):
@@ -193,9 +237,9 @@ class MaskedAlignment(nn.Module):
         if self.cache is not None:
             keep, targets = self.cache.draw(batch.example, video, grid, self.selection, generator=generator)
         else:
-            layers, attention = teaching.look(video, grid, attention=is_guided(self.selection, grid))
+            looks, attention = teaching.look(video, grid, attention=is_guided(self.selection, grid))
             keep = choose_equally(self.selection, video, grid, generator=generator, look=lambda: attention)
-            targets = teaching.targets(layers, keep)
+            targets = teaching.targets(looks, keep, is_even=self.selection.keep in EVEN)
         shares = None
         if self.training and self.config.drop_path > 0:
             depth = self.model.config.video.depth

@@ -23,6 +23,8 @@ from harvest.model.video_text import VideoTextModel
 from harvest.objectives.contrast import ContrastiveLoss, contrast
 from harvest.objectives.losses import masked_words, matching, negatives
 from harvest.objectives.masked_alignment import (
+    EVEN,
+    Looks,
     MaskedAlignmentConfig,
     Teaching,
     drop_path_shares,
@@ -140,10 +142,10 @@ class Multimodal(nn.Module):
         grid = model.grid(batch.video)
         selection = self.selection_for(grid)
         guided = is_guided(selection, grid)
-        layers: tuple[Tensor, ...] = ()
+        looks: Looks | None = None
         attention: Tensor | None = None
         if teaching is not None and (config.alignment_weight or guided):
-            layers, attention = teaching.look(batch.video, grid, attention=guided)
+            looks, attention = teaching.look(batch.video, grid, attention=guided)
         keep = choose_equally(selection, batch.video, grid, generator=generator, look=lambda: attention)
         shares = self._shares(len(batch.video), generator, batch.video.device)
         aligned = teaching is not None and config.alignment_weight > 0
@@ -151,9 +153,11 @@ class Multimodal(nn.Module):
         video = model.encode_video(batch.video, keep, layers=wanted, shares=shares)
 
         parts: dict[str, Tensor] = {}
-        if teaching is not None and aligned:
+        if teaching is not None and looks is not None and aligned:
             student = teaching.heads(video.layers, keep, grid.num_tubelets)
-            parts["alignment"] = teaching.distance(student, teaching.targets(layers, keep))
+            parts["alignment"] = teaching.distance(
+                student, teaching.targets(looks, keep, is_even=selection.keep in EVEN)
+            )
         if config.contrastive_weight or config.matching_weight:
             C = batch.text_ids.shape[1]
             text = model.encode_text(batch.text_ids.flatten(0, 1))

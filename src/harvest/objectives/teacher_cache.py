@@ -171,7 +171,7 @@ def fill(
 def _look(
     teaching: Teaching, clips: Tensor, video: Tensor, grid: Grid, *, share: float, seed: int
 ) -> dict[str, Tensor]:
-    layers, attention = teaching.look(video, grid, attention=True)
+    looks, attention = teaching.look(video, grid, attention=True)
     assert attention is not None  # asked for
     N = grid.num_tubelets
     budget = max(1, round(share * grid.num_places)) * grid.num_times
@@ -182,7 +182,7 @@ def _look(
             for clip, row in zip(clips, attention, strict=True)
         ]
         places = torch.cat(rows)
-    targets = torch.stack(teaching.targets(layers, places), dim=1).float()  # [B, layers, M, E]
+    targets = torch.stack(teaching.targets(looks, places, is_even=True), dim=1).float()  # [B, layers, M, E]
     unit = (
         F.normalize(targets, dim=-1) * targets.shape[-1] ** 0.5
     )  # entries near 1: fp8 keeps three bits of each

@@ -15,6 +15,7 @@ from harvest.interfaces import Example, HarvestError
 from harvest.model.adaptation import adapt
 from harvest.model.alignment import AlignmentHeads, init_xavier
 from harvest.model.answers import encode_answers
+from harvest.model.encoders import VideoEncoder
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher, as_video_model
 from harvest.model.joining import join, with_answers, with_frames, with_matching
@@ -171,14 +172,14 @@ def _objective(
     if isinstance(objective, PostPretrainingConfig):
         return PostPretraining(objective, model, seed=seed)
     if isinstance(objective, MultimodalConfig):
-        teacher = as_teacher(_teacher(config, objective)) if objective.needs_teacher else None
+        teacher = _teacher(config, objective) if objective.needs_teacher else None
         with _seeded(config):
             made = Multimodal(objective, model, teacher, seed=seed)
         if made.teaching is not None:
             _take_heads(made.teaching.heads, source_of(config.start.model))
         return made
     if isinstance(objective, MaskedAlignmentConfig):
-        teacher = as_teacher(_teacher(config, objective))
+        teacher = _teacher(config, objective)
         with _seeded(config):  # the heads
             return MaskedAlignment(objective, model, teacher, seed=seed)
     if isinstance(objective, PixelReconstructionConfig):
@@ -203,7 +204,7 @@ def _vocabulary(config: RunConfig) -> Path | None:
 # ---- UMT ---------------------------------------------------------------------------------------------------------
 
 
-def _teacher(config: RunConfig, objective: MaskedAlignmentConfig) -> VideoTextModel:
+def _teacher(config: RunConfig, objective: MaskedAlignmentConfig) -> VideoEncoder:
     teacher, _, report = load_pretrained(
         source_of(objective.teacher), image_size=objective.teacher_image_size, vocabulary=_vocabulary(config)
     )
@@ -213,7 +214,7 @@ def _teacher(config: RunConfig, objective: MaskedAlignmentConfig) -> VideoTextMo
             "give an image model"
         )
     say(f"the teacher is {report}")
-    return teacher
+    return as_teacher(teacher, dtype=torch.bfloat16 if config.loop.precision == "bf16" else torch.float32)
 
 
 def _student(config: RunConfig, sizes: ModelConfig) -> VideoTextModel:
