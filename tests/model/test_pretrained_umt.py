@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from toys import SHARED, siglip_folder
 
 from harvest.interfaces import HarvestError
+from harvest.model import pretrained
 from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.folder import load_head, load_model, save_model
 from harvest.model.inflation import as_teacher
@@ -26,9 +27,21 @@ from harvest.training.optim import OptimConfig, build_optimizer
 
 KEYS = SHARED / "method" / "keys"
 VOCABULARY = SHARED / "tokenizers" / "bert-base-uncased_vocab.txt"
+CLIP_VOCABULARY = SHARED / "tokenizers" / "bpe_simple_vocab_16e6.txt.gz"
 needs_keys = pytest.mark.skipif(not KEYS.is_dir(), reason="no lists of released keys")
 
+
+def load_viclip(tensors):
+    """`load_pretrained` of a file that holds these tensors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "read_tensors", lambda path: (tensors, []))
+        model, _, report = load_pretrained(VOCABULARY, vocabulary=CLIP_VOCABULARY)
+    return model, report
+
+
 RELEASED = {
+    "viclip_b": (load_viclip, {}),
+    "viclip_l": (load_viclip, {}),
     "stage1_b16": (load_stage1, {}),
     "stage1_l16": (load_stage1, {}),
     "finetune_b16_k400_f8": (load_classifier, {}),
@@ -65,6 +78,9 @@ def test_a_released_layout(name):
     if name.startswith("stage2"):
         check_stage2(tensors, models[0], report)
         return
+    if name.startswith("viclip"):
+        check_viclip(tensors, models[0], report)
+        return
     assert report.used == len(tensors) and report.ignored == ()
     assert report.new == (("video.time_positions.table",) if "clip" in name else ())
     own = sum(p.numel() for model in models for p in model.parameters())
@@ -78,6 +94,16 @@ def test_a_released_layout(name):
         (196 if "196" in name else 224),
     )
     assert (video.config.num_frames, video.config.image_size) == (frames, size)
+
+
+def check_viclip(tensors, model, report):
+    assert report.used == len(tensors) and report.ignored == () and report.new == ("text.mask_embedding",)
+    video, text = model.config.video, model.config.words
+    # The class token and its position are one vector; the vector that stands for hidden words is new.
+    theirs = sum(tensor.numel() for tensor in tensors.values())
+    assert sum(p.numel() for p in model.parameters()) == theirs - video.width + text.width
+    assert (video.num_frames, video.image_size, video.prefix) == (8, 224, "clip")
+    assert (video.patch_size, video.depth) == {768: (16, 12), 1024: (14, 24)}[video.width]
 
 
 def check_stage2(tensors, model, report):
@@ -133,6 +159,8 @@ def test_one_wrong_key_is_named(name, change):
 @needs_keys
 @pytest.mark.parametrize("name", RELEASED)
 def test_another_layout_is_refused(name):
+    if "viclip" in name:
+        pytest.skip("its loader takes UMT's files too")
     others = [other for other in RELEASED if RELEASED[other][0] is not RELEASED[name][0]]
     if "clip" in name:  # a checkpoint of stage 2 holds its teacher
         others = [other for other in others if not other.startswith("stage2")]
