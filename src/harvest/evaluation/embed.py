@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harvest.data.loader import clip_numbers, eval_batches
 from harvest.data.sampling import FrameOrder
+from harvest.evaluation.codec import clips_change
 from harvest.interfaces import Example, HarvestError, Kept, VideoFeatures
 from harvest.model.nesting import shorten
 from harvest.model.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ from harvest.parallel import (
     world_rank_size,
 )
 from harvest.progress import OnProgress
-from harvest.tokens import Selection, choose
+from harvest.tokens import BY_FILE, Selection, choose
 
 Mode = Literal["video", "image"]
 
@@ -94,6 +95,10 @@ def read_clips(
         )
     if not examples:
         raise HarvestError("there is nothing to evaluate: the list of examples is empty")
+    if selection is not None and selection.keep in BY_FILE and frame_order != "forward":
+        raise HarvestError(
+            "keep codec knows how the frames of a file move in their own order: give keep motion"
+        )
     frames = default_frames(model, mode) if num_frames is None else num_frames
     clip_of = clip_numbers(examples).tolist()
     users: list[list[int]] = [[] for _ in range(max(clip_of) + 1)]  # the examples of every clip
@@ -108,13 +113,16 @@ def read_clips(
     rank, size = world_rank_size()
 
     def encode(numbers: Tensor, video: Tensor) -> VideoFeatures:
+        shown = [examples[users[number][0]] for number in numbers.tolist()]
         if for_head:
             with evaluating(model, precision):
                 video = video.to(model.log_scale.device)
-                keep = None if selection is None else kept(model, video, selection)
+                keep = None if selection is None else kept(model, video, selection, shown)
                 features = model.video_features(video, keep)
         else:
-            features = encode_clips(model, video, mode=mode, precision=precision, selection=selection)
+            features = encode_clips(
+                model, video, mode=mode, precision=precision, selection=selection, clips=shown
+            )
         return features if with_tokens or size == 1 else features._replace(tokens=features.tokens[:, :0])
 
     def batches() -> Iterator[tuple[list[list[int]], VideoFeatures]]:
@@ -184,8 +192,11 @@ def encode_clips(
     mode: Mode = "video",
     precision: Precision = "fp32",
     selection: Selection | None = None,
+    clips: Sequence[Example] | None = None,
 ) -> VideoFeatures:
     """Encode uint8 clips `[B, T, 3, H, W]` on the model's device, of which `selection` says what is seen (None: all).
+
+    `clips` say which files they are from, where keep codec is to ask these.
 
     "image" sees every frame alone, as a clip of one frame: the pooled feature is the mean of the frames' unit
     embeddings, made unit length, and the tokens are those of all frames, one after the other.
@@ -193,7 +204,8 @@ def encode_clips(
     with evaluating(model, precision):
         video = video.to(model.log_scale.device)
         if mode == "video":
-            return model.encode_video(video, None if selection is None else kept(model, video, selection))
+            keep = None if selection is None else kept(model, video, selection, clips)
+            return model.encode_video(video, keep)
         if selection is not None:
             raise HarvestError("choosing tokens goes with mode 'video': the image baseline sees whole frames")
         T = video.shape[1]
@@ -204,13 +216,23 @@ def encode_clips(
         return VideoFeatures(tokens, F.normalize(pooled, dim=-1))
 
 
-def kept(model: VideoTextModel, video: Tensor, selection: Selection) -> Kept:
+def kept(
+    model: VideoTextModel, video: Tensor, selection: Selection, clips: Sequence[Example] | None = None
+) -> Kept:
     """The tubelets of clips that a selection sees; the same draws for every clip and every batch, so that what is
     said of a clip is a function of it alone."""
+    grid = model.grid(video)
+
+    def moved() -> Tensor | None:
+        if clips is None:
+            return None
+        return clips_change(clips, video, grid, or_motion=selection.keep == "codec_or_motion")
+
     return choose(
         selection,
         video,
-        model.grid(video),
+        grid,
+        moved=moved,
         generator=generator_for(0),
         look=lambda: own_attention(model, video),
         same_draws=True,

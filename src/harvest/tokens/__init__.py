@@ -1,7 +1,16 @@
 """Which tubelets and which words an encoder sees. Pure functions of tensors and a generator."""
 
 from harvest.tokens.change import repeated_change, tubelet_change
-from harvest.tokens.choice import Keep, Selection, budget_of, choose, choose_equally, described, see
+from harvest.tokens.choice import (
+    BY_FILE,
+    Keep,
+    Selection,
+    budget_of,
+    choose,
+    choose_equally,
+    described,
+    see,
+)
 from harvest.tokens.selectors import (
     attention_keep,
     motion_keep,
@@ -13,6 +22,7 @@ from harvest.tokens.selectors import (
 from harvest.tokens.words import mask_text
 
 __all__ = [
+    "BY_FILE",
     "Keep",
     "Selection",
     "attention_keep",

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from harvest.interfaces import Grid, HarvestError, Kept, Merged, Packed
 from harvest.tokens.change import repeated_change, tubelet_change
@@ -20,7 +21,10 @@ from harvest.tokens.selectors import (
     tube_keep,
 )
 
-Keep = Literal["random", "tube", "motion", "attention", "run_length", "merge"]
+CHOOSING = "choosing tubelets"
+Keep = Literal["random", "tube", "motion", "attention", "run_length", "merge", "codec", "codec_or_motion"]
+BY_FILE: tuple[Keep, ...] = ("codec", "codec_or_motion")
+"""What is chosen by the motion vectors of the video's file."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,9 @@ class Selection:
     keep: Keep = "random"
     """Which are seen: any; the same places at all times; those that change most; those attended to most; those that do
     not repeat the one before them, however many (then drop_ratio does not count, and budget is the most). merge reads
-    all and merges what is alike, of a trained model that is being used."""
+    all and merges what is alike, of a trained model that is being used. codec sees what moves most by the motion
+    vectors that the file holds, of a model that is being used, and refuses a file without any; codec_or_motion then
+    sees those that change most."""
     random_share: float = 0.25
     """With keep motion, the part of the budget drawn from what does not move most."""
 
@@ -87,13 +93,28 @@ def choose(
     *,
     generator: torch.Generator,
     look: Callable[[], Tensor | None] | None = None,
+    moved: Callable[[], Tensor | None] | None = None,
     same_draws: bool = False,
 ) -> Kept:
     """The tubelets to see of clips `[B, T, 3, H, W]`: int64 `[B, K]` on their device, or None for all.
 
-    With keep "run_length" clips keep different numbers, and it is `Packed`; with "merge" it is `Merged`.
-    `look` gives the attention `[B, N]` that keep "attention" follows. `same_draws` draws once for all clips.
+    In a profile it has the name `CHOOSING`. With keep "run_length" clips keep different numbers, and it is `Packed`; with "merge" it is `Merged`.
+    `look` gives the attention `[B, N]` that keep "attention" follows, `moved` how far tubelets `[B, N]` move by their
+    files, for keep "codec". `same_draws` draws once for all clips.
     """
+    with record_function(CHOOSING):
+        return _choose(selection, video, grid, generator, look, moved, same_draws)
+
+
+def _choose(
+    selection: Selection,
+    video: Tensor,
+    grid: Grid,
+    generator: torch.Generator,
+    look: Callable[[], Tensor | None] | None,
+    moved: Callable[[], Tensor | None] | None,
+    same_draws: bool,
+) -> Kept:
     K, B, device = budget_of(selection, grid), len(video), video.device
     if selection.keep == "run_length":
         return run_length_keep(repeated_change(video, grid), budget=K)
@@ -110,9 +131,15 @@ def choose(
         if attention is None:
             raise HarvestError("keep attention needs a tower that tells where it looks, and none is here")
         return attention_keep(attention, grid.num_times, budget=K, generator=generator, same_draws=same_draws)
-    if selection.keep == "motion":
+    if selection.keep == "motion" or selection.keep in BY_FILE:
+        change = tubelet_change(video, grid) if selection.keep == "motion" else moved and moved()
+        if change is None:
+            raise HarvestError(
+                "keep codec reads the motion vectors of video files, and here are none to read (in training, in a "
+                "library, or from shards): give keep motion"
+            )
         return motion_keep(
-            tubelet_change(video, grid),
+            change,
             grid.num_times,
             budget=K,
             random_share=selection.random_share,
