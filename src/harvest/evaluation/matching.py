@@ -67,7 +67,7 @@ def read_pairs(
         for some in torch.split(asked, _ROWS):
             with evaluating(model, precision):
                 rows = TextFeatures(*(part[some.to(device)] for part in encoded))
-                logits.append(model.match(model.fuse(shown, rows), rows).float().cpu())
+                logits.append(model.match_pairs(shown, rows).float().cpu())
         of_text.append(asked)
         of_video.append(torch.full_like(asked, number))
     if not logits:

@@ -74,17 +74,25 @@ class FusionBlock(nn.Module):
         *,
         context_mask: Tensor | None = None,
         causal: bool = False,
+        only: Tensor | None = None,
     ) -> Tensor:
+        """`only` int64 `[B]`, a word of each text: after looking at each other the other words go no further."""
         if self.norms == "before":
             x_BLD = x_BLD + self._drop(self.words(self.norm_words(x_BLD), mask, causal=causal))
+            x_BLD = _rows(x_BLD, only)
             x_BLD = x_BLD + self._drop(self.video(self.norm_video(x_BLD), context_VKC, context_mask))
             return x_BLD + self._drop(self.mlp(self.norm_mlp(x_BLD)))
         x_BLD = self.norm_words(x_BLD + self._drop(self.words(x_BLD, mask, causal=causal)))
+        x_BLD = _rows(x_BLD, only)
         x_BLD = self.norm_video(x_BLD + self._drop(self.video(x_BLD, context_VKC, context_mask)))
         return self.norm_mlp(x_BLD + self._drop(self.mlp(x_BLD)))
 
     def _drop(self, branch: Tensor) -> Tensor:
         return F.dropout(branch, self.dropout, self.training)
+
+
+def _rows(x_BLD: Tensor, only: Tensor | None) -> Tensor:
+    return x_BLD if only is None else x_BLD[torch.arange(len(x_BLD), device=x_BLD.device), only][:, None]
 
 
 class FusionDecoder(nn.Module):
@@ -129,8 +137,11 @@ class FusionDecoder(nn.Module):
         *,
         context_mask: Tensor | None = None,
         causal: bool = False,
+        only: Tensor | None = None,
     ) -> Tensor:
         """Fused words `[B, L, D]`; padding is attended to by nobody.
+
+        With `only`, int64 `[B]`, the state of that word of each text, `[B, 1, D]`: the last block leaves out the others.
 
         V contexts for B texts: equally many neighbours share one. `causal` words see no later ones, and take no mask:
         padding comes last.
@@ -138,8 +149,9 @@ class FusionDecoder(nn.Module):
         context = self.video_in(self.norm_video_in(context_VKC))
         x_BLD = self.text_in(text_BLD)
         mask = word_mask_BL[:, None, None] if word_mask_BL is not None else None
-        for block in self.blocks:
-            x_BLD = block(x_BLD, context, mask, context_mask=context_mask, causal=causal)
+        for number, block in enumerate(self.blocks, 1):
+            last = only if number == len(self.blocks) else None
+            x_BLD = block(x_BLD, context, mask, context_mask=context_mask, causal=causal, only=last)
         return x_BLD
 
     def predict_words(self, states_MD: Tensor, words_WD: Tensor) -> Tensor:

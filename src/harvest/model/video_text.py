@@ -129,6 +129,16 @@ class VideoTextModel(nn.Module):
             raise ValueError("this model has no matching head")
         return head(self.text.pool(states, text.mask))
 
+    def match_pairs(self, video: VideoFeatures, text: TextFeatures) -> Tensor:
+        """`match` of what `fuse` gives, `[B, 2]`, of which no more is computed than is read."""
+        fusion = self._fusion()
+        if fusion.head_match is None:
+            raise ValueError("this model has no matching head")
+        places = torch.arange(text.mask.shape[1], device=text.mask.device).expand_as(text.mask)
+        read = self.text.pool(places[..., None], text.mask)[:, 0]
+        states = fusion(video.tokens, text.tokens, text.mask, context_mask=video.mask, only=read)
+        return fusion.head_match(states[:, 0])
+
     def say(self, states: Tensor, text: TextFeatures, answer_ids: Tensor) -> Tensor:
         """Scores `[A, M, V]` of the word behind each of answers `[A, M]`, to fused questions `[B, L, D]`.
 
