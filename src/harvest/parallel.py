@@ -41,7 +41,7 @@ class World:
 def world() -> Iterator[World]:
     """Join the processes that `torchrun` started, or be alone. Leaves the group behind a barrier.
 
-    The device is this process's GPU where there is one, else the CPU.
+    The device is this process's GPU where there is one, else the CPU. Raises HarvestError in ranks whose like is gone.
     """
     has_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_gpu else torch.device("cpu")
@@ -54,6 +54,13 @@ def world() -> Iterator[World]:
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
         dist.barrier()  # ranks that leave early can hang the others in destroy_process_group
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("gloo", "NCCL", "Connection closed", "Connection reset")):
+            raise
+        raise HarvestError(
+            f"process {dist.get_rank()} of {dist.get_world_size()} has lost another one, whose own message says"
+            " why. The same command goes on from the last checkpoint."
+        ) from error
     finally:
         dist.destroy_process_group()
 

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,9 @@ from harvest.training.start import build_objective, start_model
 
 TinyRun = Callable[..., RunConfig]
 
+# Seconds that a run of a test may take to get on; more where the machine has much else to do.
+PATIENCE_S = float(os.environ.get("HARVEST_PATIENCE_S", "200"))
+
 
 def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -58,7 +62,7 @@ def start(config: RunConfig, run: Path, **environment: str) -> subprocess.Popen[
 
 
 def finished(process: subprocess.Popen[str], code: int = 0) -> str:
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, errors
     return errors
 
@@ -296,7 +300,7 @@ def lines_of(run: Path) -> int:
 
 
 def wait_for(process: subprocess.Popen[str], is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + 100
+    end = time.monotonic() + PATIENCE_S
     while not is_so():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
@@ -318,31 +322,42 @@ def test_a_model_of_harvest_gets_a_matching_head_when_it_is_fine_tuned(runs: Pat
 # ---- two processes -----------------------------------------------------------------------------------------------
 
 
-def on_ranks(size: int, config: RunConfig, run: Path, code: int = 0) -> list[str]:
-    """A run on several processes, as torchrun starts them; what each says.
+@contextmanager
+def ranks(size: int, config: RunConfig, run: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """A run on several processes, as torchrun starts them; none outlives the block.
 
     The store through which they meet lives here, as in torchrun's agent: a free port that is only told to them
     could be taken by another test before they bind it.
     """
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GLOO_SOCKET_IFNAME": "lo"}
-    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONFAULTHANDLER": "1"}
-    processes = [
-        start(config, run, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), **shared)
-        for rank in range(size)
-    ]
+    if size == 1:
+        processes = [start(config, run)]
+    else:
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GLOO_SOCKET_IFNAME": "lo"}
+        shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONFAULTHANDLER": "1"}
+        processes = [
+            start(config, run, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), **shared)
+            for rank in range(size)
+        ]
     try:
-        said = [
-            process.communicate(timeout=200)[1] for process in processes
-        ]  # all of them, also where one fails
-    except subprocess.TimeoutExpired:
-        for process in processes:
-            process.send_signal(signal.SIGABRT)  # it says where it waits
-        stuck = [process.communicate()[1] for process in processes]
-        pytest.fail("\n\n".join(["no rank may wait for ever:", *stuck]))
+        yield processes
     finally:
         for process in processes:
-            process.kill()  # one that waits for ever must not outlive the test
+            process.kill()
+
+
+def on_ranks(size: int, config: RunConfig, run: Path, code: int = 0) -> list[str]:
+    """What each rank of a run says that ends by itself."""
+    with ranks(size, config, run) as processes:
+        try:
+            said = [
+                process.communicate(timeout=PATIENCE_S)[1] for process in processes
+            ]  # also where one fails
+        except subprocess.TimeoutExpired:
+            for process in processes:
+                process.send_signal(signal.SIGABRT)  # it says where it waits
+            stuck = [process.communicate()[1] for process in processes]
+            pytest.fail("\n\n".join(["no rank may wait for ever:", *stuck]))
     assert [process.returncode for process in processes] == [code] * size, "\n".join(said)
     return said
 

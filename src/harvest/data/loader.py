@@ -17,6 +17,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -672,24 +673,35 @@ def _start_worker(worker: int) -> None:
 
 def _from_workers(loader: DataLoader) -> Iterator[Any]:
     """What a loader yields. A worker process that the system ended is told in words."""
-    batches = iter(loader)
+    batches, end = iter(loader), object()
     while True:
         try:
-            item = next(batches)
-        except StopIteration:
+            with lost_workers():
+                item = next(batches, end)
+        except (EOFError, ConnectionError) as error:  # while it was handing over a batch
+            raise _ended_by_the_system(error) from error
+        if item is end:
             return
-        except (
-            RuntimeError,
-            EOFError,
-            ConnectionError,
-        ) as error:  # the latter while it was handing over a batch
-            says = str(error).splitlines()[0] if str(error) else "it left no word"
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in says:
-                raise
-            raise HarvestError(
-                f"a process that reads videos was ended by the system ({says}), mostly for want of memory: take fewer --data.workers. The same command goes on from the last checkpoint."
-            ) from error
         yield item
+
+
+@contextmanager
+def lost_workers() -> Iterator[None]:
+    """A worker process that the system ended is told in words: PyTorch says it wherever the main process happens to be."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise _ended_by_the_system(error) from error
+
+
+def _ended_by_the_system(error: Exception) -> HarvestError:
+    says = str(error).splitlines()[0] if str(error) else "it left no word"
+    return HarvestError(
+        f"a process that reads videos was ended by the system ({says}), mostly for want of memory: take fewer --data.workers."
+        " The same command goes on from the last checkpoint."
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -85,10 +85,7 @@ class CheckpointWriter:
         error, self._error = self._error, None
         with together():
             if isinstance(error, (OSError, RuntimeError, safetensors.SafetensorError)):
-                raise HarvestError(
-                    f"could not save a checkpoint in {self.folder}: {error}. Free some space and run the same command"
-                    " again: it goes on from the last checkpoint, which is intact."
-                ) from error
+                raise self._not_saved(error) from error
             if error is not None:
                 raise error
 
@@ -102,6 +99,12 @@ class CheckpointWriter:
             self.wait()
         else:
             self._join()
+
+    def _not_saved(self, error: Exception) -> HarvestError:
+        return HarvestError(
+            f"could not save a checkpoint in {self.folder}: {error}. Free some space and run the same command again: it"
+            " goes on from the last checkpoint, which is intact."
+        )
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -137,7 +140,10 @@ class CheckpointWriter:
         with together():
             if is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
+                try:
+                    temporary.mkdir(parents=True)
+                except OSError as error:
+                    raise self._not_saved(error) from error
         writer = FileSystemWriter(temporary / "state", sync_files=True)
         saving = async_save(state, storage_writer=writer, process_group=self._group)  # type: ignore[arg-type]
         written = cast("Future[object]", saving)
