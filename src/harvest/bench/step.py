@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
+
 from harvest.bench.ceiling import matmul_gflop_per_s, wait_for
+from harvest.bench.trace import Traced, cells_of, trace_steps
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
@@ -30,7 +33,6 @@ from harvest.objectives.post_pretraining import PostPretraining, PostPretraining
 from harvest.parallel import Precision, autocast
 from harvest.tokens import Selection, num_kept
 from harvest.training.optim import OptimConfig, build_optimizer
-from torch import Tensor
 
 Size = Literal["b16", "l14", "mini"]
 Stepper = Callable[[Batch, Selection, int], float]
@@ -82,6 +84,7 @@ def step_command(
     threads: int | None = None,
     seconds: float = 20.0,
     device: str | None = None,
+    trace: Path | None = None,
     out: Path | None = None,
 ) -> None:
     """Clips a second of a training step, side by side for several drop ratios.
@@ -105,8 +108,11 @@ def step_command(
         threads: Threads PyTorch computes with.
         seconds: Time for each variant.
         device: cuda where there is one, else cpu.
+        trace: Write a step of each to this file, for Perfetto or chrome://tracing, and print where their time goes.
         out: Write the result as JSON to this file.
     """
+    if trace is not None and compile:
+        raise HarvestError("--trace sees the parts of blocks that are not compiled: leave out --compile")
     result = measure_steps(
         model,
         drop_ratios=drop_ratios,
@@ -122,8 +128,12 @@ def step_command(
         threads=threads,
         seconds=seconds,
         device=device,
+        trace=trace,
     )
     print_result(result)
+    if result.parts is not None:
+        print_table(("part", *result.parts), cells_of(result.parts))
+        print(f"written: {trace}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(to_json(result))
@@ -161,6 +171,8 @@ class StepBench:
     settings: dict[str, object]
     machine: dict[str, object]
     rows: tuple[StepTime, ...]
+    parts: dict[str, dict[str, float]] | None = None
+    """Seconds of each part of a step, by variant, where a trace was asked for."""
 
 
 def measure_steps(
@@ -179,6 +191,7 @@ def measure_steps(
     threads: int | None = None,
     seconds: float = 20.0,
     device: str | None = None,
+    trace: Path | None = None,
 ) -> StepBench:
     """Measure whole training steps of each drop ratio, variants in turns, `seconds` for each."""
     if threads is not None:
@@ -194,7 +207,8 @@ def measure_steps(
             f"expected a batch of at least 1 and more than 0 seconds, got {batch} and {seconds}"
         )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    variants = []
+    variants: list[Variant] = []
+    models: list[VideoTextModel] = []
     for name in ("harvest", "reference") if reference else ("harvest",):
         plain = name == "reference"
         objective = make_objective(config, cache_texts=cache_texts and not plain, plain=plain).to(place)
@@ -212,8 +226,16 @@ def measure_steps(
             for ratio in drop_ratios
             for size in [batch or default_batch(ratio, place)]
         ]
+        models += [objective.model] * len(drop_ratios)
     warm_up(variants)
     take_turns(variants, seconds=seconds)
+    parts = None
+    if trace is not None:
+        steps = [
+            Traced(f"{v.name}, {v.selection.drop_ratio:.0%} dropped", model, v.run)
+            for v, model in zip(variants, models, strict=True)
+        ]
+        parts = trace_steps(steps, trace, device=place)
     return StepBench(
         settings={
             "model": model,
@@ -228,6 +250,7 @@ def measure_steps(
         },
         machine=describe_machine(place) | {"peak resident GB": round(peak_resident_gb(), 2)},
         rows=_rows(variants, config, words=words, cache_texts=cache_texts, precision=precision, place=place),
+        parts=parts,
     )
 
 
