@@ -434,16 +434,8 @@ def print_result(result: DataBench) -> None:
         )
         for row in result.rows
     ]
-    headings = (
-        "way",
-        "clips",
-        "clips/s a core",
-        "frames/s a core",
-        "clips/s by the clock",
-        "MB/clip",
-        "times",
-    )
-    print_table(headings, cells)
+    print("a second is one of processor time, on one core")
+    print_table(("way", "clips", "clips/s", "frames/s", "by clock", "MB/clip", "times"), cells)
     if (w := result.waiting) is not None:
         print(
             f"training {w.model} at {w.drop_ratio:.0%} dropped, {w.batch} clips a step, {w.threads} threads beside"
