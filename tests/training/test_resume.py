@@ -21,8 +21,8 @@ from harvest.config import RunConfig, to_json
 from harvest.recipes import RECIPES
 from harvest.training.loop import train
 
-# Three for each number of processes by default, so that the suite stays quick; HARVEST_KILLS=15 for docs/results.md.
-KILLS = int(os.environ.get("HARVEST_KILLS", "3"))
+# Two for each number of processes by default, so that the suite stays quick; HARVEST_KILLS=15 for docs/results.md.
+KILLS = int(os.environ.get("HARVEST_KILLS", "2"))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -101,7 +101,7 @@ class Probe:
     matmul_gflop_per_s: float
     copy_gb_per_s: float
     decode_clips_per_s: float | None
-    """Of one process; None where nothing could be decoded."""
+    """Of one core, by processor time; None where nothing could be decoded."""
     decoded: str
     """What was decoded."""
     step_gflop_per_s: float | None
@@ -327,7 +327,10 @@ def _step_gflop_per_s(
 def _decode(
     config: RunConfig, data: str | None, *, image_size: int, seconds: float
 ) -> tuple[float | None, str]:
-    """Clips a second of one process that decodes, as a loader worker does, and what it decoded."""
+    """Clips a second of a core that decodes, as a loader worker does, and what it decoded.
+
+    By processor time, since other work on this machine is none of the run's.
+    """
     try:  # a machine that only trains has no video libraries
         from harvest.bench.data import draw_clips
         from harvest.data.loader import ClipDataset
@@ -346,11 +349,11 @@ def _decode(
             decoded, rows = data, read_manifest(Path(data), videos=videos, captions_required=False)
         settings = dataclasses.replace(config.data, cache="none", views_per_clip=1, captions_per_clip=1)
         clips = ClipDataset(rows, settings, image_size=image_size, encode_text=None, seed=config.loop.seed)
-        read, tried, before = 0, 0, time.perf_counter()
+        read, tried, before, busy = 0, 0, time.perf_counter(), time.process_time()
         while tried < 3 or (time.perf_counter() - before < seconds and tried < 200):
             found = clips[[(tried // len(clips), tried % len(clips))]]
             read, tried = read + (found.batch is not None), tried + 1
-        return (read / (time.perf_counter() - before) or None), decoded
+        return (read / (time.process_time() - busy) or None), decoded
 
 
 # ---- what follows ------------------------------------------------------------------------------------------------
@@ -468,7 +471,7 @@ def _lines(found: Probe) -> list[Line]:
     if found.step_gflop_per_s is not None:
         lines.append(Line("its rate in a real step", f"{found.step_gflop_per_s:,.0f} GFLOP/s", "measured"))
     if found.decode_clips_per_s is not None:
-        what = f"decoding in one process: {found.decoded}"
+        what = f"decoding on one core: {found.decoded}"
         lines.append(Line(what, f"{found.decode_clips_per_s:.1f} clips/s", "measured"))
     return lines
 
