@@ -57,7 +57,7 @@ def fetch(source: str | bytes, times_s: list[float], *, stream: int) -> Fetched 
             return None
         inside = [max(begin_s, min(time_s, end_s - 1e-6)) for time_s in times_s]
         found = decoder.get_frames_played_at(inside)
-    except (RuntimeError, ValueError, IndexError, TypeError):
+    except (RuntimeError, ValueError, IndexError):
         return None
     starts = found.pts_seconds.tolist()
     # Where an edit list hides the first key frame it has been seen to answer with a frame that is shown later.
