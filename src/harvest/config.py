@@ -181,6 +181,10 @@ class RunConfig:
         ):
             if value is not None and value < 1:
                 raise HarvestError(f"{name} must be at least 1, got {value}")
+        if self.vary.image_sizes and isinstance(self.objective, MaskedAlignmentConfig):
+            raise HarvestError(
+                "vary.image_sizes: a student and its teacher divide every frame alike; leave them out beside a teacher"
+            )
         for num_frames in self.vary.num_frames:
             if num_frames > self.data.num_frames or num_frames % self._tubelet_size:
                 raise HarvestError(
@@ -213,7 +217,7 @@ class RunConfig:
         objective = self.objective
         selection = objective if isinstance(objective, Selection) else Selection(objective.drop_ratio)
         if step < self.loop.steps:
-            budget = self._varied(self.vary.budgets, step)
+            budget = self._varied(self.vary.budgets, step, 0)
             return selection if budget is None else dataclasses.replace(selection, budget=budget)
         # With run_length, a last stage that sees all would still leave out repeats.
         keep = self.tuning.keep or ("random" if selection.keep == "run_length" else selection.keep)
@@ -221,10 +225,16 @@ class RunConfig:
 
     def num_frames_at(self, step: int) -> int | None:
         """Frames of each clip that a step sees; None for all that are read."""
-        return self._varied(self.vary.num_frames, step) if step < self.loop.steps else None
+        return self._varied(self.vary.num_frames, step, 1) if step < self.loop.steps else None
 
-    def _varied(self, values: tuple[int, ...], step: int) -> int | None:
-        return value_at(values, step, order=self.vary.order, steps=self.loop.steps, seed=self.loop.seed)
+    def image_size_at(self, step: int) -> int | None:
+        """The side of the frames that a step sees, in pixels; None for the model's own."""
+        return self._varied(self.vary.image_sizes, step, 2) if step < self.loop.steps else None
+
+    def _varied(self, values: tuple[int, ...], step: int, draw: int) -> int | None:
+        return value_at(
+            values, step, order=self.vary.order, steps=self.loop.steps, seed=self.loop.seed, draw=draw
+        )
 
 
 # How a run is kept may differ when it goes on; what it computes may not.

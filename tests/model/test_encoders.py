@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import randomize, toy_model, with_time_positions
 
+from harvest.interfaces import Merged, Packed
+from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.layers import attend
 from harvest.tokens import mask_text, num_kept, random_keep
 
@@ -81,8 +83,8 @@ def test_uint8_is_normalised_as_the_config_says(model, video):
 
 
 def test_wrong_sizes_are_named(model, video):
-    with pytest.raises(ValueError, match="8x8"):
-        model.encode_video(video[..., :8, :8])
+    with pytest.raises(ValueError, match="10x10; the model takes 16x16"):
+        model.encode_video(video[..., :10, :10])
     with pytest.raises(ValueError, match="13"):
         model.encode_text(torch.zeros(1, 13, dtype=torch.long))
 
@@ -226,3 +228,33 @@ def test_padding_does_not_reach_the_fused_words(video):
     alone = model.fuse(type(features)(features.tokens[:1], features.pooled[:1]), shorter)
     torch.testing.assert_close(fused[:1, :8], alone, atol=1e-5, rtol=1e-5)
     assert model.predict_words(fused[0, :2]).shape == (2, model.config.text.vocab_size)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["factored", "joint", "sinusoid"])
+def test_frames_of_another_size_have_their_positions_resized(positions):
+    """Half the side is a quarter of the places; what all places share stays what it was."""
+    sizes = {"width": 16, "depth": 2, "num_heads": 2, "mlp_width": 32, "embed_dim": 12, "num_frames": 2}
+    config = VideoEncoderConfig(image_size=32, patch_size=4, positions=positions, **sizes)
+    torch.manual_seed(0)
+    encoder = VideoEncoder(config).eval()
+    if positions == "factored":
+        encoder.place_positions.copy_(torch.randn(16).expand(64, -1))
+    elif positions == "joint":
+        encoder.joint_positions.copy_(torch.randn(16).expand(128, -1))
+    whole = encoder._positions(2, 64)
+    small = encoder._positions(2, 16)
+    assert small.shape == (32, 16)
+    if positions != "sinusoid":
+        torch.testing.assert_close(small, whole[:32])
+    video = torch.randint(0, 256, (2, 2, 3, 16, 16), generator=torch.Generator().manual_seed(2)).byte()
+    assert encoder.grid(video).num_tubelets == 32
+    everything = torch.arange(32).expand(2, -1)
+    plain, given_all = encoder(video), encoder(video, everything)
+    torch.testing.assert_close(given_all.pooled, plain.pooled, atol=1e-6, rtol=0)
+    few = Packed(everything[:, :8].flatten(), torch.ones(16, dtype=torch.int64), torch.arange(2), ((2, 8),))
+    torch.testing.assert_close(encoder(video, few).pooled, encoder(video, everything[:, :8]).pooled)
+    assert encoder(video, Merged(20)).tokens.shape[1] == 20
+    for wrong in ((2, 2, 3, 18, 18), (2, 2, 3, 16, 32)):
+        with pytest.raises(ValueError, match="multiples of 4"):
+            encoder(torch.zeros(wrong, dtype=torch.uint8))

@@ -100,7 +100,7 @@ def test_a_run_has_the_mean_position_of_its_times(positions: str, video: torch.T
     if positions == "factored":
         table = encoder.time_positions(TIMES) + encoder.place_positions[5]
     else:
-        table = encoder._positions(TIMES).view(TIMES, PLACES, -1)[:, 5]
+        table = encoder._positions(TIMES, PLACES).view(TIMES, PLACES, -1)[:, 5]
     pixels = encoder._pixels(video)[rows, packed.keep // PLACES, 1, 1]
     plain = encoder.patches(encoder.normalise(pixels).flatten(1))
     means = [table[0:4], table[0:2], table[0:1], table[0:1], table[1:4], table[0:1], table[1:2], table[2:4]]

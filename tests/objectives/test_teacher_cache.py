@@ -53,7 +53,7 @@ def test_all_stored_gives_the_step_without_a_cache(
     order = torch.tensor([5, 0, 3, 2])
     batch = Batch(*(part[order] for part in clips()))
     plain = [objective(batch, step).total.item() for step in range(3)]
-    objective.cache, _ = cached(tmp_path, objective, stored=stored)
+    objective.teaching.cache, _ = cached(tmp_path, objective, stored=stored)
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the teacher looked")

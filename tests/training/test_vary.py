@@ -17,9 +17,9 @@ from harvest.evaluation.embed import embed_texts
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.pretrained import load_pretrained
 from harvest.objectives.post_pretraining import PostPretraining
-from harvest.recipes import mini_harvest
+from harvest.recipes import mini_harvest, mini_umt_stage1
 from harvest.training.loop import train
-from harvest.training.vary import VaryConfig, show_frames, value_at
+from harvest.training.vary import VaryConfig, show_frames, show_size, value_at
 
 TinyRun = Callable[..., RunConfig]
 
@@ -56,6 +56,7 @@ def test_frames_are_evenly_spaced(frames: int) -> None:
         ({"budgets": (0, 4)}, "vary.budgets: expected numbers of at least 1"),
         ({"num_frames": (-1,)}, "vary.num_frames: expected numbers of at least 1"),
         ({"budgets": (8, 4), "order": "growing"}, "expected rising numbers"),
+        ({"image_sizes": (0,)}, "vary.image_sizes: expected numbers of at least 1"),
     ],
 )
 def test_wrong_settings(wrong: dict, message: str) -> None:
@@ -87,6 +88,46 @@ def test_a_run_at_several_budgets_and_frames(
         (4, 5), (4, 5), (4, 9), (8, 9), (8, 30), (8, 30),
     ]  # fmt: skip
     assert seen[6] == (8, None, 0.25)  # the last stage is tuning's
+
+
+def test_a_run_at_several_sizes(runs: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    inner = PostPretraining.forward
+
+    def forward(self: PostPretraining, batch: Batch, step: int) -> Losses:
+        seen.append(batch.video.shape[-1])
+        return inner(self, batch, step)
+
+    monkeypatch.setattr(PostPretraining, "forward", forward)
+    vary = {"image_sizes": (32, 48, 64), "order": "growing"}
+    config = tiny_run(loop={"steps": 6}, tuning={"steps": 1}, vary=vary)
+    train(config, runs / "sizes")
+    assert seen == [32, 32, 48, 48, 64, 64, 64]
+    for sizes, message in (((60,), "multiples of 8"), ((128,), "up to its 64 pixels")):
+        with pytest.raises(HarvestError, match=message):
+            train(tiny_run(vary={"image_sizes": sizes}), runs / f"sizes-{sizes[0]}")
+    with pytest.raises(HarvestError, match="beside a teacher"):
+        dataclasses.replace(mini_umt_stage1(), vary=VaryConfig(image_sizes=(32,)))
+
+
+def test_draws_of_budgets_frames_and_sizes_are_apart() -> None:
+    vary = VaryConfig(budgets=(5, 9), num_frames=(4, 8), image_sizes=(32, 64))
+    config = dataclasses.replace(mini_harvest(), vary=vary)
+    drawn = {
+        (config.selection_at(step).budget, config.num_frames_at(step), config.image_size_at(step))
+        for step in range(200)
+    }
+    assert len(drawn) == 8
+    last = config.loop.steps
+    assert (config.num_frames_at(last), config.image_size_at(last)) == (None, None)
+
+
+def test_a_picture_of_another_size() -> None:
+    empty = torch.empty(0)
+    ramp = torch.arange(64).repeat_interleave(2).expand(1, 2, 3, 128, -1).to(torch.uint8)
+    half = show_size(Batch(ramp, empty, empty, empty, empty), 64).video
+    assert half.dtype == torch.uint8 and half.shape == (1, 2, 3, 64, 64)
+    assert torch.equal(half[0, 0, 0, 0, 2:-2], torch.arange(2, 62).to(torch.uint8))
 
 
 def test_a_budget_that_a_clip_has_not_is_refused_before_the_first_step(runs: Path, tiny_run: TinyRun) -> None:

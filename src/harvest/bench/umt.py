@@ -68,17 +68,18 @@ def umt_command(
     rows: list[tuple[str, ...]] = []
     with tempfile.TemporaryDirectory() as folder:
         runs: list[tuple[str, nn.Module, ModelConfig, Precision]] = []
-        config, stage1 = _stage1(model, frames[0], place)
         if plain:
-            runs.append(("stage 1, plain", stage1, config, "fp32"))
-        runs.append(("stage 1", stage1, config, precision))
-        with_cache = _stage1(model, frames[0], place)[1]
+            config, objective = _stage1(model, frames[0], place, "fp32")
+            runs.append(("stage 1, plain", objective, config, "fp32"))
+        config, objective = _stage1(model, frames[0], place, precision)
+        runs.append(("stage 1", objective, config, precision))
+        with_cache = _stage1(model, frames[0], place, precision)[1]
         _fill(Path(folder), with_cache, random_batch(_with_words(config), batch, 3, place), place, precision)
         runs.append(("stage 1, teacher cached", with_cache, config, precision))
-        both, stage2 = _stage2(model, frames[1], place)
+        both, stage2 = _stage2(model, frames[1], place, precision)
         runs.append(("stage 2", stage2, both, precision))
-        for name, objective, sizes, how in runs:
-            times = _time(objective, random_batch(_with_words(sizes), batch, 12, place), how, place, seconds)
+        for name, stage, sizes, how in runs:
+            times = _time(stage, random_batch(_with_words(sizes), batch, 12, place), how, place, seconds)
             rate = batch / median(times)
             rows.append((name, str(batch), str(len(times)), f"{1000 * median(times):.0f} ms", f"{rate:.2f}"))
     print(", ".join(str(value) for value in describe_machine(place).values()))
@@ -89,19 +90,25 @@ def _video(model: str, frames: int) -> VideoEncoderConfig:
     return student_tower(num_frames=frames, **SIZES[model])
 
 
-def _teacher(model: str) -> VideoEncoder:
+def _teacher(model: str, precision: Precision) -> VideoEncoder:
     taught = VideoEncoderConfig(num_frames=1, embed_dim=512, **SIZES[model])
-    return as_teacher(VideoTextModel(ModelConfig(video=taught, text=None)))
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return as_teacher(VideoTextModel(ModelConfig(video=taught, text=None)), dtype=dtype)
 
 
-def _stage1(model: str, frames: int, place: torch.device) -> tuple[ModelConfig, MaskedAlignment]:
+def _stage1(
+    model: str, frames: int, place: torch.device, precision: Precision
+) -> tuple[ModelConfig, MaskedAlignment]:
     torch.manual_seed(0)
     config = ModelConfig(video=_video(model, frames), text=None)
     settings = MaskedAlignmentConfig(num_layers=min(6, config.video.depth))
-    return config, MaskedAlignment(settings, VideoTextModel(config), _teacher(model), seed=0).to(place)
+    made = MaskedAlignment(settings, VideoTextModel(config), _teacher(model, precision), seed=0)
+    return config, made.to(place)
 
 
-def _stage2(model: str, frames: int, place: torch.device) -> tuple[ModelConfig, Multimodal]:
+def _stage2(
+    model: str, frames: int, place: torch.device, precision: Precision
+) -> tuple[ModelConfig, Multimodal]:
     torch.manual_seed(0)
     is_small = model == "mini"
     text = TextEncoderConfig(
@@ -136,7 +143,8 @@ def _stage2(model: str, frames: int, place: torch.device) -> tuple[ModelConfig, 
     )
     config = ModelConfig(video=video, text=text, fusion=fusion)
     settings = MultimodalConfig(num_layers=min(6, video.depth))
-    return config, Multimodal(settings, VideoTextModel(config), _teacher(model), seed=0).to(place)
+    made = Multimodal(settings, VideoTextModel(config), _teacher(model, precision), seed=0)
+    return config, made.to(place)
 
 
 def _with_words(config: ModelConfig) -> ModelConfig:
@@ -165,7 +173,7 @@ def _fill(
             device=place,
         )
     teacher_cache.finish(folder, {})
-    objective.cache = teacher_cache.TeacherCache(folder, made_of={})
+    objective.teaching.cache = teacher_cache.TeacherCache(folder, made_of={})
 
 
 def _time(

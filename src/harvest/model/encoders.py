@@ -167,10 +167,12 @@ class VideoEncoder(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def grid(self, video: Tensor) -> Grid:
-        """How a batch `[B, T, 3, H, W]` is divided into tubelets."""
+        """How a batch `[B, T, 3, H, W]` of square frames is divided into tubelets."""
         config = self.config
         num_times = -(-video.shape[1] // config.tubelet_size)
-        return Grid(num_times, config.num_places, config.tubelet_size, config.patch_size)
+        return Grid(
+            num_times, (video.shape[-1] // config.patch_size) ** 2, config.tubelet_size, config.patch_size
+        )
 
     def forward(
         self,
@@ -182,6 +184,8 @@ class VideoEncoder(nn.Module):
         shares: Tensor | None = None,
     ) -> VideoFeatures:
         """Encode `[B, T, 3, H, W]`: uint8, normalised here, or floating point, taken as already normalised.
+
+        Frames are square; for another size than the model's own the positions of its places are resized, bicubic.
 
         `keep` int64 `[B, K]` names the tubelets to see, in (time, row, column) order; None sees all. Where clips keep
         different numbers it is `Packed`: nothing is computed for padding, and only returned tokens have some (`mask`).
@@ -277,12 +281,13 @@ class VideoEncoder(nn.Module):
         config = self.config
         x_BKD, times_BK = self.embed_tubelets(video, keep)
         B, K, D = x_BKD.shape
-        S = self.grid(video).num_times
+        grid = self.grid(video)
+        S = grid.num_times
         times: Tensor | None = None
         if config.positions == "factored":
             times = self.time_positions(S)
             x_BKD = x_BKD + (
-                times[times_BK] if keep is not None else times.repeat_interleave(config.num_places, 0)
+                times[times_BK] if keep is not None else times.repeat_interleave(grid.num_places, 0)
             )
         frames = 1
         if config.attention == "frame":
@@ -348,9 +353,9 @@ class VideoEncoder(nn.Module):
         x_BND, _ = self.embed_tubelets(video, None)
         B, N, D = x_BND.shape
         plan = merge_plan(N, budget, config.depth)
-        S = self.grid(video).num_times
+        S, P = self.grid(video)[:2]
         times = self.time_positions(S) if config.positions == "factored" else x_BND.new_zeros(S, D)
-        x_BND = x_BND + times.repeat_interleave(config.num_places, 0)
+        x_BND = x_BND + times.repeat_interleave(P, 0)
         R = 0
         if self.prefix is not None:
             prefix_RD = self.prefix + times if config.prefix == "frame" else self.prefix[None]
@@ -381,11 +386,11 @@ class VideoEncoder(nn.Module):
         pixels = self._pixels(video)[rows, keep // P, keep % P // (G := math.isqrt(P)), keep % P % G]
         x_TD = self.patches(self.normalise(pixels).flatten(1))
         if config.positions == "factored":
-            x_TD = x_TD + self.place_positions[keep % P]
+            x_TD = x_TD + self._positions(1, P)[keep % P]
             table_SPD = self.time_positions(S)[:, None]
             place = torch.zeros_like(keep)
         else:
-            table_SPD, place = self._positions(S).view(S, P, -1), keep % P
+            table_SPD, place = self._positions(S, P).view(S, P, -1), keep % P
         sums = F.pad(table_SPD.cumsum(dim=0), (0, 0, 0, 0, 1, 0))
         start, runs = keep // P, packed.runs
         return x_TD + (sums[start + runs, place] - sums[start, place]) / runs[:, None]
@@ -416,19 +421,19 @@ class VideoEncoder(nn.Module):
         p, t = config.patch_size, config.tubelet_size
         grid = self._pixels(video)
         B, S, G = grid.shape[:3]
-        P = config.num_places
+        P = G * G
         if keep is None:
             keep = torch.arange(S * P, device=video.device).expand(B, -1)
             pixels = grid.reshape(B, S * P, t, 3, p, p)
-            positions = self._positions(S)
+            positions = self._positions(S, P)
         else:
             place = keep % P
             rows = torch.arange(B, device=video.device)[:, None]
             pixels = grid[rows, keep // P, place // G, place % G]  # [B, K, t, 3, p, p]
             if config.positions == "factored":
-                positions = self.place_positions[place]
+                positions = self._positions(1, P)[place]
             else:
-                positions = self._positions(S)[keep]
+                positions = self._positions(S, P)[keep]
         pixels = self.normalise(pixels)
         return self.patches(pixels.flatten(2)) + positions, keep // P
 
@@ -437,25 +442,37 @@ class VideoEncoder(nn.Module):
         config = self.config
         p, t = config.patch_size, config.tubelet_size
         B, T, _, H, W = video.shape
-        if (config.image_size, config.image_size) != (H, W):
-            raise ValueError(f"frames are {H}x{W}, the model takes {config.image_size}x{config.image_size}")
+        if H != W or H % p:
+            raise ValueError(
+                f"frames are {H}x{W}; the model takes {config.image_size}x{config.image_size}, or other squares whose "
+                f"sides are multiples of {p}"
+            )
         if T % t:  # an odd last frame, or a still image, fills its tubelet with itself
             video = torch.cat([video, video[:, -1:].expand(-1, t - T % t, -1, -1, -1)], dim=1)
         grid = video.view(B, video.shape[1] // t, t, 3, H // p, p, W // p, p)
         return grid.permute(0, 1, 4, 6, 2, 3, 5, 7)
 
-    def _positions(self, num_times: int) -> Tensor:
+    def _positions(self, num_times: int, num_places: int) -> Tensor:
         """What tubelets get added before those of time, in their order: `[N, D]`."""
         config = self.config
         if config.positions == "factored":
-            return self.place_positions.repeat(num_times, 1)
+            return self._for_places(self.place_positions, num_places).repeat(num_times, 1)
         if config.positions == "sinusoid":
-            return self.sinusoid(num_times * config.num_places)
+            return self._for_places(self.sinusoid(num_times * config.num_places), num_places)
         if num_times == config.num_times:
-            return self.joint_positions
+            return self._for_places(self.joint_positions, num_places)
         table = self.joint_positions.view(config.num_times, -1).T[None]  # [1, P * D, S]
         table = F.interpolate(table, size=num_times, mode="linear", align_corners=False)
-        return table[0].T.reshape(-1, config.width)
+        return self._for_places(table[0].T.reshape(-1, config.width), num_places)
+
+    def _for_places(self, table_ND: Tensor, num_places: int) -> Tensor:
+        """Positions for frames of the model's size, time after time, as those of frames of another size."""
+        own, new, old = self.config.num_places, math.isqrt(num_places), math.isqrt(self.config.num_places)
+        if num_places == own:
+            return table_ND
+        table = table_ND.view(-1, old, old, table_ND.shape[1]).permute(0, 3, 1, 2)
+        table = F.interpolate(table, size=(new, new), mode="bicubic", align_corners=False)
+        return table.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,8 @@ class Teaching(nn.Module):
             num_positions=student.num_times * student.num_places,
             norm_eps=norm_eps,
         )
+        self.num_times = student.num_times
+        self.cache: TeacherCache | None = None
         self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple, it is not registered
 
     @property
@@ -140,6 +142,28 @@ class Teaching(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.teacher._apply(fn)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def draw(
+        self,
+        batch: Batch,
+        grid: Grid,
+        selection: Selection,
+        *,
+        generator: torch.Generator,
+        with_targets: bool = True,
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """What the student sees of clips `[B, K]` (None: all), and the teacher's aligned layers there `[B, K, E]`.
+
+        Out of the cache where there is one; it holds clips, and a picture is looked at.
+        """
+        is_picture = grid.num_times < self.num_times
+        if self.cache is not None and not is_picture:
+            return self.cache.draw(batch.example, batch.video, grid, selection, generator=generator)
+        looks, attention = self.look(batch.video, grid, attention=is_guided(selection, grid))
+        keep = choose_equally(selection, batch.video, grid, generator=generator, look=lambda: attention)
+        if not with_targets:
+            return keep, []
+        return keep, self.targets(looks, keep, is_even=selection.keep in EVEN)
 
     @torch.no_grad()
     def look(self, video: Tensor, grid: Grid, *, attention: bool) -> tuple[Looks, Tensor | None]:
@@ -222,7 +246,6 @@ class MaskedAlignment(nn.Module):
         self.seed = seed
         self.selection: Selection = config
         self.teaching = Teaching(config, model.config.video, teacher)
-        self.cache: TeacherCache | None = None
         # Nothing here trains what is not in the loss: words, scales, and what follows the student's tokens.
         model.requires_grad_(False)
         for name, parameter in model.video.named_parameters():
@@ -233,13 +256,7 @@ class MaskedAlignment(nn.Module):
         generator = generator_for(self.seed, step, rank)
         video, teaching = batch.video, self.teaching
         grid = self.model.grid(video)
-        keep: Tensor | None
-        if self.cache is not None:
-            keep, targets = self.cache.draw(batch.example, video, grid, self.selection, generator=generator)
-        else:
-            looks, attention = teaching.look(video, grid, attention=is_guided(self.selection, grid))
-            keep = choose_equally(self.selection, video, grid, generator=generator, look=lambda: attention)
-            targets = teaching.targets(looks, keep, is_even=self.selection.keep in EVEN)
+        keep, targets = teaching.draw(batch, grid, self.selection, generator=generator)
         shares = None
         if self.training and self.config.drop_path > 0:
             depth = self.model.config.video.depth

@@ -23,8 +23,6 @@ from harvest.model.video_text import VideoTextModel
 from harvest.objectives.contrast import ContrastiveLoss, contrast
 from harvest.objectives.losses import masked_words, matching, negatives
 from harvest.objectives.masked_alignment import (
-    EVEN,
-    Looks,
     MaskedAlignmentConfig,
     Teaching,
     drop_path_shares,
@@ -54,10 +52,8 @@ class MultimodalConfig(MaskedAlignmentConfig):
                 "objective: expected an image_drop_ratio of 0 or more and less than 1, and a text_mask_ratio of 0 to 1, "
                 f"got {self.image_drop_ratio} and {self.text_mask_ratio}"
             )
-        if self.teacher_cache is not None:
-            raise HarvestError(
-                "objective.teacher_cache is for UMT's first stage: the second sees each clip a few times"
-            )
+        if self.teacher_cache is not None and not self.needs_teacher:
+            raise HarvestError("objective.teacher_cache: this run has no teacher whose layers could be kept")
         weights = (
             self.alignment_weight,
             self.contrastive_weight,
@@ -141,23 +137,20 @@ class Multimodal(nn.Module):
         config, model, teaching = self.config, self.model, self.teaching
         grid = model.grid(batch.video)
         selection = self.selection_for(grid)
-        guided = is_guided(selection, grid)
-        looks: Looks | None = None
-        attention: Tensor | None = None
-        if teaching is not None and (config.alignment_weight or guided):
-            looks, attention = teaching.look(batch.video, grid, attention=guided)
-        keep = choose_equally(selection, batch.video, grid, generator=generator, look=lambda: attention)
+        aligns = config.alignment_weight > 0
+        targets: list[Tensor] = []
+        if teaching is not None and (aligns or is_guided(selection, grid)):
+            keep, targets = teaching.draw(batch, grid, selection, generator=generator, with_targets=aligns)
+        else:
+            keep = choose_equally(selection, batch.video, grid, generator=generator)
         shares = self._shares(len(batch.video), generator, batch.video.device)
-        aligned = teaching is not None and config.alignment_weight > 0
-        wanted = teaching.student_layers if teaching is not None and aligned else ()
+        wanted = teaching.student_layers if teaching is not None and aligns else ()
         video = model.encode_video(batch.video, keep, layers=wanted, shares=shares)
 
         parts: dict[str, Tensor] = {}
-        if teaching is not None and looks is not None and aligned:
+        if teaching is not None and aligns:
             student = teaching.heads(video.layers, keep, grid.num_tubelets)
-            parts["alignment"] = teaching.distance(
-                student, teaching.targets(looks, keep, is_even=selection.keep in EVEN)
-            )
+            parts["alignment"] = teaching.distance(student, targets)
         if config.contrastive_weight or config.matching_weight:
             C = batch.text_ids.shape[1]
             text = model.encode_text(batch.text_ids.flatten(0, 1))

@@ -55,10 +55,11 @@ def differences(video: Tensor, grid: Grid) -> Tensor:
     """
     p = grid.patch_size
     step = next(step for step in range(max(1, p // 4), 0, -1) if p % step == 0)
-    pixels = video[..., ::step, ::step]
+    pixels = video[..., ::step, ::step].contiguous()
+    later, earlier = pixels[:, 1:], pixels[:, :-1]
     if video.is_floating_point():
-        pixels = pixels.float() * GREY_LEVELS_PER_UNIT
+        difference = (later - earlier).abs_().float() * GREY_LEVELS_PER_UNIT
     else:
-        pixels = pixels.to(torch.int16)  # uint8 has no sign
-    difference = (pixels[:, 1:] - pixels[:, :-1]).abs_().sum(dim=2, dtype=torch.float32) / 3
-    return F.avg_pool2d(difference, p // step).flatten(2)
+        difference = torch.maximum(later, earlier).sub_(torch.minimum(later, earlier))  # uint8 has no sign
+    red, green, blue = difference.unbind(2)
+    return F.avg_pool2d((red.float() + green + blue) / 3, p // step).flatten(2)

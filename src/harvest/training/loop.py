@@ -8,6 +8,7 @@ or killed at any moment, goes on to the bit.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import signal
@@ -51,6 +52,7 @@ from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.detection import DetectionConfig
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
+from harvest.objectives.multimodal import Multimodal
 from harvest.objectives.multiple_choice import MultipleChoiceConfig
 from harvest.objectives.post_pretraining import PostPretraining
 from harvest.objectives.question_answering import QuestionAnsweringConfig
@@ -76,7 +78,7 @@ from harvest.training.checkpoint import CheckpointWriter, load_checkpoint
 from harvest.training.log import RunLog
 from harvest.training.optim import build_optimizer, lr_at, set_lr
 from harvest.training.start import build_objective, needs_captions, start_model
-from harvest.training.vary import show_frames
+from harvest.training.vary import show_frames, show_size
 
 Loader = TrainLoader | MixedLoader
 
@@ -149,7 +151,8 @@ def train(config: RunConfig, run: Path) -> Path:
                 lr = _lr(step, config)
                 set_lr(optimizer, lr)
                 with autocast(here.device, config.loop.precision):
-                    losses = train_step(show_frames(batch, config.num_frames_at(step)), step)
+                    shown = show_frames(batch, config.num_frames_at(step))
+                    losses = train_step(show_size(shown, config.image_size_at(step)), step)
                 losses.total.backward()
                 if config.optim.max_grad_norm is not None:
                     clip_gradients(parameters, config.optim.max_grad_norm)
@@ -397,10 +400,11 @@ def _cache_texts(
 def _cache_teacher(config: RunConfig, objective: nn.Module, dataset: ClipDataset, here: World) -> None:
     """Open the teacher's cache, after filling what it lacks; ranks share the work."""
     settings = config.objective
-    if not (isinstance(objective, MaskedAlignment) and isinstance(settings, MaskedAlignmentConfig)):
+    if not isinstance(settings, MaskedAlignmentConfig) or settings.teacher_cache is None:
         return
-    if settings.teacher_cache is None:
-        return
+    assert isinstance(objective, MaskedAlignment | Multimodal)
+    teaching = objective.teaching
+    assert teaching is not None  # the config says so
     if not isinstance(dataset.examples, list):
         raise HarvestError("objective.teacher_cache needs a manifest: shards have no order of clips to keep")
     folder, size = Path(settings.teacher_cache), objective.model.config.video.image_size
@@ -411,7 +415,7 @@ def _cache_teacher(config: RunConfig, objective: nn.Module, dataset: ClipDataset
         firsts.setdefault(clip, example)
     clips = [firsts[clip] for clip in range(len(firsts))]
     made_of = teacher_cache.describe(
-        objective.teaching,
+        teaching,
         grid,
         share=settings.teacher_cache_share,
         stored=settings.teacher_cache_type,
@@ -439,7 +443,7 @@ def _cache_teacher(config: RunConfig, objective: nn.Module, dataset: ClipDataset
         ):
             teacher_cache.fill(
                 folder,
-                objective.teaching,
+                teaching,
                 mine,
                 grid,
                 share=settings.teacher_cache_share,
@@ -452,7 +456,7 @@ def _cache_teacher(config: RunConfig, objective: nn.Module, dataset: ClipDataset
         if here.is_main:
             teacher_cache.finish(folder, made_of)
         barrier()
-    objective.cache = teacher_cache.TeacherCache(folder, made_of=made_of)
+    teaching.cache = teacher_cache.TeacherCache(folder, made_of=made_of)
 
 
 def _claim(run: Path, config: RunConfig, here: World) -> None:
@@ -482,9 +486,18 @@ def _claim(run: Path, config: RunConfig, here: World) -> None:
 
 
 def _check_budgets(config: RunConfig, model: VideoTextModel) -> None:
-    """See that every budget of the run fits into clips of every number of frames, before the first step."""
-    for num_frames in (*config.vary.num_frames, config.data.num_frames):
-        grid = model.grid(torch.empty(1, num_frames))
+    """See that every budget of the run fits into clips of every number and size of frames, before the first step."""
+    own, patch = model.config.video.image_size, model.config.video.patch_size
+    for size in config.vary.image_sizes:
+        if size > own or size % patch:
+            raise HarvestError(
+                f"vary.image_sizes: expected multiples of {patch}, the model's patches, up to its {own} pixels, got {size}"
+            )
+    shapes = itertools.product(
+        (*config.vary.num_frames, config.data.num_frames), (*config.vary.image_sizes, own)
+    )
+    for num_frames, size in shapes:
+        grid = model.grid(torch.empty(1, num_frames, 3, size, size, device="meta"))
         for budget in config.vary.budgets or (config.selection_at(0).budget,):
             budget_of(Selection(budget=budget), grid)
 

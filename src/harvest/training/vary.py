@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from harvest.interfaces import Batch, HarvestError
 from harvest.parallel import generator_for
@@ -23,11 +24,15 @@ class VaryConfig:
     """Tubelets seen of each clip, one of these at each step; none: as the objective says, at every step."""
     num_frames: tuple[int, ...] = ()
     """Frames of each clip, one of these at each step, evenly spaced among those that are read (data.num_frames)."""
+    image_sizes: tuple[int, ...] = ()
+    """Sides of the frames in pixels, one of these at each step: frames are resized from the model's size on the device,
+    and the learned positions of its places with them."""
     order: Literal["drawn", "growing"] = "drawn"
     """drawn: afresh at each step. growing: in the order given, an equal part of the main stage each."""
 
     def __post_init__(self) -> None:
-        for name, values in (("budgets", self.budgets), ("num_frames", self.num_frames)):
+        varied = {"budgets": self.budgets, "num_frames": self.num_frames, "image_sizes": self.image_sizes}
+        for name, values in varied.items():
             if any(value < 1 for value in values):
                 raise HarvestError(f"vary.{name}: expected numbers of at least 1, got {list(values)}")
             if self.order == "growing" and list(values) != sorted(values):
@@ -36,8 +41,10 @@ class VaryConfig:
                 )
 
 
-def value_at(values: tuple[int, ...], step: int, *, order: str, steps: int, seed: int) -> int | None:
-    """One of `values` for `step` of a stage of `steps`; None where there are none.
+def value_at(
+    values: tuple[int, ...], step: int, *, order: str, steps: int, seed: int, draw: int = 0
+) -> int | None:
+    """One of `values` for `step` of a stage of `steps`; None where there are none. `draw` numbers what is drawn apart.
 
     >>> [value_at((8, 16, 32), step, order="growing", steps=6, seed=0) for step in range(6)]
     [8, 8, 16, 16, 32, 32]
@@ -46,7 +53,7 @@ def value_at(values: tuple[int, ...], step: int, *, order: str, steps: int, seed
         return None
     if order == "growing":
         return values[min(step * len(values) // steps, len(values) - 1)]
-    return values[int(torch.randint(len(values), (), generator=generator_for(seed, step, -1 - len(values))))]
+    return values[int(torch.randint(len(values), (), generator=generator_for(seed, step, -1 - draw)))]
 
 
 def show_frames(batch: Batch, num_frames: int | None) -> Batch:
@@ -63,3 +70,22 @@ def show_frames(batch: Batch, num_frames: int | None) -> Batch:
         return batch
     chosen = [(2 * i + 1) * T // (2 * num_frames) for i in range(num_frames)]
     return batch._replace(video=batch.video[:, chosen])
+
+
+def show_size(batch: Batch, image_size: int | None) -> Batch:
+    """The batch with square frames of `image_size` pixels, resized with antialiasing; None leaves them.
+
+    >>> import torch
+    >>> empty = torch.empty(0)
+    >>> clip = torch.full((1, 2, 3, 8, 8), 7, dtype=torch.uint8)
+    >>> show_size(Batch(clip, empty, empty, empty, empty), 4).video.shape
+    torch.Size([1, 2, 3, 4, 4])
+    """
+    video = batch.video
+    if image_size is None or image_size == video.shape[-1]:
+        return batch
+    frames = F.interpolate(
+        video.flatten(0, 1).float(), size=(image_size, image_size), mode="bilinear", antialias=True
+    )
+    frames = frames.round().to(video.dtype)
+    return batch._replace(video=frames.view(*video.shape[:3], image_size, image_size))
