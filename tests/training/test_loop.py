@@ -520,23 +520,26 @@ def test_umt_goes_on_to_the_bit(name: str, runs: Path, tiny_run: TinyRun) -> Non
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_the_teacher_s_cache_is_filled_once(runs: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
-    """A second run with the same cache never asks the teacher, and takes the same steps."""
-    config = tiny_run("umt-stage1-b16", loop={"steps": 3}, data={"times": "middle", "crop_scale": (1.0, 1.0)})
+@pytest.mark.parametrize("name", ["umt-stage1-b16", "umt-stage2-b16"])
+def test_the_teacher_s_cache_is_filled_once(
+    name: str, runs: Path, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    """A second run with the same cache never asks the teacher, and takes the same steps; pictures are looked at."""
+    config = tiny_run(name, loop={"steps": 3}, data={"times": "middle", "crop_scale": (1.0, 1.0)})
     settings = {
         "teacher_cache": str(tmp_path / "cache"),
         "teacher_cache_share": 1.0,
         "teacher_cache_type": "fp16",
     }
     with_cache = dataclasses.replace(config, objective=dataclasses.replace(config.objective, **settings))
-    train(config, runs / "cache-none")
-    train(with_cache, runs / "cache-first")
+    train(config, runs / f"cache-none-{name}")
+    train(with_cache, runs / f"cache-first-{name}")
     shards = sorted((tmp_path / "cache").glob("shard-*"))
     written = [path.stat().st_mtime_ns for path in shards]
-    train(with_cache, runs / "cache-second")
+    train(with_cache, runs / f"cache-second-{name}")
     assert shards and [path.stat().st_mtime_ns for path in shards] == written
     plain, first, second = (
-        [line["loss"] for line in metrics(runs / name)]
-        for name in ("cache-none", "cache-first", "cache-second")
+        [line["loss"] for line in metrics(runs / f"{run}-{name}")]
+        for run in ("cache-none", "cache-first", "cache-second")
     )
     assert first == second and first == pytest.approx(plain, rel=5e-3)
