@@ -44,7 +44,7 @@ def test_every_file_is_read_or_refused_with_a_reason() -> None:
     refused = {}
     for row in index():
         path = CLIPS / row["path"]
-        start = time.perf_counter()
+        start = time.process_time()  # of ours alone: machines are shared; a hang ends by the tests' timeout
         try:
             clip = read_clip(path, num_frames=8, image_size=112)
             assert clip.frames.shape == (8, 3, 112, 112)
@@ -52,7 +52,7 @@ def test_every_file_is_read_or_refused_with_a_reason() -> None:
             assert info.duration_s >= 0 and info.width > 0 and info.height > 0
         except VideoError as error:
             refused[path.name] = error.reason
-        assert time.perf_counter() - start < 10, path
+        assert time.process_time() - start < 10, path
     assert refused.keys() == REFUSED.keys()
     for name, says in REFUSED.items():
         assert says in refused[name]
