@@ -28,9 +28,8 @@ ALLOWED: dict[str, set[str]] = {
 }
 # These files wire rooms together, and so does every command.
 WIRING = {
-    f"harvest.{name}"
-    for name in ("api", "demo", "report", "training.loop", "training.start", "bench.accuracy", "__main__")
-}
+    f"harvest.{name}" for name in ("api", "demo", "report", "training.loop", "training.start", "__main__")
+} | {"harvest.bench.accuracy", "harvest.bench.plan"}  # whole runs: what they are worth, what they will take
 
 
 def is_wiring(module: str) -> bool:

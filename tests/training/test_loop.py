@@ -380,9 +380,9 @@ def same_on_ranks(tiny_run: TinyRun, **changes: object) -> RunConfig:
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_train_the_same_model(runs: Path, tiny_run: TinyRun, parallel: str) -> None:
     if not (runs / "one" / "model").exists():
-        train(same_on_ranks(tiny_run), runs / "one")
+        train(same_on_ranks(tiny_run, loop={"steps": 10}), runs / "one")
     run = runs / f"two-{parallel}"
-    on_ranks(2, same_on_ranks(tiny_run, loop={"parallel": parallel}), run)
+    on_ranks(2, same_on_ranks(tiny_run, loop={"steps": 10, "parallel": parallel}), run)
     alone, together = weights(runs / "one"), weights(run)
     assert alone.keys() == together.keys()
     for name, tensor in alone.items():
