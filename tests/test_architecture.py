@@ -29,7 +29,12 @@ ALLOWED: dict[str, set[str]] = {
 # These files wire rooms together, and so does every command.
 WIRING = {
     f"harvest.{name}" for name in ("api", "demo", "report", "training.loop", "training.start", "__main__")
-} | {"harvest.bench.accuracy", "harvest.bench.plan"}  # whole runs: what they are worth, what they will take
+} | {
+    # whole runs: what they are worth, and what they will take
+    "harvest.bench.accuracy",
+    "harvest.bench.umt_accuracy",
+    "harvest.bench.plan",
+}
 
 
 def is_wiring(module: str) -> bool:

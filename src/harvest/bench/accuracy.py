@@ -46,6 +46,7 @@ from harvest.training.vary import VaryConfig
 
 TUNING_SHARE = 0.1  # of the seconds: the last stage, as in the recipe
 CURVE = (1 / 2,)  # of the main stage: where the curve over seconds has its points, beside the end
+_WARM_UP, _TIMED = 2, 9  # steps of each course that are not, and that are, timed
 _PARTS = {
     "motion": "motion_choice",
     "held-out": "motion_choice_held_out",
@@ -180,21 +181,19 @@ class School:
             if lesson["course"] in names and lesson["seed"] in seeds
         ]
 
-    def _step_times(self, courses: Sequence[Course], *, times: int = 9) -> dict[str, list[float]]:
+    def _step_times(self, courses: Sequence[Course]) -> dict[str, list[float]]:
         """Processor seconds of a step of the main stage and of the last one, all taking turns."""
-        runs = {c.name: _Run(self, c, seed=0, steps=times + 2, tuning_steps=times + 2) for c in courses}
+        times = _WARM_UP + _TIMED
+        runs = {c.name: _Run(self, c, seed=0, steps=times, tuning_steps=times) for c in courses}
         taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in runs}
         with bar("timing steps") as progress:
-            for turn in range(2 * (times + 2)):
+            for turn in range(2 * times):
                 for name, run in runs.items():
                     before = time.process_time()
                     run.step()
-                    taken[name][turn // (times + 2)].append(time.process_time() - before)
-                progress(turn + 1, 2 * (times + 2))
-        return {
-            name: [statistics.median(part[2:]) for part in parts]  # the first two are warm-up
-            for name, parts in taken.items()
-        }
+                    taken[name][turn // times].append(time.process_time() - before)
+                progress(turn + 1, 2 * times)
+        return {name: [statistics.median(part[_WARM_UP:]) for part in parts] for name, parts in taken.items()}
 
     def teach(self, course: Course, seed: int, seconds: float, step_s: Sequence[float]) -> Lesson:
         """One run for so many seconds, and what it then knows."""

@@ -13,6 +13,7 @@ WHAT = """usage: harvest bench WHAT [options]        harvest bench WHAT --help f
   tokens      ways of choosing tokens x budgets x batches, timed, with a plot
   accuracy    the same ways and budgets: what they teach in equal seconds, in the mini-world
   umt         the steps of UMT's two stages, and of the teacher's cache
+  umt-accuracy  UMT's stages beside VideoMAE, from scratch and Harvest: what they teach in equal seconds
   library     what search finds, and refuses, in videos of the mini-world
   vectors     search among a million made-up vectors"""
 
@@ -30,6 +31,7 @@ def bench_command(args: list[str]) -> None:
         "tokens": _tokens,
         "accuracy": _accuracy,
         "umt": _umt,
+        "umt-accuracy": _umt_accuracy,
         "library": lambda: library_bench,
         "vectors": lambda: vectors_bench,
     }
@@ -69,6 +71,12 @@ def _accuracy() -> Callable[..., None]:
     from harvest.bench.accuracy import accuracy_command
 
     return accuracy_command
+
+
+def _umt_accuracy() -> Callable[..., None]:
+    from harvest.bench.umt_accuracy import umt_accuracy_command
+
+    return umt_accuracy_command
 
 
 def _umt() -> Callable[..., None]:

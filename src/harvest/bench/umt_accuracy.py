@@ -1,0 +1,274 @@
+"""`harvest bench umt-accuracy`: what UMT's stages teach in equal time, in the mini-world.
+
+Whole runs of the recipes, one after the other, each for as many steps as fit into the seconds it is given. Seconds
+are of one thread's processor time, so that other work on the machine costs no run its steps.
+
+pretraining  stage 1, pixel reconstruction (VideoMAE), and nothing: then all are fine-tuned on action labels. What is
+             trained from scratch gets the seconds of both stages
+masks        stage 1 choosing by the teacher's attention, at random and as tubes; fine-tuned in the same way
+layers       stage 1 aligning the last 1, 2 or 4 layers
+stage2       stage 1 and 2 against Harvest: search, re-ranked and not, questions and multiple choice
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+
+from harvest.bench.plot import lines
+from harvest.bench.step import describe_machine, print_table
+from harvest.config import RunConfig, StartConfig, TuningConfig
+from harvest.data.manifest import read_manifest
+from harvest.data.miniworld import MiniWorld, MiniWorldConfig, write_miniworld
+from harvest.evaluation.tasks import evaluate
+from harvest.interfaces import HarvestError
+from harvest.model.folder import load_head, load_strictly
+from harvest.model.pretrained import load_any, load_pretrained
+from harvest.objectives.masked_alignment import MaskedAlignmentConfig
+from harvest.recipes import (
+    mini_actions,
+    mini_harvest,
+    mini_umt_qa,
+    mini_umt_stage1,
+    mini_umt_stage2,
+    mini_videomae,
+)
+from harvest.report import write_whole
+from harvest.tokens import Keep
+from harvest.training.loop import train
+
+Part = Literal["pretraining", "masks", "layers", "stage2"]
+
+_TEST_WORLD = MiniWorldConfig(seed=77, train=1)  # other clips than any recipe's
+_CURVE = 3  # points of a fine-tuning's curve over seconds
+_RERANKED = 50
+
+
+def umt_accuracy_command(
+    parts: tuple[Part, ...] = ("pretraining", "masks", "layers", "stage2"),
+    pretrain_s: float = 150.0,
+    finetune_s: float = 60.0,
+    stage2_s: float = 250.0,
+    seed: int = 0,
+    out: Path = Path("runs/umt-accuracy"),
+) -> None:
+    """Train UMT's stages and what they are compared with for equal seconds in the mini-world.
+
+    $ harvest bench umt-accuracy
+    $ harvest bench umt-accuracy --parts stage2 --stage2-s 600
+
+    The same command goes on where it was stopped.
+
+    Args:
+        parts: Comparisons to make.
+        pretrain_s: Processor seconds of stage 1 and of pixel reconstruction, on one thread.
+        finetune_s: Of fine-tuning on action labels, and on questions.
+        stage2_s: Of stage 2; Harvest gets pretrain_s and stage2_s.
+        seed: Of all runs.
+        out: Folder for the worlds, the runs, results.json and the plot.
+    """
+    if min(pretrain_s, finetune_s, stage2_s) <= 0:
+        raise HarvestError("expected seconds of more than 0")
+    torch.set_num_threads(1)
+    lab = Lab(out, seed=seed)
+    for part in parts:
+        if part == "stage2":
+            lab.compare_second_stages(pretrain_s, stage2_s, finetune_s)
+        else:
+            lab.compare_first_stages(part, pretrain_s, finetune_s)
+    print(", ".join(str(value) for value in describe_machine(torch.device("cpu")).values()))
+    print_table(("run", "steps", "seconds", "scores, %"), [_cells(run) for run in lab.runs.values()])
+    write_whole(out / "actions.svg", _drawn(lab.runs))
+    print(f"written: {out / 'results.json'}, {out / 'actions.svg'}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run and what came of it."""
+
+    name: str
+    steps: int
+    spent_s: float
+    """Processor seconds, of this run and of those it starts from."""
+    scores: Mapping[str, float]
+    curve: tuple[tuple[float, float], ...] = ()
+    """(Processor seconds with those of the start, accuracy on action labels)."""
+
+
+class Lab:
+    """Runs in one folder, remembered by name in results.json."""
+
+    def __init__(self, out: Path, *, seed: int) -> None:
+        self.out, self.seed = out, seed
+        self.results = out / "results.json"
+        out.mkdir(parents=True, exist_ok=True)
+        known = json.loads(self.results.read_text()) if self.results.exists() else {"runs": {}}
+        self.runs = {name: Run(**run) for name, run in known["runs"].items()}
+        self.step_s: dict[str, float] = known.get("step_s", {})
+        self.world: MiniWorld = write_miniworld(out / "test-world", _TEST_WORLD)
+
+    # ---- what is compared
+
+    def compare_first_stages(self, part: Part, pretrain_s: float, finetune_s: float) -> None:
+        stage1 = mini_umt_stage1()
+        starts: dict[str, RunConfig] = {"stage1": stage1}
+        if part == "pretraining":
+            starts["videomae"] = mini_videomae()
+        elif part == "masks":
+            starts |= {f"stage1-{keep}": _aligned(stage1, keep=keep) for keep in ("random", "tube")}
+        else:
+            starts |= {f"stage1-k{k}": _aligned(stage1, num_layers=k) for k in (1, 4)}
+        for name, config in starts.items():
+            self.train(name, config, pretrain_s, like=name if name == "videomae" else "stage1")
+            tuned = dataclasses.replace(
+                mini_actions(), start=StartConfig(model=str(self.out / name), fusion=None)
+            )
+            self.train(f"{name}-actions", tuned, finetune_s, like="actions", after=name)
+        if part == "pretraining":
+            self.train("scratch-actions", mini_actions(), pretrain_s + finetune_s, like="actions")
+
+    def compare_second_stages(self, pretrain_s: float, stage2_s: float, finetune_s: float) -> None:
+        self.train("stage1", mini_umt_stage1(), pretrain_s, like="stage1")
+        base = mini_umt_stage2()
+        stage2 = dataclasses.replace(
+            base, start=dataclasses.replace(base.start, model=str(self.out / "stage1"))
+        )
+        self.train("stage2", stage2, stage2_s, like="stage2", after="stage1")
+        base = mini_umt_qa()
+        qa = dataclasses.replace(base, start=StartConfig(model=str(self.out / "stage2")))
+        self.train("stage2-qa", qa, finetune_s, like="qa", after="stage2")
+        self.train("harvest", mini_harvest(), pretrain_s + stage2_s, like="harvest")
+
+    # ---- how
+
+    def train(self, name: str, config: RunConfig, seconds: float, *, like: str, after: str = "") -> None:
+        """A run of so many processor seconds, and its scores. `like` names the kind whose step it costs."""
+        if name in self.runs:
+            return
+        config = dataclasses.replace(config, tuning=TuningConfig())
+        step_s = self._step_seconds(like, config)
+        steps = max(2, round(seconds / step_s))
+        config = _for(config, steps, self.seed, save_every=max(1, steps // _CURVE))
+        before = time.process_time()
+        train(config, self.out / name)
+        spent = time.process_time() - before
+        scores, curve = self.score(name), tuple[tuple[float, float], ...]()
+        start_s = self.runs[after].spent_s if after else 0.0
+        if name.endswith("-actions"):
+            curve = tuple(
+                (start_s + step * step_s, accuracy) for step, accuracy in self._curve(self.out / name)
+            )
+        self.runs[name] = Run(name, steps, start_s + steps * step_s, scores, curve)
+        print(f"{name}: {steps} steps, {spent:.0f} s with reading and writing; {_told(scores)}", flush=True)
+        found = {
+            "machine": describe_machine(torch.device("cpu")),
+            "step_s": self.step_s,
+            "runs": {n: dataclasses.asdict(run) for n, run in self.runs.items()},
+        }
+        write_whole(self.results, json.dumps(found, indent=1))
+
+    def _step_seconds(self, kind: str, config: RunConfig) -> float:
+        """Processor seconds of a step: of a run of 18 less those of one of 3, which both read and save."""
+        if kind not in self.step_s:
+            taken = []
+            for steps in (3, 18):
+                run = self.out / f"timing-{kind}-{steps}"
+                shutil.rmtree(run, ignore_errors=True)
+                before = time.process_time()
+                train(_for(config, steps, self.seed, save_every=1000), run)
+                taken.append(time.process_time() - before)
+                shutil.rmtree(run)
+            self.step_s[kind] = (taken[1] - taken[0]) / 15
+        return self.step_s[kind]
+
+    def score(self, name: str) -> dict[str, float]:
+        """What a run's model is worth in the mini-world's test sets, fractions."""
+        if name.endswith("-actions"):
+            return {"actions": self._accuracy(self.out / name / "model")}
+        if name.startswith(("stage1", "videomae")):
+            return {}
+        model, tokenizer, _ = load_pretrained(str(self.out / name))
+
+        def asked(part: str, **settings: Any) -> Mapping[str, float]:
+            examples = read_manifest(getattr(self.world, part))
+            return evaluate(model, tokenizer, examples, precision="bf16", **settings).metrics
+
+        if name.endswith("-qa"):
+            return {"questions": asked("questions", task="qa")["accuracy"]}
+        matches = model.fusion is not None and model.fusion.head_match is not None
+        found = asked("retrieval", task="retrieval", rerank_top_k=_RERANKED if matches else 0)
+        scores = {key: found[key] for key in ("t2v_r1", "v2t_r1")}
+        scores |= {f"{key}, re-ranked": found[f"{key}.reranked"] for key in list(scores) if matches}
+        for part, label in (("motion_choice", "motion"), ("appearance_choice", "appearance")):
+            chosen = asked(part, task="choice", with_matching=matches)
+            scores[label] = chosen["accuracy"]
+            if matches:
+                scores[f"{label}, matching"] = chosen["accuracy.matching"]
+        if model.fusion is not None and not matches:
+            scores["questions, by filling words"] = asked("questions", task="qa")["accuracy"]
+        return scores
+
+    def _accuracy(self, folder: Path, weights: Path | None = None) -> float:
+        """Top-1 accuracy on action labels of a fine-tuned folder, or of a checkpoint's weights in its place."""
+        model, _, _ = load_any(str(folder))
+        head = load_head(folder)
+        if weights is not None:
+            tensors = safetensors.torch.load_file(weights)
+            for part, prefix in ((model, "model."), (head, "head.")):
+                own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+                load_strictly(part, own, source=str(weights))
+        examples = read_manifest(self.world.actions)
+        return evaluate(model, None, examples, task="classification", head=head, precision="bf16").metrics[
+            "top1"
+        ]
+
+    def _curve(self, run: Path) -> list[tuple[int, float]]:
+        steps = sorted((run / "checkpoints").glob("step-*"))
+        return [
+            (
+                int(step.name.removeprefix("step-")),
+                self._accuracy(run / "model", step / "weights.safetensors"),
+            )
+            for step in steps
+        ]
+
+
+def _aligned(config: RunConfig, *, keep: Keep | None = None, num_layers: int | None = None) -> RunConfig:
+    objective = config.objective
+    assert isinstance(objective, MaskedAlignmentConfig)
+    return dataclasses.replace(
+        config,
+        objective=dataclasses.replace(
+            objective, keep=keep or objective.keep, num_layers=num_layers or objective.num_layers
+        ),
+    )
+
+
+def _for(config: RunConfig, steps: int, seed: int, *, save_every: int) -> RunConfig:
+    loop = dataclasses.replace(
+        config.loop, steps=steps, seed=seed, threads=1, save_every=save_every, keep_last=_CURVE + 1
+    )
+    return dataclasses.replace(config, loop=loop)
+
+
+def _told(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
+
+
+def _cells(run: Run) -> tuple[str, ...]:
+    return run.name, str(run.steps), f"{run.spent_s:.0f}", _told(run.scores)
+
+
+def _drawn(runs: Mapping[str, Run]) -> str:
+    """Accuracy on action labels over seconds, those of pretraining included."""
+    series = {run.name: [(s, 100 * a) for s, a in run.curve] for run in runs.values() if run.curve}
+    return lines(series, x_title="processor seconds, pretraining included", y_title="action labels, %")
