@@ -202,8 +202,8 @@ def test_ssv2_templates_have_several_videos(tmp_path: Path) -> None:
         ("2", ("Holding something",)),
         ("3", ("Folding something",)),
     ]
-    assert template.counts["captions"] == 2 and template.unscored
-    assert label.unscored is None and label.examples[0].video == "1.webm"
+    assert template.counts["captions"] == 2 and template.shared_captions and template.unscored is None
+    assert not label.shared_captions and label.examples[0].video == "1.webm"
 
 
 def test_youcook2_in_its_three_forms(tmp_path: Path) -> None:

@@ -6,16 +6,20 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from harvest.cli import main
 from harvest.data.benchmarks import BenchmarkData, Published, read, write_training
 from harvest.data.manifest import read_manifest
 from harvest.evaluation import evaluate
 from harvest.evaluation.benchmark import check_complete, score_benchmark
+from harvest.evaluation.question_answering import squared_error
+from harvest.evaluation.result import is_fraction, shown
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import save_model
+from harvest.model.tokenizer import train_tokenizer
 
-from .conftest import SENTENCES, World
+from .conftest import SENTENCES, WORDS, World, make_models
 
 
 def retrieval_data(folder: Path, videos: list[Path], *, count: int = 4, published: int = 4) -> BenchmarkData:
@@ -188,3 +192,26 @@ def test_a_split_is_written_to_train_on(world: World, videos: list[Path], tmp_pa
     answers = dataclasses.replace(data, answers=("red", "blue"))
     write_training(answers, tmp_path / "qa.jsonl", allow_missing=True)
     assert json.loads((tmp_path / "qa.names.json").read_text()) == ["red", "blue"]
+
+
+def test_numbers_are_scored_by_how_far_off_they_are(videos: list[Path]) -> None:
+    scores = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.2, 0.1]])  # says 1, then 1 or 2
+    assert squared_error(scores, [1, 2, 10], [3, 2]) == pytest.approx((4 + 0.5) / 2)
+    data = BenchmarkData(
+        name="counts",
+        split="test",
+        task="count",
+        examples=tuple(
+            Example(id=str(n), video=str(path), question="how often?", answer=str(n))
+            for n, path in enumerate(videos)
+        ),
+        protocol="Counts, test.",
+        counts={"rows": 4},
+        published=Published({"rows": 4}, "a test"),
+        unresolved=frozenset(),
+        answers=tuple(str(number) for number in range(1, 4)),
+    )
+    tokenizer = train_tokenizer([*WORDS, "how often? 0 1 2 3"], vocab_size=400, context_length=20)
+    result = score_benchmark(make_models(tokenizer)[1], tokenizer, data)
+    assert 0 <= result.metrics["squared_error"] <= 9 and result.counts["questions_with_unlisted_answer"] == 1
+    assert shown("squared_error", 2.25) == "2.2" and not is_fraction("squared_error.shuffled")

@@ -67,6 +67,35 @@ def test_retrieval_agrees_with_loops(world: World) -> None:
     assert low <= result.metrics["t2v_r1"] <= high
 
 
+def test_a_caption_of_several_videos_by_hand() -> None:
+    videos = unit(0.0, 1.0, 2.0)
+    texts = unit(0.9, 0.1)  # of videos 0 and 2, of video 1
+    has = torch.tensor([[True, False, True], [False, True, False]])
+    t2v, v2t = retrieval_ranks(videos, texts, has)
+    # Nearest to 0.9 are 1.0, then 0.0 and 2.0; nearest to 0.1 are 0.0, 1.0, 2.0.
+    assert t2v.expected().tolist() == [2, 2]
+    assert v2t.expected().tolist() == [2, 2, 1]
+
+
+def test_captions_that_videos_share(world: World) -> None:
+    """As Something-Something's templates: two captions for four videos."""
+    examples = [
+        dataclasses.replace(example, texts=(SENTENCES[number // 2],))
+        for number, example in enumerate(world.examples)
+    ]
+    how = {"task": "retrieval", "with_dual_softmax": True}
+    result = evaluate(world.model, world.tokenizer, examples, shared_captions=True, **how)
+    videos = embed_videos(world.model, examples).pooled
+    texts = embed_texts(world.model, world.tokenizer, list(SENTENCES[:2]))
+    scores = texts @ videos.T  # [2, 4]
+    best = [int((scores[c] > scores[c, 2 * c : 2 * c + 2].max()).sum()) + 1 for c in range(2)]
+    assert result.metrics["t2v_mean_rank"] == pytest.approx(sum(best) / 2)
+    assert result.counts["captions"] == 2 and len(result.credits["t2v_r1.dual_softmax"].values) == 2
+    assert len(result.credits["v2t_r1"].values) == 4 and "best ranked counts" in result.protocol
+    plain = evaluate(world.model, world.tokenizer, examples, **how)
+    assert plain.counts["captions"] == 4
+
+
 def test_rows_of_one_stretch_are_one_video(world: World) -> None:
     by_video = [dataclasses.replace(example, texts=(*example.texts, "again")) for example in world.examples]
     by_row = [

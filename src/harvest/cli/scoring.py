@@ -466,7 +466,7 @@ def compare_command(args: list[str]) -> None:
 
         from harvest.evaluation.card import read_card
         from harvest.evaluation.comparison import compare as run
-        from harvest.evaluation.result import shown
+        from harvest.evaluation.result import is_fraction, shown
 
         cards = read_card(a), read_card(b)
         found = run(*cards, allow=allow)
@@ -481,7 +481,7 @@ def compare_command(args: list[str]) -> None:
                 verdict = (
                     ("B is better" if one.b > one.a else "A is better") if one.is_sure else "not told apart"
                 )
-            unit = 1 if "rank" in one.name else 100
+            unit = 100 if is_fraction(one.name) else 1
             grid.add_row(
                 one.name,
                 shown(one.name, one.a),

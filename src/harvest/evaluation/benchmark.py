@@ -49,7 +49,7 @@ def score_benchmark(
     the benchmark that was scored, and `missing` names the rest.
     """
     absent = check_complete(data, allow_missing=allow_missing)
-    task = cast(Task, data.task)  # the tasks that are none of these are unscored
+    task = cast(Task, "qa" if data.task == "count" else data.task)  # other tasks are unscored
     of_task: dict[str, Any] = {}
     if data.task == "detection":
         if not isinstance(head, BoxHead):
@@ -71,6 +71,8 @@ def score_benchmark(
         of_task = {"class_names": data.class_names, "head": head}
     elif task == "recognition":
         of_task = {"class_names": data.class_names, "templates": data.templates}
+    elif task == "retrieval":
+        of_task = {"shared_captions": data.shared_captions}
     elif task == "qa":
         of_task = {"answers": data.answers, "head": head}
     result = evaluate(model, tokenizer, data.examples, task=task, **of_task, **settings)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from harvest import __version__
-from harvest.evaluation.result import Credits, Result, parts_of, shown
+from harvest.evaluation.result import Credits, Result, is_fraction, parts_of, shown
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import new_folder
 from harvest.model.video_text import VideoTextModel
@@ -77,7 +77,7 @@ class Card:
     split: Split
     settings: Mapping[str, Any]
     numbers: tuple[Mapping[str, Any], ...]
-    """Each with its `name`, how it was `scored`, `value`, 95 % `interval` or None, and `unit` (fraction or rank)."""
+    """Each with its `name`, how it was `scored`, `value`, 95 % `interval` or None, and `unit` (fraction, rank or error)."""
     counts: Mapping[str, int]
     findings: tuple[str, ...]
     model: Mapping[str, Any]
@@ -156,7 +156,7 @@ def _number(result: Result, name: str) -> dict[str, Any]:
         "scored": "nothing: it is what guessing gives" if is_given else scored,
         "value": result.metrics[name],
         "interval": None if interval is None else list(interval),
-        "unit": "rank" if plain.endswith("rank") else "fraction",
+        "unit": "fraction" if is_fraction(plain) else plain.rpartition("_")[2],
     }
 
 

@@ -180,6 +180,9 @@ def report_answers(
     credit = choice_credit(scores, label.clamp(min=0)) * is_listed
     top5 = choice_credit(scores, label.clamp(min=0), k=min(5, len(listed))) * is_listed
     commonest = Counter(given).most_common(1)[0][1]
+    counted = {}
+    if all(answer.isdecimal() for answer in {*listed, *given}):
+        counted["squared_error"] = squared_error(scores, [int(a) for a in listed], [int(a) for a in given])
     return Result(
         task="qa",
         mode=clips.mode,
@@ -192,6 +195,7 @@ def report_answers(
             "top5": float(top5.mean()),
             "chance": 1 / len(listed),
             "commonest_answer": commonest / len(given),
+            **counted,
         },
         counts={
             "questions": len(given),
@@ -203,6 +207,14 @@ def report_answers(
         credits={"accuracy": Credits(credit, stretch), "top5": Credits(top5, stretch)},
         missing=clips.broken,
     )
+
+
+def squared_error(scores: Tensor, numbers: Sequence[int], wanted: Sequence[int]) -> float:
+    """The mean over rows of `[Q, A]` of the squared distance of the best answer, a number, to the true one; of equally
+    good ones their mean."""
+    is_best = (scores == scores.amax(dim=1, keepdim=True)).double()
+    distance = torch.tensor(numbers, dtype=torch.float64) - torch.tensor(wanted, dtype=torch.float64)[:, None]
+    return float(((distance.square() * is_best).sum(dim=1) / is_best.sum(dim=1)).mean())
 
 
 def masked_words(

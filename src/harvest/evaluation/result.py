@@ -32,7 +32,7 @@ class Result:
     protocol: str
     """A sentence: what was scored against what, with how many frames, by which kind of model."""
     metrics: Mapping[str, float]
-    """Fractions (0 to 1); names that end in `rank` are ranks from 1. `NAME.VARIANT` is NAME computed in another way."""
+    """Fractions (0 to 1); names that end in `rank` are ranks from 1, in `error` squares of numbers. `NAME.VARIANT` is NAME computed in another way."""
     counts: Mapping[str, int] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     """Examples whose video could not be read, with the reason. They are in no metric."""
@@ -70,8 +70,13 @@ class Result:
 
 
 def shown(name: str, value: float) -> str:
-    """A metric as people read it: fractions in percent, ranks as they are."""
-    return f"{value:.1f}" if name.partition(".")[0].endswith("rank") else f"{100 * value:.1f} %"
+    """A metric as people read it: fractions in percent, ranks and errors as they are."""
+    return f"{100 * value:.1f} %" if is_fraction(name) else f"{value:.1f}"
+
+
+def is_fraction(name: str) -> bool:
+    """Whether a metric goes from 0 to 1; ranks and squared errors do not."""
+    return not name.partition(".")[0].endswith(("rank", "error"))
 
 
 def table(results: Sequence[Result]) -> Table:

@@ -35,6 +35,7 @@ def retrieval(
     *,
     with_dual_softmax: bool = False,
     rerank_top_k: int = 0,
+    shared_captions: bool = False,
     precision: Precision = "fp32",
 ) -> Result:
     """Score every caption against every video.
@@ -44,6 +45,9 @@ def retrieval(
     Rows of a manifest that name the same stretch are one video with all their captions. A caption that a video has
     twice is a query twice, as in the official counts (27,763 of MSVD's test set, of which 24,033 differ within their
     video) and in the published numbers. Captions of videos that could not be read are left out and counted.
+
+    `shared_captions` asks each distinct caption once, and every video that has it is right: the best ranked of them
+    counts (Something-Something's templates).
 
     `with_dual_softmax` adds the same figures after `dual_softmax`, which looks at all queries at once, under names of
     their own: no single query could be answered that way.
@@ -62,10 +66,18 @@ def retrieval(
         raise HarvestError("retrieval needs captions: no readable example has one")
     texts = [text for text, _ in pairs]
     owner = torch.tensor([row for _, row in pairs])
+    if shared_captions:
+        texts = list(dict.fromkeys(texts))
+        place = {text: number for number, text in enumerate(texts)}
+        has = torch.zeros(len(texts), len(videos.pooled), dtype=torch.bool)
+        has[[place[text] for text, _ in pairs], owner] = True
+        owner = has
     text_pooled = embed_texts(model, tokenizer, texts, precision=precision, dim=videos.pooled.shape[1])
     t2v, v2t = retrieval_ranks(videos.pooled, text_pooled, owner)
     metrics, credits = _figures(t2v, v2t, owner, variant="")
     protocol = f"Cosines of embeddings only: {len(texts)} captions against {len(videos.pooled)} videos, {looked(videos)}."
+    if shared_captions:
+        protocol += " Every video that has a caption is right for it, and of them the best ranked counts."
     if with_dual_softmax:
         with torch.no_grad():
             one = torch.ones(1, 1, device=model.log_scale.device)
@@ -115,18 +127,33 @@ def retrieval(
 def retrieval_ranks(video_pooled: Tensor, text_pooled: Tensor, owner: Tensor) -> tuple[Ranks, Ranks]:
     """Ranks for text to video, and for video to text of the videos that have a text.
 
-    `video_pooled` `[n, E]`, `text_pooled` `[C, E]`, `owner` int64 `[C]`: the video of each text.
+    `video_pooled` `[n, E]`, `text_pooled` `[C, E]`, `owner` int64 `[C]`: the video of each text, or bool `[C, n]` where a
+    text may be that of several.
     """
     t2v, v2t = [], []
     for start in range(0, len(text_pooled), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        is_right = owner[rows, None] == torch.arange(len(video_pooled))
-        t2v.append(ranks(cosines(text_pooled[rows], video_pooled), is_right))
-    asked = torch.unique(owner)
+        t2v.append(ranks(cosines(text_pooled[rows], video_pooled), _has(owner[rows], len(video_pooled))))
+    asked = _asked(owner)
     for start in range(0, len(asked), _BLOCK):
         numbers = asked[start : start + _BLOCK]
-        v2t.append(ranks(cosines(video_pooled[numbers], text_pooled), numbers[:, None] == owner))
+        v2t.append(ranks(cosines(video_pooled[numbers], text_pooled), _of(owner, numbers)))
     return _joined(t2v), _joined(v2t)
+
+
+def _has(owner: Tensor, num_videos: int) -> Tensor:
+    """Which videos a text is right for, bool `[C, n]`."""
+    return owner if owner.ndim == 2 else owner[:, None] == torch.arange(num_videos)
+
+
+def _of(owner: Tensor, numbers: Tensor) -> Tensor:
+    """Which texts are right for some videos, bool `[len(numbers), C]`."""
+    return owner.T[numbers] if owner.ndim == 2 else numbers[:, None] == owner
+
+
+def _asked(owner: Tensor) -> Tensor:
+    """The videos that have a text."""
+    return owner.any(dim=0).nonzero()[:, 0] if owner.ndim == 2 else torch.unique(owner)
 
 
 def dual_softmax_ranks(
@@ -134,9 +161,9 @@ def dual_softmax_ranks(
 ) -> tuple[Ranks, Ranks]:
     """`retrieval_ranks` after `dual_softmax`; the prior of an item is taken over the queries of that way."""
     cosine = cosines(text_pooled, video_pooled)
-    asked = torch.unique(owner)
-    t2v = ranks(dual_softmax(cosine, scale=scale), owner[:, None] == torch.arange(len(video_pooled)))
-    v2t = ranks(dual_softmax(cosine.T[asked], scale=scale), asked[:, None] == owner)
+    asked = _asked(owner)
+    t2v = ranks(dual_softmax(cosine, scale=scale), _has(owner, len(video_pooled)))
+    v2t = ranks(dual_softmax(cosine.T[asked], scale=scale), _of(owner, asked))
     return t2v, v2t
 
 
@@ -162,17 +189,15 @@ def reranked_ranks(
         0, place.flip(0), torch.arange(len(texts)).flip(0)
     )
     cosine = cosines(text_pooled[first], videos.pooled)  # distinct texts by videos
-    asked = torch.unique(owner)
+    asked = _asked(owner)
     of_texts = best(cosine, top_k)
     of_videos = torch.zeros_like(of_texts)
     of_videos[:, asked] = best(cosine.T[asked], top_k).T
     read = read_pairs(model, tokenizer, distinct, videos, of_texts | of_videos, precision=precision)
     matches = torch.zeros_like(cosine)
     matches[read.texts, read.videos] = read.logits[:, 1]
-    t2v = ranks(
-        reranked(cosine, matches, of_texts)[place], owner[:, None] == torch.arange(len(videos.pooled))
-    )
-    v2t = ranks(reranked(cosine, matches, of_videos).T[asked][:, place], asked[:, None] == owner)
+    t2v = ranks(reranked(cosine, matches, of_texts)[place], _has(owner, len(videos.pooled)))
+    v2t = ranks(reranked(cosine, matches, of_videos).T[asked][:, place], _of(owner, asked))
     return t2v, v2t
 
 
@@ -182,7 +207,10 @@ def _figures(
     """Metrics of both ways, and what they are means of; `variant` is put behind every name."""
     metrics: dict[str, float] = {}
     credits: dict[str, Credits] = {}
-    for way, found, group in (("t2v", t2v, owner), ("v2t", v2t, torch.unique(owner))):
+    of_texts = (
+        owner if owner.ndim == 1 else torch.arange(len(owner))
+    )  # of several videos: each caption for itself
+    for way, found, group in (("t2v", t2v, of_texts), ("v2t", v2t, _asked(owner))):
         for k in (1, 5, 10):
             name = f"{way}_r{k}{variant}"
             metrics[name] = recall_at(found, k)

@@ -55,6 +55,7 @@ def evaluate(
     answers: Sequence[str] | None = None,
     with_dual_softmax: bool = False,
     rerank_top_k: int = 0,
+    shared_captions: bool = False,
     with_matching: bool = False,
     mask_ratio: float = 0.15,
     seed: int = 0,
@@ -69,7 +70,7 @@ def evaluate(
 
     `mode` "image" is the image baseline: every frame alone, embeddings averaged. The video settings are those of
     `embed_videos` (`selection`: how many tubelets of a clip are seen, and which; `dim`: entries of an embedding);
-    `progress` None shows a bar on a terminal. `frame_order` takes time from the clips (`motion_truth`). `with_dual_softmax` and `rerank_top_k` belong to "retrieval", `groups` and `with_matching` to "choice", `class_names` and
+    `progress` None shows a bar on a terminal. `frame_order` takes time from the clips (`motion_truth`). `with_dual_softmax`, `rerank_top_k` and `shared_captions` belong to "retrieval", `groups` and `with_matching` to "choice", `class_names` and
     `templates` to "recognition", `answers` and, if fine-tuned, `head` to "qa", `mask_ratio` and `seed` to "masked_words", `head` and the
     views, `num_clips` and `num_crops`, to "classification".
     """
@@ -107,7 +108,7 @@ def evaluate(
     if task == "recognition":
         settings["templates"] = list(templates)
     elif task == "retrieval":
-        settings["rerank_top_k"] = rerank_top_k
+        settings |= {"rerank_top_k": rerank_top_k, "shared_captions": shared_captions}
     elif task == "masked_words":
         settings |= {"mask_ratio": mask_ratio, "seed": seed}
 
@@ -196,6 +197,7 @@ def evaluate(
             videos,
             with_dual_softmax=with_dual_softmax,
             rerank_top_k=rerank_top_k,
+            shared_captions=shared_captions,
             precision=precision,
         )
     return _with_settings(result, settings, selection, dim)

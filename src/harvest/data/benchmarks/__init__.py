@@ -106,6 +106,7 @@ def read(
             for row, path in rows
             if row.id in found.boxes
         ),
+        shared_captions=found.shared_captions,
         unscored=found.unscored,
     )
 

@@ -92,7 +92,7 @@ def tgif_choice(files: Files, split: str) -> Found:
 
 
 def tgif_count(files: Files, split: str) -> Found:
-    """How often an action is repeated, 0 to 10: `label` is the number."""
+    """How often an action is repeated, 0 to 10: `label` is the number, and the numbers from 1 are the answers."""
     columns = ["gif_name", "question", "answer", "vid_id"]
     rows = []
     for place, row in files.table(files.path(), columns, delimiter="\t"):
@@ -102,7 +102,7 @@ def tgif_count(files: Files, split: str) -> Found:
     return Found(
         rows,
         "the number of repetitions is to be given: mean squared error of the rounded number, 1 to 10",
-        unscored="no evaluation of numbers yet",
+        answers=tuple(str(number) for number in range(1, 11)),
     )
 
 

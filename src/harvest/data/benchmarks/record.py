@@ -112,6 +112,7 @@ class Found:
     boxes: Mapping[str, tuple[ActingBox, ...]] = field(default_factory=dict)
     """Of detection: row id to its boxes."""
     counts: Mapping[str, int] = field(default_factory=dict)
+    shared_captions: bool = False
     unscored: str | None = None
 
 
@@ -140,6 +141,8 @@ class BenchmarkData:
     """Of detection: the actions that are scored, by official id."""
     key_frames: tuple[KeyFrame, ...] = ()
     """Of detection: one for each example, in the same order."""
+    shared_captions: bool = False
+    """Of retrieval: rows with one caption are its videos, each of which is right for it."""
     unscored: str | None = None
     """Why the evaluations at hand cannot score it by its protocol, where that is so."""
 

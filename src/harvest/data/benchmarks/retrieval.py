@@ -152,13 +152,14 @@ def ssv2_retrieval(files: Files, split: str) -> Found:
         captions.add(caption)
         several = record["video"] if isinstance(record["video"], list) else [record["video"]]
         rows += [Row(id=Path(str(video)).stem, names=(str(video),), texts=(caption,)) for video in several]
-    if len(captions) == len(rows):
-        protocol, unscored = "each video has a caption of its own", None
-    else:
-        protocol = "of a caption's videos the best ranked counts, and of a video its one caption"
-        unscored = "several videos are right for one caption, and retrieval counts only the one a row names"
+    is_shared = len(captions) < len(rows)
+    protocol = (
+        "of a caption's videos the best ranked counts, and of a video its one caption"
+        if is_shared
+        else "each video has a caption of its own"
+    )
     counts = {"captions": len(captions)}
-    return Found(rows=rows, protocol=protocol, counts=counts, unscored=unscored)
+    return Found(rows=rows, protocol=protocol, counts=counts, shared_captions=is_shared)
 
 
 # ---------------------------------------------------------------------------------------------------------------
