@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harvest.bench.step import (
+    StepSettings,
     default_batch,
     make_objective,
     measure_steps,
@@ -22,7 +23,7 @@ from harvest.tokens import Selection
 
 def test_variants_are_measured_side_by_side() -> None:
     result = measure_steps(
-        "mini", drop_ratios=(0.0, 0.9), frames=4, batch=2, words=8, seconds=0.05, reference=True
+        StepSettings("mini", drop_ratios=(0.0, 0.9), frames=4, batch=2, words=8, seconds=0.05, reference=True)
     )
     assert [(row.variant, row.drop_ratio, row.kept) for row in result.rows] == [
         ("harvest", 0.0, 128),
@@ -42,7 +43,8 @@ def test_variants_are_measured_side_by_side() -> None:
 
 @pytest.mark.parametrize("settings", [{"cache_texts": True}, {"precision": "fp32"}, {"checkpointing": True}])
 def test_settings(settings: dict) -> None:
-    result = measure_steps("mini", drop_ratios=(0.5,), frames=2, batch=2, words=8, seconds=0.02, **settings)
+    shape = {"drop_ratios": (0.5,), "frames": 2, "batch": 2, "words": 8}
+    result = measure_steps(StepSettings("mini", seconds=0.02, **shape, **settings))
     assert result.rows[0].speedup is None
     assert result.settings | settings == result.settings
 
@@ -77,7 +79,7 @@ def test_a_batch_is_about_the_same_work_at_every_ratio() -> None:
 )
 def test_wrong_settings_are_refused(settings: dict) -> None:
     with pytest.raises(HarvestError, match="expected"):
-        measure_steps("mini", seconds=0.01, **settings)
+        measure_steps(StepSettings("mini", seconds=0.01, **settings))
 
 
 def test_as_a_user_types_it(tmp_path: Path) -> None:
@@ -100,7 +102,8 @@ def test_as_a_user_types_it(tmp_path: Path) -> None:
 def test_prints_without_rich() -> None:
     code = (
         "import sys; sys.modules['rich'] = None\n"
-        "from harvest.bench.step import step_command; step_command('mini', (0.5,), batch=2, frames=2, words=8, seconds=0.02)"
+        "from harvest.bench.step import StepSettings, step_command\n"
+        "step_command(StepSettings('mini', (0.5,), batch=2, frames=2, words=8, seconds=0.02))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "GFLOP/clip" in done.stdout, done.stderr

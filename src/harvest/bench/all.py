@@ -99,13 +99,15 @@ def measure_all(
 ) -> MachineBench:
     """Each part by its own measure, `seconds` for each of its variants."""
     stepped = step.measure_steps(
-        model,
-        drop_ratios=drop_ratios,
-        frames=frames,
-        batch=batch,
-        precision=precision,
-        compile=compile,
-        seconds=seconds,
+        step.StepSettings(
+            model,
+            drop_ratios=drop_ratios,
+            frames=frames,
+            batch=batch,
+            precision=precision,
+            compile=compile,
+            seconds=seconds,
+        )
     )
     side = step.model_config(model, frames=frames).video.image_size
     with tempfile.TemporaryDirectory(prefix="harvest-bench-") as name:

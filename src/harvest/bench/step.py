@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import tyro
 from torch import Tensor
 
 from harvest.bench.ceiling import matmul_gflop_per_s, wait_for
@@ -69,21 +70,52 @@ _SIZES: dict[Size, tuple[VideoEncoderConfig, TextEncoderConfig, FusionConfig]] =
 }
 
 
+@dataclass(frozen=True)
+class StepSettings:
+    """What is measured, and how."""
+
+    model: Size = "b16"
+    """CLIP's ViT-B/16 or ViT-L/14, or the mini-world's model. Weights are random."""
+    drop_ratios: tuple[float, ...] = (0.0, 0.9)
+    """Shares of patches dropped, measured in turns in one run."""
+    frames: int = 8
+    """Frames a clip."""
+    image_size: int | None = None
+    """Side of a frame; 224, and 64 for mini."""
+    batch: int | None = None
+    """Clips a step, the same at every ratio. Without it about the same work: 4 clips at 0 %, 40 at 90 %."""
+    words: int = 32
+    """Words a caption, start and end among them."""
+    precision: Precision = "bf16"
+    """bf16 autocast or fp32."""
+    cache_texts: bool = False
+    """Captions encoded before, as with objective.cache_texts."""
+    compile: bool = False
+    """Compile the transformer blocks."""
+    checkpointing: bool = False
+    """Recompute the video blocks' activations in the backward pass."""
+    reference: bool = False
+    """Also a plain reference of the same model: fp32, eager, every patch embedded and then dropped."""
+    threads: int | None = None
+    """Threads PyTorch computes with."""
+    seconds: float = 20.0
+    """Time for each variant."""
+    device: str | None = None
+    """cuda where there is one, else cpu."""
+
+    def __post_init__(self) -> None:
+        if not self.drop_ratios or any(not 0 <= ratio < 1 for ratio in self.drop_ratios):
+            raise HarvestError(
+                f"drop_ratios: expected numbers of 0 or more and less than 1, got {self.drop_ratios}"
+            )
+        if (self.batch is not None and self.batch < 1) or self.seconds <= 0:
+            raise HarvestError(
+                f"expected a batch of at least 1 and more than 0 seconds, got {self.batch} and {self.seconds}"
+            )
+
+
 def step_command(
-    model: Size = "b16",
-    drop_ratios: tuple[float, ...] = (0.0, 0.9),
-    frames: int = 8,
-    image_size: int | None = None,
-    batch: int | None = None,
-    words: int = 32,
-    precision: Precision = "bf16",
-    cache_texts: bool = False,
-    compile: bool = False,
-    checkpointing: bool = False,
-    reference: bool = False,
-    threads: int | None = None,
-    seconds: float = 20.0,
-    device: str | None = None,
+    settings: tyro.conf.OmitArgPrefixes[StepSettings],
     trace: Path | None = None,
     out: Path | None = None,
 ) -> None:
@@ -94,42 +126,12 @@ def step_command(
     $ harvest bench step --reference --seconds 60 --out step.json
 
     Args:
-        model: CLIP's ViT-B/16 or ViT-L/14, or the mini-world's model. Weights are random.
-        drop_ratios: Shares of patches dropped, measured in turns in one run.
-        frames: Frames a clip.
-        image_size: Side of a frame; 224, and 64 for mini.
-        batch: Clips a step, the same at every ratio. Without it about the same work: 4 clips at 0 %, 40 at 90 %.
-        words: Words a caption, start and end among them.
-        precision: bf16 autocast or fp32.
-        cache_texts: Captions encoded before, as with objective.cache_texts.
-        compile: Compile the transformer blocks.
-        checkpointing: Recompute the video blocks' activations in the backward pass.
-        reference: Also a plain reference of the same model: fp32, eager, every patch embedded and then dropped.
-        threads: Threads PyTorch computes with.
-        seconds: Time for each variant.
-        device: cuda where there is one, else cpu.
         trace: Write a step of each to this file, for Perfetto or chrome://tracing, and print where their time goes.
         out: Write the result as JSON to this file.
     """
-    if trace is not None and compile:
+    if trace is not None and settings.compile:
         raise HarvestError("--trace sees the parts of blocks that are not compiled: leave out --compile")
-    result = measure_steps(
-        model,
-        drop_ratios=drop_ratios,
-        frames=frames,
-        image_size=image_size,
-        batch=batch,
-        words=words,
-        precision=precision,
-        cache_texts=cache_texts,
-        compile=compile,
-        checkpointing=checkpointing,
-        reference=reference,
-        threads=threads,
-        seconds=seconds,
-        device=device,
-        trace=trace,
-    )
+    result = measure_steps(settings, trace=trace)
     print_result(result)
     if result.parts is not None:
         print_table(("part", *result.parts), cells_of(result.parts))
@@ -175,60 +177,38 @@ class StepBench:
     """Seconds of each part of a step, by variant, where a trace was asked for."""
 
 
-def measure_steps(
-    model: Size,
-    *,
-    drop_ratios: tuple[float, ...] = (0.0, 0.9),
-    frames: int = 8,
-    image_size: int | None = None,
-    batch: int | None = None,
-    words: int = 32,
-    precision: Precision = "bf16",
-    cache_texts: bool = False,
-    compile: bool = False,
-    checkpointing: bool = False,
-    reference: bool = False,
-    threads: int | None = None,
-    seconds: float = 20.0,
-    device: str | None = None,
-    trace: Path | None = None,
-) -> StepBench:
+def measure_steps(settings: StepSettings, *, trace: Path | None = None) -> StepBench:
     """Measure whole training steps of each drop ratio, variants in turns, `seconds` for each."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    config = model_config(model, frames=frames, image_size=image_size)
-    text = config.words
-    if not drop_ratios or any(not 0 <= ratio < 1 for ratio in drop_ratios):
-        raise HarvestError(f"drop_ratios: expected numbers of 0 or more and less than 1, got {drop_ratios}")
-    if not 3 <= words <= text.context_length:
-        raise HarvestError(f"words: expected 3 to {text.context_length}, got {words}")
-    if (batch is not None and batch < 1) or seconds <= 0:
-        raise HarvestError(
-            f"expected a batch of at least 1 and more than 0 seconds, got {batch} and {seconds}"
-        )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    config = model_config(settings.model, frames=settings.frames, image_size=settings.image_size)
+    most = config.words.context_length
+    if not 3 <= settings.words <= most:
+        raise HarvestError(f"words: expected 3 to {most}, got {settings.words}")
+    place = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     variants: list[Variant] = []
     models: list[VideoTextModel] = []
-    for name in ("harvest", "reference") if reference else ("harvest",):
+    for name in ("harvest", "reference") if settings.reference else ("harvest",):
         plain = name == "reference"
-        objective = make_objective(config, cache_texts=cache_texts and not plain, plain=plain).to(place)
-        objective.model.video.checkpointing = checkpointing and not plain
-        if compile and not plain:
+        caches = settings.cache_texts and not plain
+        objective = make_objective(config, cache_texts=caches, plain=plain).to(place)
+        objective.model.video.checkpointing = settings.checkpointing and not plain
+        if settings.compile and not plain:
             objective.model.compile_blocks()
-        step = make_stepper(objective, "fp32" if plain else precision, place)
+        step = make_stepper(objective, "fp32" if plain else settings.precision, place)
         variants += [
             Variant(
                 "reference" if plain else "harvest",
                 Selection(ratio),
                 step,
-                random_batch(config, size, words, place),
+                random_batch(config, size, settings.words, place),
             )
-            for ratio in drop_ratios
-            for size in [batch or default_batch(ratio, place)]
+            for ratio in settings.drop_ratios
+            for size in [settings.batch or default_batch(ratio, place)]
         ]
-        models += [objective.model] * len(drop_ratios)
+        models += [objective.model] * len(settings.drop_ratios)
     warm_up(variants)
-    take_turns(variants, seconds=seconds)
+    take_turns(variants, seconds=settings.seconds)
     parts = None
     if trace is not None:
         steps = [
@@ -237,19 +217,16 @@ def measure_steps(
         ]
         parts = trace_steps(steps, trace, device=place)
     return StepBench(
-        settings={
-            "model": model,
-            "frames": frames,
-            "image_size": config.video.image_size,
-            "words": words,
-            "precision": precision,
-            "cache_texts": cache_texts,
-            "compile": compile,
-            "checkpointing": checkpointing,
-            "seconds": seconds,
-        },
+        settings=dataclasses.asdict(settings) | {"image_size": config.video.image_size},
         machine=describe_machine(place) | {"peak resident GB": round(peak_resident_gb(), 2)},
-        rows=_rows(variants, config, words=words, cache_texts=cache_texts, precision=precision, place=place),
+        rows=_rows(
+            variants,
+            config,
+            words=settings.words,
+            cache_texts=settings.cache_texts,
+            precision=settings.precision,
+            place=place,
+        ),
         parts=parts,
     )
 
@@ -562,4 +539,7 @@ def print_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None
     table = Table(*headings)
     for line in cells:
         table.add_row(*line)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe is as wide as it has to be
+        console = Console(width=200)
+    console.print(table)
