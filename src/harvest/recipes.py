@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from harvest.config import LoopConfig, RunConfig, StartConfig, TuningConfig
+from harvest.config import LoopConfig, ObjectiveConfig, RunConfig, StartConfig, TuningConfig
 from harvest.data.loader import DataConfig
 from harvest.data.miniworld import MiniWorldConfig
 from harvest.model.alignment import student_tower
@@ -313,22 +313,94 @@ def mini_ft_retrieval() -> RunConfig:
     )
 
 
+def _mini_ft(name: str, objective: ObjectiveConfig, train: str, *, world: MiniWorldConfig) -> RunConfig:
+    """About a minute of fine-tuning on one CPU core, from the demo's model."""
+    base = mini_harvest()
+    return dataclasses.replace(
+        base,
+        recipe=name,
+        start=StartConfig(model="runs/demo/model"),
+        objective=objective,
+        data=DataConfig(train=f"mini-world/{train}", num_frames=8, cache="memory"),
+        world=world,
+        optim=OptimConfig(
+            lr=3e-4, warmup_steps=10, weight_decay=0.02, max_grad_norm=1.0, lr_factors={"head.": 10.0}
+        ),
+        loop=LoopConfig(steps=150, global_batch=64),
+        tuning=TuningConfig(),
+    )
+
+
+_MINI_QUESTIONS = MiniWorldConfig(seed=3, train=1, retrieval=1, questions=3000)
+
+
+def mini_ft_actions() -> RunConfig:
+    """Action labels of the mini-world, fine-tuned from the demo's model."""
+    plain = ClassificationConfig(
+        keep="motion", drop_ratio=0.75, mixup=0.0, cutmix=0.0, random_erasing=0.0, drop_path=0.0
+    )  # a part of a clip pasted into another would show two motions
+    return _mini_ft("mini-ft-actions", plain, "actions", world=_MINI_QUESTIONS)
+
+
+def mini_ft_qa() -> RunConfig:
+    """Questions about the mini-world answered by a head, fine-tuned from the demo's model."""
+    objective = QuestionAnsweringConfig(keep="motion", drop_ratio=0.75, head_dropout=0.1)
+    return _mini_ft("mini-ft-qa", objective, "questions", world=_MINI_QUESTIONS)
+
+
+def mini_ft_choice() -> RunConfig:
+    """Which of four motions, fine-tuned on questions with options from the demo's model."""
+    base = _mini_ft(
+        "mini-ft-choice",
+        MultipleChoiceConfig(keep="motion", drop_ratio=0.75),
+        "motion_choice",
+        world=_MINI_QUESTIONS,
+    )
+    return dataclasses.replace(base, data=dataclasses.replace(base.data, captions_per_clip=0))
+
+
+def mini_ft_boxes() -> RunConfig:
+    """Who does what where in the mini-world: a head on regions, fine-tuned from the demo's model."""
+    objective = DetectionConfig(drop_path=0.0, flip=False)
+    base = _mini_ft(
+        "mini-ft-boxes", objective, "acting", world=MiniWorldConfig(seed=3, train=3000, questions=1)
+    )
+    return dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, crop="squash"),
+        loop=dataclasses.replace(base.loop, global_batch=32),
+    )
+
+
+_MATCHED = MultimodalConfig(
+    drop_ratio=0.0, image_drop_ratio=0.0, alignment_weight=0.0, masked_words_weight=0.0, drop_path=0.2
+)
+"""Contrastive and matching, everything seen: UMT's fine-tuning for retrieval."""
+
+
 def umt_ft_msrvtt_b16() -> RunConfig:
     """MSR-VTT retrieval fine-tuned from UMT stage 2: contrastive and matching, everything seen; 12 frames, 10 epochs."""
     # UMT's B/16 of 25M pairs: 180,000 captions in steps of 256 are 703 an epoch, the first of them warm-up.
     return RunConfig(
         recipe="umt-ft-msrvtt-b16",
         start=StartConfig(model="runs/umt-stage2-b16"),
-        objective=MultimodalConfig(
-            drop_ratio=0.0,
-            image_drop_ratio=0.0,
-            alignment_weight=0.0,
-            masked_words_weight=0.0,
-            drop_path=0.2,
-        ),
+        objective=_MATCHED,
         data=DataConfig(num_frames=12, crop_scale=(0.5, 1.0), flip=True, workers=8),
         optim=OptimConfig(lr=1e-5, lr_end=1e-7, warmup_steps=703, weight_decay=0.02, betas=(0.9, 0.999)),
         loop=LoopConfig(steps=7031, global_batch=256, checkpointing=True),
+    )
+
+
+def umt_ft_msrvtt_l16() -> RunConfig:
+    """MSR-VTT retrieval fine-tuned from UMT stage 2 of ViT-L/16: 7 epochs."""
+    base = umt_ft_msrvtt_b16()
+    return dataclasses.replace(
+        base,
+        recipe="umt-ft-msrvtt-l16",
+        start=dataclasses.replace(base.start, model="runs/umt-stage2-l16"),
+        objective=dataclasses.replace(_MATCHED, drop_path=0.3),
+        optim=dataclasses.replace(base.optim, lr=2e-5, lr_end=2e-7),
+        loop=dataclasses.replace(base.loop, steps=7 * 703),
     )
 
 
@@ -384,13 +456,52 @@ def ft_ssv2_b16() -> RunConfig:
     )
 
 
+def _large(base: RunConfig, name: str, start: str, *, lr: float, steps: int, warmup: int) -> RunConfig:
+    """ViT-L/16's values of a fine-tuning of ViT-B/16: slower early blocks, more of them left out."""
+    assert isinstance(base.objective, ClassificationConfig | DetectionConfig)
+    drop_path = 0.4 if isinstance(base.objective, DetectionConfig) else 0.2
+    return dataclasses.replace(
+        base,
+        recipe=name,
+        start=dataclasses.replace(base.start, model=start),
+        objective=dataclasses.replace(base.objective, drop_path=drop_path),
+        optim=dataclasses.replace(base.optim, lr=lr, warmup_steps=warmup, layer_decay=0.85),
+        loop=dataclasses.replace(base.loop, steps=steps, checkpointing=True),
+    )
+
+
+def ft_k710_l16() -> RunConfig:
+    """Kinetics-710 fine-tuned from UMT stage 1, ViT-L/16 at 8 frames: 20 epochs."""
+    return _large(
+        ft_k710_b16(), "ft-k710-l16", "runs/umt-stage1-l16", lr=2e-4, steps=20 * 2570, warmup=2 * 2570
+    )
+
+
+def ft_k400_l16() -> RunConfig:
+    """Kinetics-400 fine-tuned, ViT-L/16 at 8 frames, from UMT's K710 model: 5 epochs; 4 clips x 3 crops."""
+    return _large(ft_k400_b16(), "ft-k400-l16", "runs/ft-k710-l16", lr=2e-5, steps=5 * 938, warmup=938)
+
+
+def ft_ssv2_l16() -> RunConfig:
+    """Something-Something V2 fine-tuned, ViT-L/16 at 8 frames, from UMT stage 1: 14 epochs; 2 clips x 3 crops."""
+    return _large(
+        ft_ssv2_b16(), "ft-ssv2-l16", "runs/umt-stage1-l16", lr=8e-4, steps=14 * 660, warmup=4 * 660
+    )
+
+
+def ft_ava_l16() -> RunConfig:
+    """AVA 2.2 action detection, ViT-L/16 at 8 frames, from UMT's K710 model: 25 epochs, in fp32 as UMT's."""
+    base = _large(ft_ava_b16(), "ft-ava-l16", "runs/ft-k710-l16", lr=2.5e-4, steps=25 * 1438, warmup=5 * 1438)
+    return dataclasses.replace(base, loop=dataclasses.replace(base.loop, precision="fp32"))
+
+
 def ft_msrvtt_b16() -> RunConfig:
-    """MSR-VTT retrieval fine-tuned from a Harvest model: contrastive, all tubelets seen, both towers trained."""
+    """MSR-VTT retrieval fine-tuned from a Harvest model: contrastive and matching, everything seen, both towers trained."""
     # UMT's schedule (B/16, 17M): 10 epochs of 180,000 captions in steps of 256 are 7,031, lr 2e-5 to 2e-7, no warm-up.
     return RunConfig(
         recipe="ft-msrvtt-b16",
         start=StartConfig(model="runs/harvest-b16"),
-        objective=PostPretrainingConfig(drop_ratio=0.0, text_tower="trained", masked_words_weight=0.0),
+        objective=_MATCHED,
         data=DataConfig(num_frames=8, crop_scale=(0.5, 1.0), flip=True, workers=8),
         optim=OptimConfig(lr=2e-5, lr_end=2e-7, warmup_steps=0, weight_decay=0.02, betas=(0.9, 0.999)),
         loop=LoopConfig(steps=7031, global_batch=256),
@@ -458,6 +569,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "mini-umt-stage1": mini_umt_stage1,
     "mini-umt-stage2": mini_umt_stage2,
     "mini-ft-retrieval": mini_ft_retrieval,
+    "mini-ft-actions": mini_ft_actions,
+    "mini-ft-qa": mini_ft_qa,
+    "mini-ft-choice": mini_ft_choice,
+    "mini-ft-boxes": mini_ft_boxes,
     "mini-umt-qa": mini_umt_qa,
     "mini-videomae": mini_videomae,
     "mini-actions": mini_actions,
@@ -470,6 +585,11 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "ft-msrvtt-qa-b16": ft_msrvtt_qa_b16,
     "ft-choice-b16": ft_choice_b16,
     "ft-ava-b16": ft_ava_b16,
+    "umt-ft-msrvtt-l16": umt_ft_msrvtt_l16,
+    "ft-k710-l16": ft_k710_l16,
+    "ft-k400-l16": ft_k400_l16,
+    "ft-ssv2-l16": ft_ssv2_l16,
+    "ft-ava-l16": ft_ava_l16,
 }
 
 
