@@ -521,9 +521,7 @@ def test_umt_goes_on_to_the_bit(name: str, runs: Path, tiny_run: TinyRun) -> Non
 
 
 @pytest.mark.parametrize("name", ["umt-stage1-b16", "umt-stage2-b16"])
-def test_the_teacher_s_cache_is_filled_once(
-    name: str, runs: Path, tiny_run: TinyRun, tmp_path: Path
-) -> None:
+def test_the_teacher_s_cache_is_filled_once(name: str, runs: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
     """A second run with the same cache never asks the teacher, and takes the same steps; pictures are looked at."""
     config = tiny_run(name, loop={"steps": 3}, data={"times": "middle", "crop_scale": (1.0, 1.0)})
     settings = {
