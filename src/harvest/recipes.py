@@ -191,13 +191,19 @@ def mini_videomae() -> RunConfig:
     )
 
 
+# A part of a clip pasted into another would show two motions.
+_MINI_ACTIONS = ClassificationConfig(
+    keep="motion", drop_ratio=0.75, mixup=0.0, cutmix=0.0, random_erasing=0.0, drop_path=0.0
+)
+
+
 def mini_actions() -> RunConfig:
     """Action labels of the mini-world: from scratch, or fine-tuned with --start.model runs/mini-umt-stage1."""
     base = mini_umt_stage1()
     return dataclasses.replace(
         base,
         recipe="mini-actions",
-        objective=ClassificationConfig(),
+        objective=_MINI_ACTIONS,
         data=DataConfig(train="mini-world/actions", num_frames=8, cache="memory"),
         world=MiniWorldConfig(seed=2, train=1, retrieval=1, questions=4000),
         optim=dataclasses.replace(base.optim, lr=1e-3),
@@ -336,10 +342,7 @@ _MINI_QUESTIONS = MiniWorldConfig(seed=3, train=1, retrieval=1, questions=3000)
 
 def mini_ft_actions() -> RunConfig:
     """Action labels of the mini-world, fine-tuned from the demo's model."""
-    plain = ClassificationConfig(
-        keep="motion", drop_ratio=0.75, mixup=0.0, cutmix=0.0, random_erasing=0.0, drop_path=0.0
-    )  # a part of a clip pasted into another would show two motions
-    return _mini_ft("mini-ft-actions", plain, "actions", world=_MINI_QUESTIONS)
+    return _mini_ft("mini-ft-actions", _MINI_ACTIONS, "actions", world=_MINI_QUESTIONS)
 
 
 def mini_ft_qa() -> RunConfig:

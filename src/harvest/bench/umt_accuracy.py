@@ -56,7 +56,7 @@ _RERANKED = 50
 def umt_accuracy_command(
     parts: tuple[Part, ...] = ("pretraining", "masks", "layers", "stage2"),
     pretrain_s: float = 150.0,
-    finetune_s: float = 60.0,
+    finetune_s: float = 120.0,
     stage2_s: float = 250.0,
     seed: int = 0,
     out: Path = Path("runs/umt-accuracy"),
