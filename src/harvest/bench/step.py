@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor
 
 from harvest.bench.ceiling import matmul_gflop_per_s, wait_for
@@ -115,7 +114,7 @@ class StepSettings:
 
 
 def step_command(
-    settings: tyro.conf.OmitArgPrefixes[StepSettings],
+    settings: StepSettings,
     trace: Path | None = None,
     out: Path | None = None,
 ) -> None:

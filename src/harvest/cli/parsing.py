@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 def run(function: Callable[..., None], args: list[str], *, prog: str | None = None) -> None:
     import tyro
 
-    tyro.cli(function, args=args, prog=prog or f"harvest {function.__name__}")
+    # Settings that come as one dataclass are options like any other.
+    flat = (tyro.conf.OmitArgPrefixes,)
+    tyro.cli(function, args=args, prog=prog or f"harvest {function.__name__}", config=flat)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
