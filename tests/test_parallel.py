@@ -82,3 +82,35 @@ def test_alone_an_error_is_itself() -> None:
     layer = Blocks()
     shard(layer, World())
     assert not is_sharded(layer)
+
+
+def lose_the_first_connection(rank: int, meeting: dict[str, str]) -> None:
+    import os
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    from harvest import parallel
+
+    os.environ |= meeting | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    parallel.CONNECT = timedelta(seconds=2)
+    join, tried = dist.init_process_group, []
+
+    def join_elsewhere_first(*asked: object, **settings: object) -> None:
+        tried.append(settings["store"])
+        if rank == 1 and len(tried) == 1:
+            settings["store"] = dist.PrefixStore("nowhere", tried[0])
+        join(*asked, **settings)
+
+    dist.init_process_group = join_elsewhere_first
+    with world() as here:
+        ones = torch.ones(1)
+        dist.all_reduce(ones)
+        assert here.size == 2 and ones.item() == 2 and len(tried) == 2
+
+
+def test_a_connection_that_is_lost_at_the_start_is_tried_again() -> None:
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GLOO_SOCKET_IFNAME": "lo"}
+    meeting["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    mp.spawn(lose_the_first_connection, args=(meeting,), nprocs=2)  # raises what a rank raises

@@ -11,17 +11,25 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store, _set_pg_timeout
+from torch.distributed.rendezvous import rendezvous
 from torch.utils._pytree import tree_map_only
 
 from harvest.interfaces import HarvestError
 
 Parallel = Literal["ddp", "fsdp"]
 Precision = Literal["bf16", "fp32"]
+
+
+WAIT = timedelta(minutes=30)  # for another rank, PyTorch's own default
+CONNECT = timedelta(minutes=1)
+MEETINGS = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,10 @@ def world() -> Iterator[World]:
     if "RANK" not in os.environ:
         yield World(device=device)
         return
-    dist.init_process_group("nccl" if has_gpu else "gloo")
+    if has_gpu:
+        dist.init_process_group("nccl")
+    else:
+        meet(*next(rendezvous("env://")))
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
         dist.barrier()  # ranks that leave early can hang the others in destroy_process_group
@@ -63,6 +74,26 @@ def world() -> Iterator[World]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def meet(store: Store, rank: int, size: int) -> None:
+    """Join the group of all ranks on CPUs, through a store that all of them reach.
+
+    gloo now and then loses one of its first connections, and both sides would wait for half an hour. So all ranks
+    first say that they are there, then connect within a minute or, all of them, once more.
+    """
+    for attempt in range(MEETINGS):
+        store.set(f"harvest/{attempt}/{rank}", "here")
+        store.wait([f"harvest/{attempt}/{other}" for other in range(size)], WAIT)
+        own = PrefixStore(f"harvest/{attempt}", store)
+        try:
+            dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=CONNECT)
+        except RuntimeError:
+            if attempt == MEETINGS - 1:
+                raise
+        else:
+            _set_pg_timeout(WAIT)  # of what the ranks do together: the main one may draw a data set meanwhile
+            return
 
 
 def world_rank_size() -> tuple[int, int]:

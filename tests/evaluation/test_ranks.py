@@ -19,6 +19,7 @@ from harvest.evaluation.result import Result
 from harvest.interfaces import Box, Example, HarvestError
 from harvest.model.heads import BoxHead, HeadConfig, build_head
 from harvest.model.tokenizer import Tokenizer
+from harvest.parallel import meet
 
 from .conftest import SENTENCES, make_models
 
@@ -71,7 +72,7 @@ def scores(tokenizer: Tokenizer, examples: list[Example]) -> dict[str, Any]:
 
 def on_a_rank(rank: int, size: int, folder: str, videos: list[str], tokenizer: Tokenizer) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    meet(dist.FileStore(f"{folder}/meet", size), rank, size)
     found = scores(tokenizer, rows(videos))
     try:
         scores(tokenizer, rows(["nowhere.mp4"] * 4))

@@ -22,7 +22,7 @@ from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignment
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
 from harvest.objectives.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
-from harvest.parallel import World, wrap
+from harvest.parallel import World, meet, wrap
 
 WORDS, LENGTH = 40, 9
 START, END, PAD = 0, 1, 2
@@ -177,7 +177,7 @@ def still(batch: Batch) -> Batch:
 
 def on_a_rank(rank: int, size: int, kinds: tuple[str, ...], folder: str, clips: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    meet(dist.FileStore(f"{folder}/meet", size), rank, size)
     batch = still(small_batch(clips, captions=2))
     mine = Batch(*(tensor[rank::size] for tensor in batch))
     for kind in kinds:
