@@ -22,7 +22,17 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"interfaces", "parallel", "progress", "model"},
     "evaluation": {"interfaces", "parallel", "progress", "data", "model", "tokens"},
     "search": {"interfaces", "parallel", "progress", "data", "model", "tokens", "evaluation"},
-    "bench": {"interfaces", "parallel", "progress", "data", "model", "tokens", "objectives", "training"},
+    "bench": {
+        "interfaces",
+        "parallel",
+        "progress",
+        "machine",
+        "data",
+        "model",
+        "tokens",
+        "objectives",
+        "training",
+    },
     "config": {"interfaces", "parallel", "data", "model", "tokens", "objectives", "training"},
     "recipes": {"interfaces", "config", "data", "model", "objectives", "training"},
 }

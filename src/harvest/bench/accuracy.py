@@ -39,8 +39,8 @@ from harvest.progress import bar
 from harvest.recipes import mini_harvest
 from harvest.report import write_whole
 from harvest.tokens import Keep, Selection
-from harvest.training.loop import prepare
-from harvest.training.optim import build_optimizer, lr_at, set_lr
+from harvest.training.loop import lr_of, prepare
+from harvest.training.optim import build_optimizer, set_lr
 from harvest.training.start import build_objective, start_model
 from harvest.training.vary import VaryConfig
 
@@ -310,16 +310,7 @@ class _Run:
         config, step = self.config, self.done
         self.objective.train()
         self.objective.selection = config.selection_at(step)
-        set_lr(
-            self.optimizer,
-            lr_at(
-                step,
-                config=config.optim,
-                steps=config.total_steps,
-                tuning_from=config.loop.steps,
-                tuning_lr=config.tuning.lr,
-            ),
-        )
+        set_lr(self.optimizer, lr_of(step, config))
         with autocast(_CPU, config.loop.precision):
             losses = self.objective(next(self.batches), step)
         losses.total.backward()

@@ -16,53 +16,44 @@ from harvest.parallel import Precision
 from harvest.progress import bar
 
 
-def all_command(
-    model: step.Size = "b16",
-    manifest: Path | None = None,
-    videos: Path | None = None,
-    drop_ratios: tuple[float, ...] = (0.0, 0.9),
-    batch: int | None = None,
-    frames: int = 8,
-    precision: Precision = "bf16",
-    compile: bool = False,
-    workers: int = 1,
-    threads: int | None = None,
-    seconds: float = 10.0,
-    out: Path | None = None,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class AllSettings:
+    """What is measured, and how."""
+
+    model: step.Size = "b16"
+    """CLIP's ViT-B/16 or ViT-L/14, or the mini-world's model. Weights are random."""
+    manifest: Path | None = None
+    """Clips to read; without it some are drawn."""
+    videos: Path | None = None
+    """Folder that the manifest's paths are relative to."""
+    drop_ratios: tuple[float, ...] = (0.0, 0.9)
+    """Shares of patches dropped in the step; the last is trained with from packed clips."""
+    batch: int | None = None
+    """Clips a step; without it about equal work at every ratio."""
+    frames: int = 8
+    """Frames a clip."""
+    precision: Precision = "bf16"
+    """bf16 autocast or fp32."""
+    compile: bool = False
+    """Compile the transformer blocks."""
+    workers: int = 1
+    """Processes that decode for training."""
+    threads: int | None = None
+    """Threads PyTorch computes with."""
+    seconds: float = 10.0
+    """Time for each variant of each part."""
+
+
+def all_command(settings: AllSettings, out: Path | None = None) -> None:
     """The training step, reading clips, waiting for them in training, and choosing tokens, one after the other.
 
     $ harvest bench all --out machine.json
     $ harvest bench all --model mini --seconds 2
 
     Args:
-        model: CLIP's ViT-B/16 or ViT-L/14, or the mini-world's model. Weights are random.
-        manifest: Clips to read; without it some are drawn.
-        videos: Folder that the manifest's paths are relative to.
-        drop_ratios: Shares of patches dropped in the step; the last is trained with from packed clips.
-        batch: Clips a step; without it about equal work at every ratio.
-        frames: Frames a clip.
-        precision: bf16 autocast or fp32.
-        compile: Compile the transformer blocks.
-        workers: Processes that decode for training.
-        threads: Threads PyTorch computes with.
-        seconds: Time for each variant of each part.
         out: Write the results as JSON to this file.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    found = measure_all(
-        model,
-        manifest=manifest,
-        videos=videos,
-        drop_ratios=drop_ratios,
-        batch=batch,
-        frames=frames,
-        precision=precision,
-        compile=compile,
-        workers=workers,
-        seconds=seconds,
-    )
+    found = measure_all(settings)
     print("The training step\n")
     step.print_result(found.step)
     print("\nReading clips\n")
@@ -84,57 +75,48 @@ class MachineBench:
     copy_gb_per_s: float
 
 
-def measure_all(
-    model: step.Size,
-    *,
-    manifest: Path | None = None,
-    videos: Path | None = None,
-    drop_ratios: tuple[float, ...] = (0.0, 0.9),
-    batch: int | None = None,
-    frames: int = 8,
-    precision: Precision = "bf16",
-    compile: bool = False,
-    workers: int = 1,
-    seconds: float = 10.0,
-) -> MachineBench:
-    """Each part by its own measure, `seconds` for each of its variants."""
+def measure_all(settings: AllSettings) -> MachineBench:
+    """Each part by its own measure, `settings.seconds` for each of its variants."""
+    model, frames, seconds = settings.model, settings.frames, settings.seconds
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     stepped = step.measure_steps(
         step.StepSettings(
             model,
-            drop_ratios=drop_ratios,
+            drop_ratios=settings.drop_ratios,
             frames=frames,
-            batch=batch,
-            precision=precision,
-            compile=compile,
+            batch=settings.batch,
+            precision=settings.precision,
+            compile=settings.compile,
             seconds=seconds,
         )
     )
     side = step.model_config(model, frames=frames).video.image_size
     with tempfile.TemporaryDirectory(prefix="harvest-bench-") as name:
         folder = Path(name)
-        if manifest is None:
+        if settings.manifest is None:
             with bar("drawing clips") as progress:
                 clips = data.draw_clips(folder, 4, size=(640, 360), progress=progress)
         else:
-            rows = read_manifest(manifest, videos=videos, captions_required=False)
+            rows = read_manifest(settings.manifest, videos=settings.videos, captions_required=False)
             clips = rows[:: max(1, len(rows) // 32)][:32]
         read = data.measure_data(clips, folder / "packed", frames=frames, image_size=side, seconds=seconds)
         waiting = data.measure_waiting(
             folder / "packed" / "video",
             model,
-            drop_ratio=drop_ratios[-1],
-            batch=batch,
+            drop_ratio=settings.drop_ratios[-1],
+            batch=settings.batch,
             frames=frames,
-            workers=workers,
+            workers=settings.workers,
             seconds=seconds,
         )
     chosen = tokens.measure_tokens(
         model,
         budgets=(0.1, 1.0),
-        batches=(batch or 16,),
+        batches=(settings.batch or 16,),
         frames=frames,
-        precision=precision,
-        compile=(compile,),
+        precision=settings.precision,
+        compile=(settings.compile,),
         seconds=seconds,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -26,6 +26,7 @@ from torch import Tensor
 from harvest.bench.ceiling import matmul_gflop_per_s, wait_for
 from harvest.bench.trace import Traced, cells_of, trace_steps
 from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.machine import cpu_name
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
@@ -465,7 +466,7 @@ def to_json(result: StepBench) -> str:
 
 def describe_machine(device: torch.device) -> dict[str, object]:
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -476,15 +477,6 @@ def peak_resident_gb() -> float:
     """The most memory that this process has held so far."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on a Mac bytes
     return most / (1e9 if sys.platform == "darwin" else 1e6)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 _HEADINGS = (

@@ -162,7 +162,7 @@ def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
         if settings.model is not None and (
             named(settings.model) != facts.model or signature(facts.model) != facts.model_signature
         ):
-            model = Model(settings.model)
+            model = model or Model(settings.model)
             library.check_model(model)
             moved = dataclasses.replace(facts, model=model.source, model_signature=signature(model.source))
             database.set(facts=moved.to_json())

@@ -148,7 +148,7 @@ def train(config: RunConfig, run: Path) -> Path:
             since, waited, clips = time.perf_counter(), 0.0, 0
             while step < config.total_steps:
                 objective.selection = config.selection_at(step)
-                lr = _lr(step, config)
+                lr = lr_of(step, config)
                 set_lr(optimizer, lr)
                 with autocast(here.device, config.loop.precision):
                     shown = show_frames(batch, config.num_frames_at(step))
@@ -505,7 +505,8 @@ def _check_budgets(config: RunConfig, model: VideoTextModel) -> None:
 # ---- small parts of a step ---------------------------------------------------------------------------------------
 
 
-def _lr(step: int, config: RunConfig) -> float:
+def lr_of(step: int, config: RunConfig) -> float:
+    """The learning rate of a step of a run, that of its last stage included."""
     return lr_at(
         step,
         config=config.optim,
