@@ -31,6 +31,10 @@ WAIT = timedelta(minutes=30)  # for another rank, PyTorch's own default
 CONNECT = timedelta(minutes=1)
 MEETINGS = 3
 
+# DDP's reducer holds the group too. Were it the last to let go, gloo would end its threads while this one holds
+# Python's lock, for which those may be waiting: neither would ever end. The group itself is let go without the lock.
+_last_group: dist.ProcessGroup | None = None
+
 
 @dataclass(frozen=True)
 class World:
@@ -58,10 +62,12 @@ def world() -> Iterator[World]:
     if "RANK" not in os.environ:
         yield World(device=device)
         return
+    global _last_group
     if has_gpu:
         dist.init_process_group("nccl")
     else:
         meet(*next(rendezvous("env://")))
+    _last_group = dist.group.WORLD
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
         dist.barrier()  # ranks that leave early can hang the others in destroy_process_group

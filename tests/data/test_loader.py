@@ -18,6 +18,7 @@ from harvest.data.loader import (
     TrainLoader,
     clip_numbers,
     eval_batches,
+    lost_workers,
     order,
 )
 from harvest.data.video import read_clip, write_video
@@ -360,9 +361,12 @@ def test_a_killed_worker_is_told_in_words(examples: list[Example]) -> None:
 
     batches = iter(loader(examples, workers=1))
     next(batches)
-    for worker in multiprocessing.active_children():
-        os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(HarvestError, match=r"ended by the system.*fewer --data.workers.*last checkpoint"):
+    with (
+        pytest.raises(HarvestError, match=r"ended by the system.*fewer --data.workers.*last checkpoint"),
+        lost_workers(),
+    ):
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
         for _ in range(30):
             next(batches)
 

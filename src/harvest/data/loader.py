@@ -17,9 +17,11 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from multiprocessing import active_children
+from multiprocessing.connection import wait
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -679,6 +681,8 @@ def _from_workers(loader: DataLoader) -> Iterator[Any]:
             with lost_workers():
                 item = next(batches, end)
         except (EOFError, ConnectionError) as error:  # while it was handing over a batch
+            with suppress(RuntimeError):  # PyTorch's own word for it, that comes with the end of the process
+                wait([worker.sentinel for worker in active_children()], timeout=5)
             raise _ended_by_the_system(error) from error
         if item is end:
             return
