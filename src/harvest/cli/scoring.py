@@ -77,7 +77,7 @@ def evaluate_command(args: list[str]) -> None:
     def evaluate(
         model: Annotated[str, tyro.conf.Positional],
         /,
-        data: Path,
+        data: str,
         task: Literal[
             "retrieval", "choice", "recognition", "qa", "masked_words", "classification"
         ] = "retrieval",
@@ -108,11 +108,13 @@ def evaluate_command(args: list[str]) -> None:
 
         $ harvest evaluate runs/demo/model --data runs/demo/world/retrieval.jsonl
         $ harvest evaluate openai/clip-vit-base-patch16 --image --data msrvtt.jsonl --videos /data/msrvtt
+        $ harvest evaluate runs/webvid/model --data 'shards-{000..009}.tar'
         $ harvest evaluate runs/webvid/model --data k400.csv --task recognition --classes k400.txt
 
         Args:
             model: A Harvest model folder, or any source that `harvest convert` takes.
             data: Manifest (.jsonl, .csv, .parquet): video, caption(s), optional start_s, end_s, label, question, answer.
+                Or tar shards, in their order: a folder, 'shards-{000..009}.tar', or such an address in a bucket.
             task: retrieval: text to video and back. choice: texts are options, label the right one. recognition: label
                 is the class. qa: question and answer. masked_words: words filled with the right and another clip.
                 classification: by the head of a fine-tuned model; qa uses it too, where there is one.
@@ -135,23 +137,32 @@ def evaluate_command(args: list[str]) -> None:
             card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
             out: Write the result as JSON to this file.
         """
-        from harvest.data.manifest import read_manifest
+        from dataclasses import replace
+
+        from harvest.data.rows import read_rows
+        from harvest.data.shards import are_shards
         from harvest.evaluation import evaluate as run
         from harvest.evaluation import read_class_names
         from harvest.evaluation.card import split_of
         from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
+        from harvest.interfaces import HarvestError
         from harvest.model.folder import load_head
         from harvest.model.pretrained import load_any
         from harvest.parallel import world
         from harvest.progress import bar
         from harvest.tokens import see
 
-        examples = read_manifest(data, videos=videos)
+        if task == "qa" and are_shards(data):
+            raise HarvestError(
+                f"{data}: shards hold captions and labels, no questions: give the manifest that they were prepared from"
+            )
+        with bar("reading captions") as progress:
+            examples, left_out = read_rows(data, videos=videos, progress=progress)
         loaded, tokenizer, _ = load_any(model)
         has_head = (Path(model) / "head.json").is_file() and not zero_shot
         head = load_head(Path(model)) if task == "classification" or (task == "qa" and has_head) else None
         names = read_class_names(classes) if classes else None
-        is_miniworld = (data.parent / "world.json").is_file()
+        is_miniworld = (Path(data).parent / "world.json").is_file()
 
         with world() as here:
             on_device(here, loaded, head)
@@ -186,11 +197,12 @@ def evaluate_command(args: list[str]) -> None:
                 result = with_motion_truth(score)
             else:
                 result = score("forward")
+            result = replace(result, missing={**left_out, **result.missing})
             if here.is_main:
                 show(result)
                 write_result(result, out)
                 if card is not None:
-                    split = split_of(examples, data.name, names)
+                    split = split_of(examples, Path(data).name, names)
                     write_card_of(
                         result, split, loaded, head, source=model, typed=["evaluate", *args], folder=card
                     )

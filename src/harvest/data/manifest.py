@@ -68,8 +68,8 @@ def read_manifest(
     path = Path(path)
     if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
         raise HarvestError(
-            f"{path} are tar shards, which data.train and data.images read: here give the manifest that they were"
-            " prepared from"
+            f"{path} are tar shards, which data.train, data.images and harvest evaluate read: here give the manifest"
+            " that they were prepared from"
         )
     if not path.is_file():
         hint = " (it is a folder)" if path.is_dir() else ""

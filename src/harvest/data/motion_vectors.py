@@ -13,11 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harvest.data.video import VideoError, _Clock, _frames_in_order, _opened, _orientation, _shown_size
+from harvest.data.video import (
+    PackedVideo,
+    VideoError,
+    _Clock,
+    _frames_in_order,
+    _opened,
+    _orientation,
+    _shown_size,
+)
 from harvest.interfaces import Grid, HarvestError
 
 
-def codec_change(path: str | Path, times_s: Tensor, grid: Grid) -> Tensor:
+def codec_change(path: str | Path | PackedVideo, times_s: Tensor, grid: Grid) -> Tensor:
     """How far each tubelet moves, fp32 `[N]`, in pixels of the model's picture: what `motion_keep` takes as `change`.
 
     `times_s` `[T]` are those of the frames of a clip (`Clip.times_s`), cropped to the middle square. The vectors of all
@@ -26,11 +34,12 @@ def codec_change(path: str | Path, times_s: Tensor, grid: Grid) -> Tensor:
 
     Raises VideoError where the file holds no motion vectors in this stretch: choose by `tubelet_change` then.
     """
-    path = Path(path)
+    path = path if isinstance(path, PackedVideo) else Path(path)
     T, side = len(times_s), round(grid.num_places**0.5)
     if grid.num_times * grid.tubelet_size < T or side**2 != grid.num_places:
         raise HarvestError(f"{T} frames do not fit into {grid.num_times} tubelets of {grid.tubelet_size}")
-    if path.is_dir():
+    is_pictures = path.times_s is not None if isinstance(path, PackedVideo) else path.is_dir()
+    if is_pictures:
         raise VideoError(path, "a folder of pictures has no motion vectors; choose with keep motion")
     moved = np.zeros((T, side, side))
     found = False

@@ -19,6 +19,7 @@ permutation and a read, is little; fsspec reads the bucket.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -49,6 +50,7 @@ _TRIES = 5
 _FIRST_PAUSE_S = 0.5  # then twice as long each time
 _OPEN_FILES = 64
 _KEPT = 4096  # samples whose captions are remembered for a moment
+_ROWS_AHEAD = 64  # samples asked of a bucket in one go where all are read in order
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -124,7 +126,7 @@ class ShardSet(Sequence[Example]):
 
     def id_of(self, sample: int) -> str:
         """The shard and the sample's place in it, without reading."""
-        shard = int(np.searchsorted(self._first, sample, side="right")) - 1
+        shard = self._shard_of(sample)
         return f"{self.shards[shard]}#{sample - int(self._first[shard])}"
 
     def samples_of(self, ids: Iterable[str]) -> dict[str, int]:
@@ -139,7 +141,43 @@ class ShardSet(Sequence[Example]):
 
     def fetch(self, sample: int) -> tuple[Example, PackedVideo]:
         """A sample and the bytes of its video. Raises VideoError where the shard is shorter than its index says."""
-        shard = int(np.searchsorted(self._first, sample, side="right")) - 1
+        packed, example = _sample(self._members(sample), self.id_of(sample))
+        self._remembered[sample] = example
+        if len(self._remembered) > _KEPT:
+            self._remembered.popitem(last=False)
+        return example, packed
+
+    def rows(self, progress: Progress = lambda done, of: None) -> tuple[list[Example], dict[str, str]]:
+        """All samples as rows of a manifest, read through once, and those that cannot be read with their reasons.
+
+        `Example.video` is an address that `data.rows` opens again. Ids are such addresses too, from the folder on that
+        all shards share. Samples that `harvest prepare` cut from the same stretch of a video are rows of one video.
+        """
+        # not commonpath, which takes // in an address for /
+        start = os.path.commonprefix(self.shards).rfind("/") + 1  # noqa: RUF071
+        rows: list[Example] = []
+        refused: dict[str, str] = {}
+        address_of: dict[tuple[Any, ...], str] = {}  # of a stretch that a sample was cut from
+        for sample in range(len(self)):
+            if sample % _ROWS_AHEAD == 0:
+                self.read_ahead(range(sample, min(sample + _ROWS_AHEAD, len(self))))
+            address = self.id_of(sample)
+            try:
+                members = self._members(sample)
+                _, example = _sample(members, address)
+                stretch = _stretch(members, address)
+            except VideoError as error:
+                refused[address[start:]] = error.reason
+                continue
+            video = address if stretch is None else address_of.setdefault(stretch, address)
+            rows.append(dataclasses.replace(example, id=address[start:], video=video))
+            progress(sample + 1, len(self))
+        self._ahead = {}
+        return rows, refused
+
+    def _members(self, sample: int) -> list[tuple[str, bytes]]:
+        """Names and contents of what a sample is made of."""
+        shard = self._shard_of(sample)
         name, offset, size = self.shards[shard], int(self._offsets[sample]), int(self._sizes[sample])
         data = self._ahead.get(sample)
         if data is None:
@@ -149,14 +187,9 @@ class ShardSet(Sequence[Example]):
             raise VideoError(id, f"the shard is cut short: {size - len(data)} of {size} bytes are missing")
         try:
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-                members = [(m.name, _content(tar, m)) for m in tar if m.isfile()]
+                return [(m.name, _content(tar, m)) for m in tar if m.isfile()]
         except tarfile.TarError as error:
             raise VideoError(id, f"the shard is not what its index says ({error})") from error
-        packed, example = _sample(members, id)
-        self._remembered[sample] = example
-        if len(self._remembered) > _KEPT:
-            self._remembered.popitem(last=False)
-        return example, packed
 
     def read_ahead(self, samples: Iterable[int]) -> None:
         """Fetch samples that will be asked for next in one go: for buckets, where each read waits a while."""
@@ -194,6 +227,11 @@ def read_shards(
             indexes.append(index)
             progress(len(indexes), len(names))
     return ShardSet(names, indexes)
+
+
+def open_shard(name: str) -> ShardSet:
+    """One shard, by a name in which nothing is a pattern."""
+    return ShardSet([name], [_index_of(name)])
 
 
 def expand(pattern: str) -> list[str]:
@@ -434,6 +472,14 @@ def _sample(members: Sequence[tuple[str, bytes]], id: str) -> tuple[PackedVideo,
     else:
         raise VideoError(id, f"no video or picture (members: {', '.join(sorted(by_suffix)) or 'none'})")
     return packed, Example(id, id, _texts(said, by_suffix.get("txt")), _label(said, by_suffix.get("cls")))
+
+
+def _stretch(members: Sequence[tuple[str, bytes]], id: str) -> tuple[Any, ...] | None:
+    """What a sample was cut from, where `harvest prepare` wrote that down."""
+    said = _object({_split(name)[1]: content for name, content in members}.get("json"), id)
+    if not isinstance(said.get("source"), str) or "source_start_s" not in said:
+        return None
+    return said["source"], _number(said["source_start_s"]), _number(said.get("source_end_s"))
 
 
 def _object(data: bytes | None, id: str) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from harvest.data import transforms
 from harvest.data.loader import _Clips, _first_rows, clip_numbers
 from harvest.data.sampling import FrameOrder
-from harvest.data.video import read_clip
+from harvest.data.video import PackedVideo, read_clip
 from harvest.interfaces import Example, HarvestError
 
 
@@ -33,10 +33,10 @@ class _Views(_Clips):
         )
         self.num_clips, self.num_crops = num_clips, num_crops
 
-    def _pixels(self, number: int) -> np.ndarray:
+    def _pixels(self, number: int, video: str | PackedVideo) -> np.ndarray:
         example = self.examples[number]
         frames = read_clip(
-            example.video,
+            video,
             num_frames=self.num_frames,
             image_size=self.image_size,
             start_s=example.start_s,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harvest.data.motion_vectors import codec_change
+from harvest.data.rows import video_of
 from harvest.data.video import VideoError, read_clip
 from harvest.interfaces import Example, Grid
 from harvest.tokens import tubelet_change
@@ -22,14 +23,15 @@ def clips_change(clips: Sequence[Example], video: Tensor, grid: Grid, *, or_moti
     rows = []
     for clip, shown in zip(clips, video, strict=True):
         try:
+            file = video_of(clip.video)
             times_s = read_clip(
-                clip.video,
+                file,
                 num_frames=len(shown),
                 image_size=shown.shape[-1],
                 start_s=clip.start_s,
                 end_s=clip.end_s,
             ).times_s
-            rows.append(codec_change(clip.video, times_s, grid))
+            rows.append(codec_change(file, times_s, grid))
         except VideoError:
             if not or_motion:
                 raise
