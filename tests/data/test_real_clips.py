@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harvest.data import video
-from harvest.data.second_decoder import check_decoder
+from harvest.data.second_decoder import find_decoder
 from harvest.data.video import Decoder, VideoError, probe, read_clip, read_frames
 from harvest.interfaces import HarvestError
 
@@ -88,7 +88,7 @@ def test_reading_by_key_frames_agrees_with_reading_in_order(monkeypatch: pytest.
 
 def test_torchcodec_finds_the_frames_that_pyav_does() -> None:
     try:
-        check_decoder("torchcodec")
+        find_decoder("torchcodec")
     except HarvestError as error:
         pytest.skip(str(error))
     for row in index()[::4]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harvest.data import video
-from harvest.data.second_decoder import check_decoder
+from harvest.data.second_decoder import find_decoder
 from harvest.data.video import PackedVideo, VideoError, probe, read_clip, read_frames, write_video
 from harvest.interfaces import HarvestError
 
@@ -134,7 +134,7 @@ def test_every_frame_is_found_at_its_own_time(timed: tuple[Path, Tensor]) -> Non
 @pytest.fixture(scope="module")
 def torchcodec() -> None:
     try:
-        check_decoder("torchcodec")
+        find_decoder("torchcodec")
     except HarvestError as error:
         pytest.skip(str(error))
 

@@ -35,7 +35,7 @@ from harvest.data.guard import Guard, Lost
 from harvest.data.rand_augment import rand_augment
 from harvest.data.rows import video_of
 from harvest.data.sampling import FrameOrder, frame_places
-from harvest.data.second_decoder import check_decoder
+from harvest.data.second_decoder import find_decoder
 from harvest.data.shards import ShardSet
 from harvest.data.video import Crop, Decoder, PackedVideo, VideoError, read_clip
 from harvest.interfaces import Batch, Example, HarvestError
@@ -96,8 +96,9 @@ class DataConfig:
     video_limit_s: float = 30.0
     """A video that takes longer to read counts as broken. Only where workers read."""
     decoder: Decoder = "pyav"
-    """torchcodec, where it is installed with FFmpeg's libraries, gives the same frames at the same times. Pixels
-    differ by a few levels; what it cannot read, AVI and rotated videos, PyAV reads."""
+    """torchcodec, where it is installed with FFmpeg's libraries, gives the same frames at the same times, and
+    torchcodec_cuda on an NVIDIA GPU. Pixels differ by a few levels; what it cannot read, AVI and rotated videos, PyAV
+    reads. auto: torchcodec_cuda where that can be had, else pyav."""
 
     def __post_init__(self) -> None:
         if self.num_frames < 1 or self.captions_per_clip < 0 or self.workers < 0:
@@ -187,7 +188,7 @@ class ClipDataset(Dataset):
     ) -> None:
         if not examples:
             raise HarvestError("the training set is empty: its manifest has no rows")
-        check_decoder(config.decoder)
+        self.decoder: Decoder = find_decoder(config.decoder)
         if isinstance(examples, ShardSet):  # nothing of ten million samples is read before it is needed
             self.examples: list[Example] | ShardSet = examples
             self.num_texts, self.labels = examples.num_texts, examples.labels
@@ -275,7 +276,7 @@ class ClipDataset(Dataset):
         clips = _Clips(
             [self.examples[row] for row in first_row], config.num_frames, self.image_size, config.crop
         )
-        clips.limit_s, clips.decoder = config.video_limit_s, config.decoder
+        clips.limit_s, clips.decoder = config.video_limit_s, self.decoder
         if config.times == "random":
             clips.seed = self.seed
         done = 0
@@ -410,7 +411,7 @@ class ClipDataset(Dataset):
             end_s=source.end_s,
             generator=draw.generator if config.times == "random" else None,
             crop="squash" if self._crops_later else "none" if self._crops else config.crop,
-            decoder=config.decoder,
+            decoder=self.decoder,
         )
         if self._crops_later:
             assert clip.shown_as is not None
@@ -614,6 +615,7 @@ class TrainLoader:
             num_workers=config.workers,
             prefetch_factor=4 if config.workers else None,
             worker_init_fn=_start_worker if config.workers else None,
+            multiprocessing_context=_start_method(self.dataset.decoder, config.workers),
             pin_memory=torch.cuda.is_available(),
         )
         for packed in _from_workers(loader):
@@ -672,6 +674,12 @@ def _start_worker(worker: int) -> None:
         info = get_worker_info()
         assert info is not None and isinstance(info.dataset, ClipDataset | _Clips)
         info.dataset.start_guard()
+
+
+def _start_method(decoder: Decoder, workers: int) -> str | None:
+    """How worker processes begin; None as PyTorch does. What is forked from a process that uses a GPU cannot use it, so
+    workers that decode on one begin anew, and fork their guarded process before anything in them touches the GPU."""
+    return "spawn" if workers and decoder == "torchcodec_cuda" else None
 
 
 def _from_workers(loader: DataLoader) -> Iterator[Any]:
@@ -783,13 +791,15 @@ class _Clips(Dataset):
             list(range(start, min(start + batch_size, len(self))))
             for start in range(0, len(self), batch_size)
         ][rank::world]
+        workers = min(workers, len(lists))
         loader = DataLoader(
             self,
             sampler=lists,
             batch_size=None,
             collate_fn=_as_it_is,
-            num_workers=min(workers, len(lists)),
+            num_workers=workers,
             worker_init_fn=_start_worker if workers else None,
+            multiprocessing_context=_start_method(self.decoder, workers),
         )
         for numbers, video, refused in _from_workers(loader):
             if video is None:

@@ -1,55 +1,123 @@
 """torchcodec behind the reader of `data.video`: the same frames at the same times, decoded by another library.
 
-What a file is, how long it is and which times are wanted is found by `data.video` as ever; here frames are fetched.
+What a file is, how long it is and which times are wanted is found by `data.video` as ever; here frames are fetched, on
+the CPU or, with `torchcodec_cuda`, by the decoding units of an NVIDIA GPU (NVDEC).
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from harvest.interfaces import HarvestError
+
+Found = Literal["pyav", "torchcodec", "torchcodec_cuda"]
 
 
 @dataclass(frozen=True)
 class Fetched:
     """Frames in the order asked for, uint8 `[N, 3, H, W]`, not scaled, and from when to when each is shown."""
 
-    frames: Tensor
+    frames: Tensor  # where they were decoded
     start_s: list[float]  # by the stream's own clock, as all times here
     end_s: list[float]
     last_end_s: float  # of the stream
 
 
+def find_decoder(name: str) -> Found:
+    """The decoder that `data.decoder` means on this machine: auto is torchcodec where it can use a GPU, else PyAV.
+
+    Raises HarvestError with what is missing for one that cannot be used here.
+    """
+    return _find(name, os.getpid())
+
+
 @cache
-def check_decoder(name: str) -> None:
-    """Can this decoder be used here? Raises HarvestError with what is missing."""
+def _find(name: str, process: int) -> Found:
+    """Found out anew in every process: a GPU that a parent uses is out of reach of what it forks."""
     if name == "pyav":
-        return
-    if name != "torchcodec":
-        raise HarvestError(f"data.decoder: expected pyav or torchcodec, got {name!r}")
+        return "pyav"
+    if name == "torchcodec":
+        _need_torchcodec(name)
+        return "torchcodec"
+    if name == "torchcodec_cuda":
+        _need_torchcodec(name)
+        _need_gpu(name)
+        return "torchcodec_cuda"
+    if name != "auto":
+        raise HarvestError(f"data.decoder: expected auto, pyav, torchcodec or torchcodec_cuda, got {name!r}")
+    try:
+        return _find("torchcodec_cuda", process)
+    except HarvestError:
+        return "pyav"
+
+
+def _need_torchcodec(name: str) -> None:
     try:
         import torchcodec.decoders  # noqa: F401
     except ImportError as error:
         raise HarvestError(
-            "data.decoder torchcodec: it is not installed: pip install 'harvest-video[torchcodec]', or take"
+            f"data.decoder {name}: torchcodec is not installed: pip install 'harvest-video[torchcodec]', or take"
             " data.decoder pyav"
         ) from error
     except (RuntimeError, OSError) as error:  # how it says that it found no FFmpeg
         raise HarvestError(
-            "data.decoder torchcodec: it needs the libraries of FFmpeg (version 4 to 8) on this machine and a torch"
-            f" that it was built for ({str(error).strip().splitlines()[0]}); or take data.decoder pyav"
+            f"data.decoder {name}: it needs the libraries of FFmpeg (version 4 to 8) on this machine and a torch that it"
+            f" was built for ({_first_line(error)}); or take data.decoder pyav"
         ) from error
 
 
-def fetch(source: str | bytes, times_s: list[float], *, stream: int) -> Fetched | None:
+def _need_gpu(name: str) -> None:
+    """Raise HarvestError unless a clip can be decoded on the GPU: torchcodec says only then what it was built without."""
+    if not torch.cuda.is_available():
+        raise HarvestError(
+            f"data.decoder {name}: PyTorch finds no NVIDIA GPU here, or was built without CUDA: take data.decoder pyav or"
+            " torchcodec"
+        )
+    from torchcodec.decoders import VideoDecoder
+
+    from harvest.data.video import write_video  # which imports this module
+
+    with TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        write_video(clip, torch.zeros(2, 3, 256, 256, dtype=torch.uint8), fps=2)
+        try:
+            shown = VideoDecoder(str(clip), device=_device(name)).get_frames_played_at([0.0])
+        except (RuntimeError, ValueError, OSError) as error:
+            raise HarvestError(
+                f"data.decoder {name}: torchcodec cannot decode on {_device(name)} ({_first_line(error)}). It needs a build"
+                " for this CUDA, and the driver's NVDEC; or take data.decoder pyav"
+            ) from error
+    if shown.data.device.type != "cuda":
+        raise HarvestError(f"data.decoder {name}: torchcodec decodes on the CPU here: take data.decoder pyav")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _device(name: str) -> str:
+    """Where frames are decoded: beside the model of this rank."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "torchcodec_cuda" else "cpu"
+
+
+def fetch(
+    source: str | bytes, times_s: list[float], *, stream: int, name: str = "torchcodec"
+) -> Fetched | None:
     """The frames shown at `times_s` of the video stream with this number. None where torchcodec cannot say."""
     from torchcodec.decoders import VideoDecoder
 
     try:
-        decoder = VideoDecoder(source, stream_index=stream, num_ffmpeg_threads=1, seek_mode="exact")
+        decoder = VideoDecoder(
+            source, stream_index=stream, num_ffmpeg_threads=1, seek_mode="exact", device=_device(name)
+        )
         known = decoder.metadata
         begin_s, end_s = known.begin_stream_seconds_from_content, known.end_stream_seconds_from_content
         # With any display matrix, be it a mirroring, PyAV is asked, which tells all of it.

@@ -127,4 +127,10 @@ def resize(frames: Tensor, height: int, width: int) -> Tensor:
     """Bicubic with antialiasing, rounded back to uint8."""
     if frames.shape[-2:] == (height, width):
         return frames.contiguous()
+    if frames.device.type == "cpu":
+        return _bicubic(frames, height, width)
+    return _bicubic(frames.float(), height, width).round().clamp(0, 255).byte()  # GPUs scale no bytes
+
+
+def _bicubic(frames: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(frames, size=(height, width), mode="bicubic", antialias=True, align_corners=False)

@@ -8,7 +8,7 @@ Two ways lead to it. `_read_in_order` decodes everything up to the last time and
 groups of pictures that hold a wanted frame and skips frames in them that no other frame refers to. Where a
 file's timestamps do not allow this it declines, and the file is read in order.
 
-All this is PyAV. With `decoder="torchcodec"` that library fetches the frames of the same times instead, where it can
+All this is PyAV. With `decoder="torchcodec"`, or "torchcodec_cuda" on a GPU, that library fetches the frames of the same times instead, where it can
 (`data.second_decoder`); their numbers and times are the same, their pixels a few levels apart, since it scales and
 converts colours otherwise.
 """
@@ -39,7 +39,7 @@ from harvest.data.transforms import resize
 from harvest.interfaces import Clip, HarvestError
 
 Crop = Literal["center", "squash", "none"]
-Decoder = Literal["pyav", "torchcodec"]
+Decoder = Literal["auto", "pyav", "torchcodec", "torchcodec_cuda"]
 FOLDER_FPS = 12.0  # of a folder of pictures; Something-Something's own rate
 _JPEG = b"\xff\xd8\xff"  # how its bytes begin
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -524,7 +524,7 @@ def _read(
     folder_fps: float,
     decoder: Decoder,
 ) -> Clip:
-    second_decoder.check_decoder(decoder)
+    decoder = second_decoder.find_decoder(decoder)
     if isinstance(path, PackedVideo):
         if path.times_s is not None:
             return _read_pictures(path, pick, image_size=image_size, crop=crop)
@@ -536,8 +536,8 @@ def _read(
         clock = _Clock(stream.time_base, stream.start_time or 0)
         times = pick(duration.seconds)
         shown = None
-        if decoder == "torchcodec" and container.format.name in _SELF_CONTAINED:
-            shown = _read_by_torchcodec(path, stream, clock.ticks(times), image_size, crop)
+        if decoder != "pyav" and container.format.name in _SELF_CONTAINED:
+            shown = _read_by_torchcodec(path, stream, clock.ticks(times), image_size, crop, decoder)
         if shown is None and not duration.needs_reopening:
             shown = _read_by_key_frames(container, stream, clock.ticks(times), image_size, crop)
     if shown is None:
@@ -716,14 +716,14 @@ def _read_in_order(
 
 
 def _read_by_torchcodec(
-    path: Source, stream: Any, targets: list[int], image_size: int, crop: Crop
+    path: Source, stream: Any, targets: list[int], image_size: int, crop: Crop, decoder: Decoder
 ) -> _Shown | None:
     """The same frames by another library. None where it declines."""
     tick_s = float(stream.time_base)
     # Between one tick and the next nothing changes: half a tick on, rounding cannot step back to the frame before.
     times_s = [(target + 0.5) * tick_s for target in targets]
     source = path.files[0] if isinstance(path, PackedVideo) else str(path)
-    found = second_decoder.fetch(source, times_s, stream=stream.index)
+    found = second_decoder.fetch(source, times_s, stream=stream.index, name=decoder)
     if found is None:
         return None
     height, width = found.frames.shape[-2:]
@@ -736,7 +736,7 @@ def _read_by_torchcodec(
     is_over = found.end_s[-1] >= found.last_end_s - tick_s
     return _Shown(
         [round(start_s / tick_s) for start_s in found.start_s],
-        list(frames.permute(0, 2, 3, 1).numpy()),
+        list(frames.permute(0, 2, 3, 1).cpu().numpy()),
         round(found.last_end_s / tick_s) if is_over else None,
         (width, height),
     )
