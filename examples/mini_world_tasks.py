@@ -4,7 +4,8 @@ python examples/mini_world_tasks.py --models harvest=runs/demo/model umt=runs/mi
 
 Each model is scored as it is (zero-shot) on clips that nobody was trained on, fine-tuned for each task by a `mini-ft-…`
 recipe, about a minute on one CPU core each, and scored again. OUT/tasks.md is the table, OUT/tasks.json the same with
-the protocols. Interrupted, the same command goes on.
+the protocols; both grow with every task. Interrupted, the same command goes on: a task that is scored is not scored
+again, and a fine-tuning goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +29,10 @@ from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_head
 from harvest.model.heads import BoxHead, Head
 from harvest.model.pretrained import load_any
+from harvest.model.weights import digest_of
 from harvest.progress import say
 from harvest.recipes import RECIPES
+from harvest.report import write_whole
 from harvest.training.loop import train
 
 # task: the recipe that fine-tunes for it, and its main metric
@@ -107,11 +112,52 @@ def fine_tune(model: Path, recipe: str, run: Path, *, steps: int | None) -> Path
     return train(config, run)
 
 
-def figure(result: Result | None, name: str) -> str:
+def scored(
+    called: str, folder: Path, world: MiniWorld, task: str, *, out: Path, steps: int | None
+) -> dict[str, Any]:
+    """A line of the table, kept in OUT/CALLED-TASK.json: what stands there is not scored again."""
+    recipe, name = TASKS[task]
+    kept = out / f"{called}-{task.replace(' ', '-')}.json"
+    asked = {
+        "weights": digest_of(load_any(folder)[0]),
+        "clips": world.config.questions,
+        "steps": steps,
+        "recipe": recipe,
+    }
+    if kept.is_file():
+        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if found["asked"] != asked:
+            raise HarvestError(f"{kept} is of another model, other steps or other clips: give another --out")
+        return found
+    before = score(folder, world, task, fine_tuned=False)
+    tuned = fine_tune(folder, recipe, out / f"{called}-{recipe}", steps=steps)
+    after = score(tuned, world, task, fine_tuned=True)
+    still = score(tuned, world, task, fine_tuned=True, frame_order="one_frame")
+    found = {"task": task, "model": called, "metric": name, "asked": asked}
+    for key, result in (("zero_shot", before), ("fine_tuned", after), ("one_frame", still)):
+        found[key] = None if result is None else result.to_dict()
+    write_whole(kept, json.dumps(found, indent=1, ensure_ascii=False))
+    return found
+
+
+def figure(result: dict[str, Any] | None, name: str) -> str:
     if result is None:
         return "–"
-    low, high = result.intervals[name]
-    return f"{100 * result.metrics[name]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    low, high = result["intervals"][name]
+    return f"{100 * result['metrics'][name]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def table(told: Sequence[dict[str, Any]], *, clips: int) -> str:
+    lines = [
+        f"Percent, with 95 % intervals over {clips} clips a task.",
+        "",
+        "| task | model | zero-shot | fine-tuned | one frame, fine-tuned |",
+        "|---|---|---|---|---|",
+    ]
+    for line in told:
+        figures = [figure(line[key], line["metric"]) for key in ("zero_shot", "fine_tuned", "one_frame")]
+        lines.append("| " + " | ".join([line["task"], line["model"], *figures]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -126,42 +172,26 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=400, help="scored in each task")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    models: list[tuple[str, str]] = [pair.partition("=")[::2] for pair in asked.models]
+    if not all(called and folder for called, folder in models):
+        raise HarvestError(f"--models takes NAME=FOLDER, got {' '.join(asked.models)}")
     world = write_miniworld(
         asked.out / "world",
         MiniWorldConfig(seed=5, train=1, retrieval=asked.clips, questions=asked.clips),
         workers=1,
     )
-    lines = ["| task | model | zero-shot | fine-tuned | one frame, fine-tuned |", "|---|---|---|---|---|"]
     told: list[dict[str, Any]] = []
-    for task, (recipe, name) in TASKS.items():
-        for called, folder in (pair.split("=", 1) for pair in asked.models):
-            before = score(Path(folder), world, task, fine_tuned=False)
-            tuned = fine_tune(Path(folder), recipe, asked.out / called / recipe, steps=asked.steps)
-            after = score(tuned, world, task, fine_tuned=True)
-            still = score(tuned, world, task, fine_tuned=True, frame_order="one_frame")
-            cells = [task, called, *(figure(result, name) for result in (before, after, still))]
-            lines.append("| " + " | ".join(cells) + " |")
-            say(lines[-1])
-            told.append(
-                {
-                    "task": task,
-                    "model": called,
-                    "metric": name,
-                    **{
-                        key: result and result.to_dict()
-                        for key, result in (
-                            ("zero_shot", before),
-                            ("fine_tuned", after),
-                            ("one_frame", still),
-                        )
-                    },
-                }
-            )
-    text = f"Percent, with 95 % intervals over {asked.clips} clips a task.\n\n" + "\n".join(lines) + "\n"
-    (asked.out / "tasks.md").write_text(text, encoding="utf-8")
-    (asked.out / "tasks.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
-    print(text)
+    for task in TASKS:
+        for called, folder in models:
+            told.append(scored(called, Path(folder), world, task, out=asked.out, steps=asked.steps))
+            write_whole(asked.out / "tasks.md", table(told, clips=asked.clips))
+            write_whole(asked.out / "tasks.json", json.dumps(told, indent=1, ensure_ascii=False))
+            say(f"{len(told)} of {len(TASKS) * len(asked.models)}: {task}, {called}")
+    print(table(told, clips=asked.clips))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HarvestError as error:
+        sys.exit(str(error))

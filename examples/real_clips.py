@@ -6,7 +6,8 @@ CLIPS holds `fight_surv` (surveillance clips with groups.csv: file, label, group
 under their official names). Fights: each seed draws its own halves of the groups, so that no scene is in both. UCF101:
 half of each class's clips; the few that there are mostly show one scene a class, so that it asks for pictures to be
 known again rather than for actions. The tower has the mini-world's size, 64 x 64 pixels, on one thread; both starts see
-the same clips in the same order. OUT/real.md is the table, OUT/real.json every run.
+the same clips in the same order. OUT/real.md is the table, OUT/real.json every run. Interrupted, the same command goes
+on: a finished run is only scored again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,4 +177,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HarvestError as error:
+        sys.exit(str(error))
