@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,8 +64,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def some_clips(clips: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(clips, tmp_path / "videos"))
 
 
@@ -71,3 +75,60 @@ def library(
     out = tmp_path_factory.mktemp("library")
     with harvest.Index.build(clips, out=out, model=image_model, cutting=CUTTING, background=BANK) as index:
         yield index
+
+
+class QdrantServer:
+    """A Qdrant server, or the stand-in for one, in a process of its own on loopback, that may be killed."""
+
+    def __init__(self, binary: str | None, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._grpc_port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._binary, self._folder = binary, folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, **environment: str) -> None:
+        stand_in = [sys.executable, str(Path(__file__).with_name("qdrant_stand_in.py"))]
+        command = [self._binary] if self._binary else [*stand_in, str(self.port), str(self._folder)]
+        settings = {
+            "QDRANT__SERVICE__HOST": "127.0.0.1",
+            "QDRANT__SERVICE__HTTP_PORT": str(self.port),
+            "QDRANT__SERVICE__GRPC_PORT": str(self._grpc_port),
+            "QDRANT__STORAGE__STORAGE_PATH": str(self._folder / "storage"),
+            "QDRANT__STORAGE__SNAPSHOTS_PATH": str(self._folder / "snapshots"),
+            "QDRANT__TELEMETRY_DISABLED": "true",
+            "QDRANT__LOG_LEVEL": "WARN",
+        }
+        self._folder.mkdir(exist_ok=True)
+        self._process = subprocess.Popen(command, env=os.environ | settings | environment, cwd=self._folder)
+        for _ in range(600):
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                assert self._process.poll() is None, "the server ended at once"
+                time.sleep(0.1)
+        raise AssertionError("the server does not listen")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(params=["stand-in", "server"])
+def qdrant(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantServer]:
+    """A Qdrant server of this test's own: the stand-in, and the real one where its binary is."""
+    pytest.importorskip("qdrant_client")
+    binary = None
+    if request.param == "server":
+        binary = shutil.which("qdrant")
+        if binary is None:
+            pytest.skip("no Qdrant server here: put the binary `qdrant` on the PATH")
+    server = QdrantServer(binary, tmp_path / "qdrant")
+    server.start()
+    yield server
+    server.kill()

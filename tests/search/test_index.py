@@ -454,50 +454,6 @@ def test_a_video_model_and_a_budget(some_clips: Path, video_model: Path, tmp_pat
     assert content(tmp_path / "again") == every  # however many threads decode
 
 
-def test_the_same_library_on_a_server(
-    some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All of a library's life with its vectors in Qdrant, here the client's in-memory twin of the server.
-
-    HARVEST_QDRANT=http://localhost:6333 asks a real one.
-    """
-    qdrant_client = pytest.importorskip("qdrant_client")
-    address = os.environ.get("HARVEST_QDRANT")
-    if address is None:
-        server = qdrant_client.QdrantClient(":memory:")
-        monkeypatch.setattr(server, "close", lambda: None)
-        monkeypatch.setattr(qdrant_client, "QdrantClient", lambda **settings: server)
-    store = f"{address or 'http://localhost:6333'}/test-{os.getpid()}"
-    local, remote = tmp_path / "local", tmp_path / "remote"
-    build(some_clips, local, image_model).close()
-    build(some_clips, remote, image_model, store=store).close()
-    (some_clips / "0.mp4").rename(some_clips / "moved.mp4")
-    (some_clips / "1.mp4").unlink()
-    (some_clips / "broken.mp4").write_text("no video")
-    os.utime(some_clips / "2.mp4")
-    with build(some_clips, local) as here, build(some_clips, remote) as there:
-        assert here.report is not None and there.report is not None
-        assert dataclasses.replace(there.report, seconds=0) == dataclasses.replace(here.report, seconds=0)
-        assert there.report.moved == 1 and there.videos() == here.videos() and there.broken() == here.broken()
-        assert there.stats().store == store
-        for where in (None, Where(path="trip")):
-            one, two = (index.search("a red circle", k=5, where=where) for index in (here, there))
-            assert [hit.moment for hit in one.hits] == [hit.moment for hit in two.hits]
-            assert [hit.score for hit in one.hits] == pytest.approx([hit.score for hit in two.hits], abs=1e-3)
-        with pytest.raises(UnknownId):
-            there.moment("0123456789abcdef.0")
-    with pytest.raises(HarvestError, match="--reindex"):
-        build(some_clips, remote, store="local")
-    with build(some_clips, remote, image_model, store=store, reindex=True) as index:
-        assert index.report is not None and index.report.new == 8
-
-
-def test_a_server_that_is_not_there(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("qdrant_client")
-    with pytest.raises(HarvestError, match="does not answer"):
-        build(some_clips, tmp_path / "library", image_model, store="http://127.0.0.1:9/videos")
-
-
 def test_what_an_indexer_removes_during_a_search_is_left_out(
     some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

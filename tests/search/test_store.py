@@ -35,7 +35,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
     # the client's own in-memory server; a server on another machine is asked in the same words
     client = qdrant_client.QdrantClient(":memory:")
-    return QdrantStore("http://localhost:6333/tests", width=WIDTH, client=client)
+    made = QdrantStore("http://localhost:6333/tests", width=WIDTH, library="tests", client=client)
+    made.begin()
+    return made
 
 
 def test_nearest_is_exact(store: Store) -> None:
@@ -70,7 +72,7 @@ def test_videos_are_replaced_and_removed(store: Store) -> None:
     np.testing.assert_array_equal(store.spans("b").vectors, video("b", 2, seed=3)[1].vectors)
     assert store.entry("a") is None and store.entry("b") == video("b", 2, seed=3)[0]
     assert len(store.spans("a").vectors) == 0
-    store.clear()
+    store.begin()
     assert store.entries() == {} and store.nearest(unit(9, 1)[0], 5) == []
 
 

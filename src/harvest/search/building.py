@@ -183,9 +183,9 @@ def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
         store=settings.store or (facts.store if facts else "local"),
         rerank=settings.rerank or 0,
     )
-    store = open_store(database, facts)
+    store = open_store(database, facts, is_new=True)
     if world_rank_size()[0] == 0:
-        store.clear()
+        store.begin()
         database.remove("background", "background_texts", "tops", "tops_reranked")
         database.set(facts=facts.to_json())
     return Library(out, database, facts, store), model
@@ -237,12 +237,12 @@ def _index_group(
         elif before is not None and before.digest == entry.digest:
             touched.append(entry)
             counts["same"] += 1
-        elif entry.digest in known:
-            twin = known[entry.digest]
+        elif (twin := _twin(library.store, known.get(entry.digest))) is not None:
+            about, spans = twin
             copy = dataclasses.replace(
-                entry, duration_s=twin.duration_s, num_moments=twin.num_moments, damage=twin.damage
+                entry, duration_s=about.duration_s, num_moments=about.num_moments, damage=about.damage
             )
-            done.append((copy, library.store.spans(twin.id)))
+            done.append((copy, spans))
             counts["moved"] += 1
         else:
             wanted.append((path, entry))
@@ -266,6 +266,13 @@ def _index_group(
     if touched:
         library.store.update(touched)
     return model
+
+
+def _twin(store: Store, entry: Entry | None) -> tuple[Entry, Spans] | None:
+    """A file of equal content and its moments, if they are all there: a server has no transactions."""
+    if entry is None or len((spans := store.spans(entry.id)).start_s) != entry.num_moments:
+        return None
+    return entry, spans
 
 
 def _entry_of(entry: Entry, found: Embedded | VideoError) -> tuple[Entry, Spans | None]:

@@ -43,6 +43,7 @@ from harvest.search.store import Entry, Floats, Near, apart, matches
 MAX_QUERY_CHARACTERS = 2000
 MAX_HITS = 1000
 MAX_RERANK = 200
+MOST_LOOKED_AT = 20_000  # moments of a search whose nearest are nearly all unwanted, or overlap
 UNWANTED = 0.5  # weight of what is unwanted in the direction that is searched
 NO_BACKGROUND = (
     "scores carry no chance: the model does not know the default background's everyday words. Give sentences that "
@@ -359,16 +360,20 @@ class Index:
                 notes.append("no video meets the filter")
                 return []
         direction = query if nots is None else _unit(query - UNWANTED * nots.mean(axis=0))
-        wanted, total = 4 * k + 16, store.num_moments()
+        wanted, most = 4 * k + 16, min(store.num_moments(), MOST_LOOKED_AT)
         while True:
             near = store.nearest(direction, wanted, videos)
             scored = [n._replace(score=float(np.clip(n.vector @ query, -1.0, 1.0))) for n in near]
             if nots is not None:
                 scored = [n for n in scored if float((nots @ n.vector).max()) < n.score]
             kept = apart(scored, k)
-            if len(kept) >= k or len(near) < wanted or wanted >= total:
+            if len(kept) >= k or len(near) < wanted:
                 return kept
-            wanted *= 4
+            if wanted >= most:
+                if most == MOST_LOOKED_AT:
+                    notes.append(f"only the nearest {wanted:,} moments were looked at")
+                return kept
+            wanted = min(4 * wanted, max(most, 1))
 
     def _rerank(self, text: str, near: list[Near], notes: list[str]) -> list[tuple[Near, float | None]]:
         """Moments in the order of the matching head's opinion, with it. Those whose file has gone since it was indexed

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,13 +129,20 @@ def read_facts(database: Database) -> Facts | None:
     return None if found is None else Facts.from_json(found, database.path.parent)
 
 
-def open_store(database: Database, facts: Facts) -> Store:
-    """The store that a library's facts name."""
+def open_store(database: Database, facts: Facts, *, is_new: bool = False) -> Store:
+    """The store that a library's facts name. A server's is seen to be this library's, unless `is_new`: `begin` it."""
     if facts.store == "local":
         return LocalStore(database, width=facts.width)
     from harvest.search.qdrant import QdrantStore
 
-    return QdrantStore(facts.store, width=facts.width)
+    library = database.get("id")
+    if library is None:
+        library = secrets.token_hex(8).encode()
+        database.set(id=library)
+    store = QdrantStore(facts.store, width=facts.width, library=library.decode())
+    if not is_new:
+        store.check()
+    return store
 
 
 @contextmanager

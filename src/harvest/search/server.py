@@ -57,6 +57,7 @@ from harvest.search.index import MAX_QUERY_CHARACTERS, MAX_RERANK, Index, Unknow
 from harvest.search.metrics import Metrics
 from harvest.search.pictures import MOST_HEIGHT
 from harvest.search.results import Answer, Broken, Stats, Video, Where
+from harvest.search.store import Unavailable
 from harvest.search.uploads import MOST_PICTURES, MOST_PREVIEWS, Files, add_picture, write_preview
 
 MAX_K = 200
@@ -455,6 +456,13 @@ def _tell_errors(app: FastAPI) -> None:
     @app.exception_handler(HarvestError)
     async def mistake(_: Request, error: Exception) -> Response:
         return JSONResponse({"error": str(error)}, 400)
+
+    @app.exception_handler(Unavailable)
+    async def away(_: Request, error: Exception) -> Response:
+        logging.getLogger("uvicorn.error").error("%s", error)
+        return JSONResponse(
+            {"error": "The library's store does not answer; the service's log says why."}, 503
+        )
 
     @app.exception_handler(OSError)
     async def unwritten(_: Request, error: OSError) -> Response:

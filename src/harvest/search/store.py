@@ -89,6 +89,10 @@ class Spans(NamedTuple):
     vectors: Floats  # [n, E]
 
 
+class Unavailable(HarvestError):
+    """The store cannot be read or written now: locked, full, damaged, or on a server that does not answer."""
+
+
 class Near(NamedTuple):
     """A moment found by its vector."""
 
@@ -131,8 +135,8 @@ class Store(Protocol):
     def update(self, entries: Sequence[Entry]) -> None:
         """Note new times and sizes of files whose content is the same."""
 
-    def clear(self) -> None:
-        """Forget every file."""
+    def begin(self) -> None:
+        """Forget every file, and make what a new library needs; HarvestError where another library's would be lost."""
 
     def spans(self, video: str) -> Spans:
         """The moments of a video, in the order of their numbers."""
@@ -191,12 +195,12 @@ def _sqlite_errors(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         text = str(error)
         if "full" in text or "disk I/O" in text:
-            raise HarvestError(
+            raise Unavailable(
                 f"{path}: {text}. Make room and run the same command again: what was indexed is kept."
             ) from error
         if "locked" in text:
-            raise HarvestError(f"{path}: another process kept it locked for {_WAIT_S:.0f} s") from error
-        raise HarvestError(f"{path} cannot be used: {text}") from error
+            raise Unavailable(f"{path}: another process kept it locked for {_WAIT_S:.0f} s") from error
+        raise Unavailable(f"{path} cannot be used: {text}") from error
 
 
 class Database:
@@ -316,7 +320,7 @@ class LocalStore:
                 [(entry.size_bytes, entry.modified_ns, entry.id) for entry in entries],
             )
 
-    def clear(self) -> None:
+    def begin(self) -> None:
         with self.database.transaction() as connection:
             connection.execute("DELETE FROM moments")
             connection.execute("DELETE FROM videos")
