@@ -131,7 +131,13 @@ def test_demo_json_has_every_figure_in_its_range(finished: Finished) -> None:
     truth = facts["motion_truth"]
     assert all(0 <= truth[order] <= 100 for order in ("forward", "reversed", "shuffled", "one_frame"))
     assert truth["forward"] == facts["motion_choice"]["video"] and truth["questions"] == 12
-    assert "the order of frames is worth" in truth["finding"]
+    assert "the order of frames is worth" in truth["findings"][0]
+    sorts = [truth[sort] for sort in ("direction", "no_direction")]
+    assert sum(sort["questions"] for sort in sorts) == 12
+    for order in ("forward", "reversed", "shuffled", "one_frame"):
+        whole = sum(sort["questions"] * sort[order] for sort in sorts) / 12
+        assert whole == pytest.approx(truth[order], abs=0.02)
+    assert "a motion with a direction shows its opposite" in finished.report.read_text()
     assert "when the frames are shuffled" in finished.report.read_text()
     assert facts["clips_seen"] == 6 * 16 + 2 * 8
     assert facts["seed"] == 3 and "--seed 3" in facts["command"]

@@ -32,7 +32,7 @@ from torch import Tensor
 from harvest import __version__
 from harvest.config import RunConfig, differences, read_config
 from harvest.data.manifest import read_manifest
-from harvest.data.miniworld import MiniWorld, write_miniworld
+from harvest.data.miniworld import MiniWorld, reverse_of, write_miniworld
 from harvest.data.sampling import FrameOrder
 from harvest.data.video import read_clip
 from harvest.evaluation.choice import choice
@@ -48,7 +48,7 @@ from harvest.evaluation.embed import (
     pool,
     read_clips,
 )
-from harvest.evaluation.motion_truth import motion_truth
+from harvest.evaluation.motion_truth import DIRECTION, NO_DIRECTION, by_direction, motion_truth
 from harvest.evaluation.question_answering import masked_ids, masked_words, question_answering
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import retrieval
@@ -259,13 +259,16 @@ def score(
         before += len(rows)
 
     if asked_again:
+        sorts = by_direction(
+            {row.example.id: reverse_of(row.about["motion"]) is not None for row in asked_again}
+        )
 
         def without_time(frame_order: FrameOrder) -> Result:
             nonlocal before
             some = [row.example for row in asked_again]
             videos = embed_videos(model, some, precision=precision, frame_order=frame_order, progress=count)
             before += len(some)
-            return choice(model, tokenizer, some, videos, precision=precision)
+            return choice(model, tokenizer, some, videos, groups=sorts, precision=precision)
 
         results["motion_truth"] = motion_truth(without_time)
 
@@ -454,14 +457,17 @@ def summary(image: Scores, video: Scores, config: RunConfig, *, out: Path, seed:
         facts["masked_words"]["intervals"] = {name: _between(words, name) for name in words.intervals}
     if (truth := video.results.get("motion_truth")) is not None:
         facts["motion_truth"] = {
-            "forward": _percent(truth.metrics["accuracy"]),
-            **{
-                name.removeprefix("accuracy."): _percent(value)
-                for name, value in truth.metrics.items()
-                if name.startswith("accuracy.")
-            },
+            **_truth(truth, "accuracy"),
             "questions": truth.counts["questions"],
-            "finding": truth.findings[0],
+            **{
+                group: {
+                    **_truth(truth, f"accuracy.{group}"),
+                    "questions": truth.counts[f"questions.{group}"],
+                }
+                for group in (DIRECTION, NO_DIRECTION)
+                if f"accuracy.{group}" in truth.metrics
+            },
+            "findings": list(truth.findings),
         }
     if (qa := video.results.get("qa")) is not None:
         facts["qa"] = {
@@ -507,6 +513,14 @@ def _pair(image: Result, video: Result, name: str) -> dict[str, Any]:
     if name in video.intervals:
         pair["intervals"] = {"image": _between(image, name), "video": _between(video, name)}
     return pair
+
+
+def _truth(result: Result, name: str) -> dict[str, float]:
+    """A metric with the frames in order, and in every other order."""
+    orders = ("forward", "reversed", "shuffled", "one_frame")
+    return {
+        order: _percent(result.metrics[name if order == "forward" else f"{name}.{order}"]) for order in orders
+    }
 
 
 def _percent(share: float) -> float:
@@ -643,8 +657,20 @@ def truth_said(facts: Mapping[str, Any]) -> str:
     return (
         f"How much of it needs time: of {truth['questions']} of these questions the video model answers "
         f"{percent(truth['forward'])} rightly, {percent(truth['shuffled'])} when the frames are shuffled, "
-        f"{percent(truth['one_frame'])} when one frame is shown all the time, and {percent(truth['reversed'])} when "
-        "clips run backwards, where motions that come back are the same and the others their opposite."
+        f"{percent(truth['one_frame'])} when one frame is shown all the time. {_backwards_said(truth)}"
+    )
+
+
+def _backwards_said(truth: Mapping[str, Any]) -> str:
+    """What becomes of the questions when clips run backwards, those of a direction apart from the rest."""
+    has, has_not = truth.get(DIRECTION), truth.get(NO_DIRECTION)
+    if has is None or has_not is None:
+        return f"When clips run backwards, {percent(truth['reversed'])}."
+    return (
+        f"When clips run backwards, a motion with a direction shows its opposite: of {has['questions']} such questions "
+        f"{percent(has['reversed'])} are then answered rightly, {percent(has['forward'])} as they are (the fewer the "
+        f"better, as the model names what it sees). A motion that comes back shows the same again: of "
+        f"{has_not['questions']}, {percent(has_not['reversed'])} and {percent(has_not['forward'])}."
     )
 
 

@@ -18,12 +18,14 @@ from harvest.data.miniworld import (
     SHAPES,
     MiniWorld,
     MiniWorldConfig,
+    directions,
     drawings,
     gerund,
     is_held_out,
     make_clip,
     make_scene,
     render,
+    reverse_of,
     write_miniworld,
 )
 from harvest.data.miniworld.writing import _Encoder
@@ -420,3 +422,31 @@ def test_stills_say_what_one_drawing_shows(tmp_path: Path) -> None:
                 assert any(f"{thing.colour} {thing.shape}" in text for thing in seen)
             else:
                 assert "nothing" in text or "empty" in text
+
+
+@pytest.mark.parametrize("name", MOTIONS)
+def test_the_reverse_of_a_motion_is_what_its_clips_show_backwards(name: str) -> None:
+    """Of all motions of its group only that one, to the pixel."""
+    group = GROUPS[MOTIONS[name].group]
+    actor = next((colour, "star") for colour in COLOURS if not is_held_out(colour, "star", name))
+    scene = make_scene(np.random.default_rng(0), name, actor=actor)
+    backwards = drawings(scene)[::-1]
+    others = [other for other in group if other != name]
+    same = [
+        other
+        for other in others
+        if np.array_equal(drawings(replace(scene, order=MOTIONS[other].order)), backwards)
+    ]
+    assert same == ([] if reverse_of(name) is None else [reverse_of(name)])
+
+
+def test_questions_that_ask_for_a_direction(world: MiniWorld) -> None:
+    rows = [json.loads(line) for line in world.motion_choice.read_text().splitlines()]
+    found = directions(world.motion_choice)
+    assert list(found) == [row["id"] for row in rows]
+    assert {row["motion"] for row in rows if found[row["id"]]} <= {
+        *("moves left", "moves right", "moves up", "moves down", "grows", "shrinks", "appears", "disappears"),
+        *("moves up and right", "moves down and left", "moves up and left", "moves down and right"),
+    }
+    assert any(found.values()) and not all(found.values())
+    assert directions(world.appearance_choice) == {} == directions(world.order_choice)

@@ -11,9 +11,11 @@ from torch import Tensor
 from harvest.cli import main
 from harvest.data.loader import eval_batches
 from harvest.data.manifest import write_manifest
+from harvest.data.miniworld import MiniWorldConfig, directions, write_miniworld
 from harvest.data.sampling import frame_places
 from harvest.data.views import view_batches
 from harvest.evaluation import evaluate, motion_truth, table
+from harvest.evaluation.motion_truth import by_direction
 from harvest.evaluation.result import Credits, Result
 from harvest.model.folder import save_model
 from harvest.parallel import generator_for
@@ -90,6 +92,52 @@ def test_what_time_is_worth() -> None:
     blind = motion_truth(lambda order: result(quarter))
     assert "is worth 0.0 points (95 %: 0.0 to 0.0), which may be nothing" in blind.findings[0]
     assert [c.header for c in table([sees]).columns][-3:] == ["reversed", "shuffled", "one frame"]
+
+
+def test_a_direction_backwards_is_its_opposite_the_rest_is_the_same() -> None:
+    """A model that sees time, asked 120 questions, every third of them about a direction."""
+    has_direction = {str(number): number % 3 == 0 for number in range(120)}
+    groups = by_direction(has_direction)
+    assert groups is not None and by_direction({}) is None
+    sort = torch.tensor([groups[id] == "direction" for id in has_direction])
+
+    def score(order: str) -> Result:
+        right = {"forward": torch.ones(120), "reversed": (~sort).float()}.get(order, torch.ones(120) / 4)
+        credits = {
+            name: Credits(right[rows].double(), torch.arange(len(right[rows])))
+            for name, rows in (
+                ("accuracy", sort | ~sort),
+                ("accuracy.direction", sort),
+                ("accuracy.no_direction", ~sort),
+            )
+        }
+        metrics = {name: float(credit.values.mean()) for name, credit in credits.items()} | {"chance": 0.25}
+        counts = {"questions.direction": int(sort.sum()), "questions.no_direction": int((~sort).sum())}
+        return Result("choice", "video", "Asked.", metrics, counts, credits=credits)
+
+    result = motion_truth(score)
+    assert result.metrics["accuracy.direction.reversed"] == 0.0
+    assert result.metrics["accuracy.no_direction.reversed"] == 1.0
+    _, direction, others = result.findings
+    assert "Of 40 questions whose motion has a direction, 100.0 %" in direction
+    assert "0.0 % reversed (95 %: 0.0 to 0.0; chance 25.0 %)" in direction and "opposite" in direction
+    assert "Of 80 questions whose motion has no direction" in others and "100.0 % reversed" in others
+
+
+def test_the_mini_worlds_questions_are_told_apart(world: World, tmp_path: Path, capsys) -> None:
+    save_model(tmp_path / "model", world.model, world.tokenizer)
+    made = write_miniworld(tmp_path / "world", MiniWorldConfig(train=1, retrieval=1, questions=12), workers=1)
+    out = tmp_path / "result.json"
+    line = f"evaluate {tmp_path / 'model'} --task choice --workers 0 --out {out} --data "
+    assert main([*line.split(), str(made.motion_choice)]) == 0
+    found = json.loads(out.read_text())
+    count = sum(directions(made.motion_choice).values())
+    assert found["counts"]["questions.direction"] == count and 0 < count < 12
+    assert found["counts"]["questions.no_direction"] == 12 - count
+    assert "accuracy.direction.reversed" in found["metrics"] and len(found["findings"]) == 3
+    assert main([*line.split(), str(made.appearance_choice)]) == 0
+    found = json.loads(out.read_text())
+    assert "accuracy.reversed" in found["metrics"] and "accuracy.direction" not in found["metrics"]
 
 
 @pytest.mark.parametrize(

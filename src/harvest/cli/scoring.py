@@ -139,11 +139,13 @@ def evaluate_command(args: list[str]) -> None:
         """
         from dataclasses import replace
 
+        from harvest.data.miniworld import directions
         from harvest.data.rows import read_rows
         from harvest.data.shards import are_shards
         from harvest.evaluation import evaluate as run
         from harvest.evaluation import read_class_names
         from harvest.evaluation.card import split_of
+        from harvest.evaluation.motion_truth import by_direction
         from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
         from harvest.interfaces import HarvestError
         from harvest.model.folder import load_head
@@ -163,6 +165,7 @@ def evaluate_command(args: list[str]) -> None:
         head = load_head(Path(model)) if task == "classification" or (task == "qa" and has_head) else None
         names = read_class_names(classes) if classes else None
         is_miniworld = (Path(data).parent / "world.json").is_file()
+        groups = by_direction(directions(Path(data))) if task == "choice" else None
 
         with world() as here:
             on_device(here, loaded, head)
@@ -183,6 +186,7 @@ def evaluate_command(args: list[str]) -> None:
                         workers=workers,
                         frame_order=frame_order,
                         progress=progress,
+                        groups=groups,
                         class_names=names,
                         templates=templates,
                         head=head,

@@ -2,17 +2,28 @@
 
 Reversed clips show the same pictures and the opposite motion, shuffled ones the same pictures and no motion, and one
 frame, the middle one, shown all the time no more than a photograph. What a score keeps there, time has no part in.
+
+Reversed clips need one distinction. A motion with a direction becomes its opposite, so that a model that sees time names
+the opposite and is wrong by the letter: chance or less. A motion that comes back to itself stays what it was.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import get_args
 
 from harvest.data.sampling import FrameOrder
 from harvest.evaluation.metrics import interval_of
 from harvest.evaluation.result import Result, parts_of, shown
+
+DIRECTION, NO_DIRECTION = "direction", "no_direction"
+"""Groups of questions: the reverse of what a clip shows is another motion, or the same."""
+
+
+def by_direction(has_direction: Mapping[str, bool]) -> dict[str, str] | None:
+    """The `groups` of `choice` for questions that ask for motions; None where none does."""
+    return {id: DIRECTION if has else NO_DIRECTION for id, has in has_direction.items()} or None
 
 
 def motion_truth(score: Callable[[FrameOrder], Result]) -> Result:
@@ -41,9 +52,8 @@ def motion_truth(score: Callable[[FrameOrder], Result]) -> Result:
         settings={**plain.settings, "motion_truth": True},
     )
     main = next((name for name in named if name in found.draws), None)
-    return (
-        found if main is None else dataclasses.replace(found, findings=(*plain.findings, _worth(found, main)))
-    )
+    said_of_main = () if main is None else (_worth(found, main),)
+    return dataclasses.replace(found, findings=(*plain.findings, *said_of_main, *_backwards(found)))
 
 
 _NOT_SCORES = ("chance", "commonest_answer", "share_of_rows")
@@ -59,3 +69,24 @@ def _worth(result: Result, name: str) -> str:
         sure = "" if low > 0 or high < 0 else ", which may be nothing"
         parts.append(f"{what} is worth {points:.1f} points (95 %: {100 * low:.1f} to {100 * high:.1f}){sure}")
     return f"Of {name}, {shown(name, result.metrics[name])}: {parts[0]}; {parts[1]}."
+
+
+def _backwards(result: Result) -> tuple[str, ...]:
+    """Sentences: what becomes of questions about a direction, and of the others, when clips run backwards."""
+    told = (
+        (DIRECTION, "a direction", "the opposite motion, so that chance or less is what seeing time gives"),
+        (NO_DIRECTION, "no direction", "the same motion again"),
+    )
+    found = []
+    for group, has, backwards in told:
+        name = f"accuracy.{group}"
+        if f"{name}.reversed" not in result.metrics:
+            continue
+        value = {order: shown(name, result.metrics[name + order]) for order in ("", ".reversed")}
+        low, high = result.intervals[f"{name}.reversed"]
+        found.append(
+            f"Of {result.counts[f'questions.{group}']} questions whose motion has {has}, {value['']} are answered rightly "
+            f"as they are and {value['.reversed']} reversed (95 %: {100 * low:.1f} to {100 * high:.1f}; chance "
+            f"{shown('chance', result.metrics['chance'])}): backwards each shows {backwards}."
+        )
+    return tuple(found)

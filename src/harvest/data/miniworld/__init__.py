@@ -7,6 +7,7 @@ captions, splits, writing. They keep to numpy and PyAV, so that worker processes
 """
 
 from harvest.data.miniworld.acting import acting_rows
+from harvest.data.miniworld.directions import directions
 from harvest.data.miniworld.drawing import Scene, drawings, render
 from harvest.data.miniworld.motions import (
     COLOURS,
@@ -16,6 +17,7 @@ from harvest.data.miniworld.motions import (
     SHAPES,
     gerund,
     is_held_out,
+    reverse_of,
 )
 from harvest.data.miniworld.scenes import make_scene
 from harvest.data.miniworld.splits import MiniWorld, MiniWorldConfig, make_clip
@@ -31,11 +33,13 @@ __all__ = [
     "MiniWorldConfig",
     "Scene",
     "acting_rows",
+    "directions",
     "drawings",
     "gerund",
     "is_held_out",
     "make_clip",
     "make_scene",
     "render",
+    "reverse_of",
     "write_miniworld",
 ]

@@ -206,6 +206,24 @@ def is_held_out(colour: str, shape: str, motion: str) -> bool:
 
 
 @cache
+def reverse_of(name: str) -> str | None:
+    """The motion that clips of this one show when they run backwards; None where no other motion looks like that.
+
+    "moves left" is "moves right" backwards. What goes there and back, and what is only seen for a moment, comes back to
+    itself.
+    """
+
+    def seen(motion: str) -> tuple[int, ...]:
+        # A thing that appears has two looks, hidden and visible; one that stays still has one.
+        looks = {"visibility": (0, 0, 0, 0, 1, 1, 1, 1), "still": (0,) * 8}.get(MOTIONS[motion].group, THERE)
+        return tuple(looks[state] for state in MOTIONS[motion].order)
+
+    backwards = seen(name)[::-1]
+    same = [other for other in GROUPS[MOTIONS[name].group] if other != name and seen(other) == backwards]
+    return same[0] if same else None
+
+
+@cache
 def appearances(group: str, *, held_out: bool = False) -> tuple[Appearance, ...]:
     motion = GROUPS[group][0]
     return tuple(
