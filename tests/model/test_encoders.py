@@ -12,6 +12,7 @@ from toys import randomize, toy_model, with_time_positions
 from harvest.interfaces import Merged, Packed
 from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.layers import attend
+from harvest.model.video_text import compile_blocks
 from harvest.tokens import mask_text, num_kept, random_keep
 
 T, P, N = 4, 16, 64
@@ -168,7 +169,7 @@ def test_checkpointing_gives_the_same_gradients(model, video):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:The .grad attribute:UserWarning")
 def test_compiled_blocks_train_the_same(model, video):
     plain, compiled = copy.deepcopy(model), copy.deepcopy(model)
-    compiled.compile_blocks()
+    compile_blocks(compiled)
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     ids = torch.randint(3, 20, (2, 12), generator=torch.Generator().manual_seed(1))
     for drop_ratio in (0.9, 0.5):  # another number of kept tubelets must not break or change a step

@@ -29,7 +29,7 @@ from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.machine import cpu_name
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
-from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.model.video_text import ModelConfig, VideoTextModel, compile_blocks
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.parallel import Precision, autocast
 from harvest.tokens import Selection, num_kept
@@ -194,7 +194,7 @@ def measure_steps(settings: StepSettings, *, trace: Path | None = None) -> StepB
         objective = make_objective(config, cache_texts=caches, plain=plain).to(place)
         objective.model.video.checkpointing = settings.checkpointing and not plain
         if settings.compile and not plain:
-            objective.model.compile_blocks()
+            compile_blocks(objective.model)
         step = make_stepper(objective, "fp32" if plain else settings.precision, place)
         variants += [
             Variant(
@@ -231,8 +231,12 @@ def measure_steps(settings: StepSettings, *, trace: Path | None = None) -> StepB
     )
 
 
-def model_config(model: Size, *, frames: int, image_size: int | None = None) -> ModelConfig:
+def model_config(
+    model: Size, *, frames: int, image_size: int | None = None, tubelet_size: int | None = None
+) -> ModelConfig:
+    """Sizes of a model; `tubelet_size` None is its own."""
     video, text, fusion = _SIZES[model]
+    video = dataclasses.replace(video, tubelet_size=tubelet_size or video.tubelet_size)
     size = image_size or (64 if model == "mini" else 224)
     if size % video.patch_size or frames < 1:
         raise HarvestError(
@@ -382,7 +386,7 @@ def step_gflop(
 def video_mac(video: VideoEncoderConfig, kept: int) -> tuple[int, int]:
     """Forward MACs of a clip of which `kept` tubelets are seen: of the patch embedding, and of the blocks."""
     patches = kept * video.tubelet_size * 3 * video.patch_size**2 * video.width
-    return patches, video.depth * _block_mac(num_seen(video, kept), video.width, video.mlp_width)
+    return patches, video.depth * block_mac(num_seen(video, kept), video.width, video.mlp_width)
 
 
 def num_seen(video: VideoEncoderConfig, kept: int) -> int:
@@ -392,22 +396,37 @@ def num_seen(video: VideoEncoderConfig, kept: int) -> int:
 
 def text_mac(text: TextEncoderConfig, words: int) -> int:
     """Forward MACs of a caption."""
-    return text.depth * _block_mac(words, text.width, text.mlp_width)
+    return text.depth * block_mac(words, text.width, text.mlp_width)
 
 
 def fusion_mac(config: ModelConfig, *, kept: int, words: int, text_mask_ratio: float) -> float:
     """Forward MACs of a caption that looks at a clip, and of the head at its hidden words."""
     if config.fusion is None:
         return 0.0
-    width = config.words.width
-    block = _block_mac(words, width, 4 * width)
-    cross = 2 * words * width**2 + 2 * kept * width**2 + 2 * words * kept * width
-    hidden = max(1.0, text_mask_ratio * (words - 2))
-    head = hidden * (width**2 + width * config.words.vocab_size)
-    return kept * config.video.width * width + words * width**2 + config.fusion.depth * (block + cross) + head
+    text = config.words
+    body = fused_mac(config.fusion, text, context_width=config.video.width, context=kept, words=words)
+    return body + max(1.0, text_mask_ratio * (words - 2)) * word_head_mac(text)
 
 
-def _block_mac(tokens: int, width: int, mlp_width: int) -> int:
+def fused_mac(
+    fusion: FusionConfig, text: TextEncoderConfig, *, context_width: int, context: int, words: int
+) -> int:
+    """Forward MACs of words that look at each other and at `context` tokens, through all blocks of a fusion."""
+    width, is_bert = text.width, fusion.layout == "bert"
+    enter = 0 if is_bert else context * context_width * width + words * width**2
+    seen_width = context_width if is_bert else width
+    block = block_mac(words, width, text.mlp_width if is_bert else 4 * width)
+    cross = 2 * words * width**2 + 2 * context * seen_width * width + 2 * words * context * width
+    return enter + fusion.depth * (block + cross)
+
+
+def word_head_mac(text: TextEncoderConfig) -> int:
+    """Forward MACs of the head at one hidden word."""
+    return text.width**2 + text.width * text.vocab_size
+
+
+def block_mac(tokens: int, width: int, mlp_width: int) -> int:
+    """Forward MACs of a transformer block."""
     return tokens * (4 * width**2 + 2 * width * mlp_width) + 2 * tokens**2 * width
 
 

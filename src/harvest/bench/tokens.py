@@ -32,7 +32,7 @@ from harvest.bench.step import (
     warm_up,
 )
 from harvest.interfaces import Batch, HarvestError
-from harvest.model.video_text import VideoTextModel, own_attention
+from harvest.model.video_text import VideoTextModel, compile_blocks, own_attention
 from harvest.parallel import Precision, autocast, generator_for
 from harvest.tokens import Keep, Selection, choose
 
@@ -153,7 +153,7 @@ def measure_tokens(
     for compiled in compile:
         objective = make_objective(config, cache_texts=True, plain=False).to(place)
         if compiled:
-            objective.model.compile_blocks()
+            compile_blocks(objective.model)
         step = make_stepper(objective, precision, place)
         for batch in batches:
             clips = _moving(random_batch(config, batch, min(32, config.words.context_length), place))

@@ -20,7 +20,7 @@ from harvest.model.alignment import student_tower
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher
-from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.model.video_text import ModelConfig, VideoTextModel, compile_blocks
 from harvest.objectives import teacher_cache
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
@@ -46,6 +46,7 @@ def umt_command(
     frames: tuple[int, int] = (8, 4),
     precision: Precision = "bf16",
     plain: bool = False,
+    compile: bool = False,
     threads: int | None = None,
     seconds: float = 30.0,
     device: str | None = None,
@@ -58,6 +59,7 @@ def umt_command(
         frames: Frames a clip in the two stages.
         precision: bf16 or fp32, of student and teacher.
         plain: Measure stage 1 in fp32 besides: what the reference computes.
+        compile: Compile the transformer blocks, the teacher's too; not those of the plain one.
         threads: Threads PyTorch computes with.
         seconds: For each, after two steps of warm-up.
         device: cpu or cuda; without it the GPU where there is one.
@@ -67,7 +69,7 @@ def umt_command(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     rows: list[tuple[str, ...]] = []
     with tempfile.TemporaryDirectory() as folder:
-        runs: list[tuple[str, nn.Module, ModelConfig, Precision]] = []
+        runs: list[tuple[str, MaskedAlignment | Multimodal, ModelConfig, Precision]] = []
         if plain:
             config, objective = _stage1(model, frames[0], place, "fp32")
             runs.append(("stage 1, plain", objective, config, "fp32"))
@@ -79,6 +81,10 @@ def umt_command(
         both, stage2 = _stage2(model, frames[1], place, precision)
         runs.append(("stage 2", stage2, both, precision))
         for name, stage, sizes, how in runs:
+            if compile and not name.endswith("plain"):
+                compile_blocks(stage.model)
+                assert stage.teaching is not None
+                compile_blocks(stage.teaching.teacher)
             times = _time(stage, random_batch(_with_words(sizes), batch, 12, place), how, place, seconds)
             rate = batch / median(times)
             rows.append((name, str(batch), str(len(times)), f"{1000 * median(times):.0f} ms", f"{rate:.2f}"))

@@ -182,11 +182,12 @@ class VideoTextModel(nn.Module):
             raise ValueError("this model has no fusion decoder: it was not trained to fill masked words")
         return self.fusion
 
-    def compile_blocks(self) -> None:
-        """Compile every transformer block in place; names and weights stay as they are."""
-        for part in self.modules():
-            if isinstance(part, (Block, FusionBlock)):
-                part.compile(dynamic=None)
+
+def compile_blocks(tower: nn.Module) -> None:
+    """Compile every transformer block in place; names and weights stay as they are."""
+    for part in tower.modules():
+        if isinstance(part, (Block, FusionBlock)):
+            part.compile(dynamic=None)
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ from harvest.model.folder import save_model
 from harvest.model.inflation import blend
 from harvest.model.prompt import QuestionTokenizer
 from harvest.model.tokenizer import Tokenizer
-from harvest.model.video_text import VideoTextModel
+from harvest.model.video_text import VideoTextModel, compile_blocks
 from harvest.objectives import teacher_cache
 from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig
@@ -109,7 +109,9 @@ def train(config: RunConfig, run: Path) -> Path:
         )
         objective = objective.to(here.device)
         if config.loop.compile:
-            model.compile_blocks()
+            compile_blocks(model)
+            if isinstance(objective, MaskedAlignment | Multimodal) and objective.teaching is not None:
+                compile_blocks(objective.teaching.teacher)
         model.video.checkpointing = config.loop.checkpointing
         if config.loop.parallel == "fsdp":
             _cache_texts(objective, dataset, tokenizer, here)  # while the text tower is whole
