@@ -17,14 +17,16 @@ import torch
 import harvest
 from harvest.data.video import read_clip
 from harvest.evaluation.embed import encode_clips
-from harvest.interfaces import HarvestError
+from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_model, save_model
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_video_model
 from harvest.search.background import chance_of, default_bank, read_bank
+from harvest.search.cutting import Cutting
 from harvest.search.index import MAX_QUERY_CHARACTERS, UnknownId
 from harvest.search.library import Library, writing
 from harvest.search.results import Where
+from harvest.tokens import Keep, see
 
 from .conftest import BANK, CUTTING, WORLD, write_long
 
@@ -454,6 +456,56 @@ def test_a_video_model_and_a_budget(some_clips: Path, video_model: Path, tmp_pat
     assert content(tmp_path / "again") == every  # however many threads decode
 
 
+@pytest.mark.parametrize(
+    "keep", ["tube", "motion", "attention", "run_length", "merge", "codec", "codec_or_motion"]
+)
+def test_moments_are_seen_as_clips_are_in_evaluation(
+    clips: Path, video_model: Path, tmp_path: Path, keep: Keep
+) -> None:
+    budget = None if keep == "run_length" else 96
+    cutting = dataclasses.replace(CUTTING, budget=budget, keep=keep)
+    model, _ = load_model(video_model)
+    with build(clips / "trip", tmp_path / "library", video_model, cutting=cutting) as index:
+        video = index.videos()[0]
+        spans = index._library.store.spans(video.id)
+        path = index.file(video.id)
+        for start_s, end_s, vector in zip(*spans, strict=True):
+            clip = read_clip(path, num_frames=8, image_size=64, start_s=start_s, end_s=end_s)
+            of = [Example("", str(path), start_s=start_s, end_s=end_s)]
+            seen = encode_clips(model, clip.frames[None], selection=see(budget, keep), clips=of).pooled[0]
+            torch.testing.assert_close(torch.from_numpy(vector), seen, atol=5e-4, rtol=0)
+            every = encode_clips(model, clip.frames[None]).pooled[0]
+            assert (every - seen).abs().max() > 1e-3
+        asked = index.search(clip=path, clip_end_s=2.0, k=1)  # and so are clips that one asks with
+        assert asked.hits[0].moment.id == f"{video.id}.0"
+        assert asked.hits[0].score == pytest.approx(1.0, abs=2e-3)
+        picture = tmp_path / "picture.jpg"
+        picture.write_bytes(index.thumbnail(video.id, 1.0, height=64))
+        assert index.search(image=picture, k=1).hits
+
+
+def test_a_budget_of_more_than_there_is(clips: Path, video_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(HarvestError, match="a budget of 1000000 tubelets is more than a clip has"):
+        build(clips, tmp_path / "library", video_model, cutting=Cutting(budget=10**6))
+    with pytest.raises(HarvestError, match="holds nothing yet"):  # nothing is settled by it
+        harvest.Index.open(tmp_path / "library")
+
+
+def test_an_image_model_sees_whole_frames(clips: Path, image_model: Path, tmp_path: Path) -> None:
+    for cutting in (Cutting(budget=8), Cutting(keep="run_length")):
+        with pytest.raises(HarvestError, match="choosing tokens needs a video model"):
+            build(clips, tmp_path / "library", image_model, cutting=cutting)
+
+
+def test_unwanted_everywhere(library: harvest.Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for and unwanted at once is nowhere, and looking for it ends."""
+    assert library.search("a circle", without="a circle", k=3).hits == ()
+    monkeypatch.setattr("harvest.search.index.MOST_LOOKED_AT", 24)
+    monkeypatch.setattr(library._library.store, "num_moments", lambda: 10**6)
+    answer = library.search("a circle", without="a circle", k=1)
+    assert answer.hits == () and "only the nearest 24 moments were looked at" in answer.notes
+
+
 def test_what_an_indexer_removes_during_a_search_is_left_out(
     some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -485,6 +537,11 @@ def test_the_matching_head_orders_the_first_again(
     save_model(tmp_path / "model", model, tokenizer)
     with build(some_clips, tmp_path / "library", tmp_path / "model") as index:
         plain = index.search("a red circle", k=12)
+        opened = index._model()
+        encode_text, asked_for = opened.model.encode_text, []
+        opened.model.encode_text = lambda ids: asked_for.append(len(ids)) or encode_text(ids)  # type: ignore[method-assign]
+        index.search("a blue ring", k=3, rerank=6)
+        assert asked_for == [1]  # what it is searched with, the head reads too
         again = index.search("a red circle", k=12, rerank=6)
         before, after = ([hit.moment.id for hit in answer.hits] for answer in (plain, again))
         assert before != after and set(before[:6]) == set(after[:6]) and before[6:] == after[6:]

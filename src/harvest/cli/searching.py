@@ -24,7 +24,10 @@ def index_command(args: list[str]) -> None:
         overlap: float | None = None,
         num_frames: int | None = None,
         budget: int | None = None,
-        keep: Literal["random", "tube", "motion"] | None = None,
+        keep: Literal[
+            "random", "tube", "motion", "attention", "run_length", "merge", "codec", "codec_or_motion"
+        ]
+        | None = None,
         background: Path | None = None,
         store: str | None = None,
         rerank: int | None = None,
@@ -47,8 +50,9 @@ def index_command(args: list[str]) -> None:
             window_s: Length of moments in long shots; new libraries take 4.
             overlap: Share of a moment that it has in common with the next; new libraries take 0.5.
             num_frames: Frames looked at in a moment; new libraries take the model's own number.
-            budget: Tubelets of a moment that the encoder sees; without it all.
-            keep: Which tubelets those are; new libraries take motion.
+            budget: Tubelets seen of each moment; without it all.
+            keep: Which tubelets are seen, with a budget; run_length sees what does not repeat, with or without one. New
+                libraries take motion.
             background: File of sentences that nothing in the library matches, one a line, to calibrate scores against.
             store: Address of a Qdrant server for the vectors, http://HOST:6333/NAME; without it the library's folder.
             rerank: Let the model's matching head read so many first answers of each search again, and calibrate that.

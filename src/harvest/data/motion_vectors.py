@@ -6,6 +6,7 @@ the frames, so motion is known without looking at a pixel. Pictures, and videos 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,44 @@ def codec_change(path: str | Path | PackedVideo, times_s: Tensor, grid: Grid) ->
         raise VideoError(
             path, f"no motion vectors between the frames of the clip (codec {codec}); choose with keep motion"
         )
-    moved[0] = moved[min(1, T - 1)]
+    return of_tubelets(moved, grid)
+
+
+def of_tubelets(moved: np.ndarray, grid: Grid) -> Tensor:
+    """Motion of the places of frames `[T, side, side]`, each since the frame before, as that of tubelets, fp32 `[N]`."""
+    T = len(moved)
+    moved = np.concatenate([moved[min(1, T - 1)][None], moved[1:]])  # the first moves as the second
     moved = np.concatenate([moved, np.repeat(moved[-1:], grid.num_times * grid.tubelet_size - T, axis=0)])
     tubelets = moved.reshape(grid.num_times, grid.tubelet_size, grid.num_places).max(axis=1)
     return torch.from_numpy(tubelets.astype(np.float32)).flatten()
+
+
+def stream_motion(path: str | Path, *, every_s: float, grid: Grid) -> Iterator[np.ndarray | None]:
+    """How far each place `[side, side]` moves up to each of the times 0, `every_s`, 2 `every_s`, … since the one before.
+
+    The companion of `video.stream_frames`, for work on all of a long video: one pass, in order. None stands for a
+    stretch without motion vectors, which is a still one or of a file that has none; the first is of no time. Ends with
+    the last frame. Raises VideoError where the file cannot be read on, or is turned.
+    """
+    path, side = Path(path), round(grid.num_places**0.5)
+    with _opened(path) as (container, stream):
+        stream.codec_context.options = {"flags2": "+export_mvs"}
+        clock = _Clock(stream.time_base, stream.start_time or 0)
+        number = 0  # of the next time
+        moved: np.ndarray | None = None
+        for pts, frame in _frames_in_order(container, stream):
+            while pts > clock.ticks(torch.tensor([number * every_s], dtype=torch.float64))[0]:
+                yield moved
+                moved, number = None, number + 1
+            vectors = frame.side_data.get("MOTION_VECTORS")
+            if vectors is not None and len(vectors):
+                if _orientation(frame) is not None:
+                    raise VideoError(
+                        path, "motion vectors of turned videos are not read; choose with keep motion"
+                    )
+                own = _by_place(frame, stream, vectors.to_ndarray(), side, grid.patch_size)
+                moved = own if moved is None else moved + own
+        yield moved
 
 
 def _by_place(frame: Any, stream: Any, vectors: np.ndarray, side: int, patch_size: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from harvest.parallel import Precision, barrier, world_rank_size
 from harvest.progress import OnProgress
 from harvest.search.background import default_bank, knows_everyday_words, read_bank
 from harvest.search.cutting import Cutting
-from harvest.search.embedding import Embedded, embed_moments
+from harvest.search.embedding import Embedded, check_choice, embed_moments
 from harvest.search.files import File, digest, video_files
 from harvest.search.library import (
     Facts,
@@ -183,6 +183,7 @@ def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
         store=settings.store or (facts.store if facts else "local"),
         rerank=settings.rerank or 0,
     )
+    check_choice(model.model, facts.cutting)
     store = open_store(database, facts, is_new=True)
     if world_rank_size()[0] == 0:
         store.begin()
@@ -336,7 +337,7 @@ def _reranked_tops(
     for place, (text, query) in enumerate(zip(texts, bank, strict=True)):
         most = library.facts.rerank
         near = apart(library.store.nearest(query, 4 * most + 16), most)
-        found = [value for value in reranker.agreements(text, near)[0] if value is not None]
+        found = [value for value in reranker.agreements(model.read(text), near)[0] if value is not None]
         tops.append(max(found, default=-np.inf))
         if progress is not None:
             progress(place + 1, len(texts))

@@ -22,12 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.data.video import VideoError
-from harvest.evaluation.embed import Mode, default_frames, encode_clips
-from harvest.interfaces import HarvestError
+from harvest.evaluation.embed import Mode, default_frames, encode_clips, evaluating
+from harvest.interfaces import Grid, HarvestError
 from harvest.model.video_text import VideoTextModel
-from harvest.parallel import Precision
+from harvest.parallel import Precision, generator_for
 from harvest.search.cutting import Cut, Cutting, Window, windows
 from harvest.search.store import Spans
+from harvest.tokens import budget_of, choose
 
 Item = Window | Cut | VideoError
 
@@ -44,6 +45,21 @@ def mode_of(model: VideoTextModel) -> Mode:
     return "image" if model.config.video.num_frames == 1 else "video"
 
 
+def check_choice(model: VideoTextModel, cutting: Cutting) -> Grid | None:
+    """How the model divides a moment, where not all of it is seen; HarvestError where it cannot see so little of it."""
+    if cutting.selection is None:
+        return None
+    if mode_of(model) == "image":
+        raise HarvestError("choosing tokens needs a video model: an image model sees whole frames")
+    size = model.config.video.image_size
+    num_frames = cutting.num_frames or default_frames(model, "video")
+    grid = model.grid(
+        torch.empty(1, num_frames, 3, size, size, dtype=torch.uint8, device=model.log_scale.device)
+    )
+    budget_of(cutting.selection, grid)
+    return grid
+
+
 def embed_moments(
     model: VideoTextModel,
     paths: Sequence[Path],
@@ -56,6 +72,7 @@ def embed_moments(
     """Cut and embed videos. For each its moments, or why it cannot be read."""
     num_frames = cutting.num_frames or default_frames(model, mode_of(model))
     encoder = WindowEncoder(model, cutting, precision=precision)
+    grid = check_choice(model, cutting)
     found: list[list[Window]] = [[] for _ in paths]
     vectors: list[list[Tensor]] = [[] for _ in paths]
     ends: list[Cut | VideoError | None] = [None] * len(paths)
@@ -64,12 +81,12 @@ def embed_moments(
     def encode() -> None:
         pooled = encoder([window for _, window in batch])
         for (number, window), vector in zip(batch, pooled, strict=True):
-            found[number].append(window._replace(pictures=()))  # the pictures may go
+            found[number].append(window._replace(pictures=(), moved=None))  # these may go
             vectors[number].append(vector)
         batch.clear()
 
     with _decoded(
-        paths, cutting, num_frames, model.config.video.image_size, ahead=2 * batch_size, workers=workers
+        paths, cutting, grid, num_frames, model.config.video.image_size, ahead=2 * batch_size, workers=workers
     ) as items:
         for number, item in items:
             if isinstance(item, Window):
@@ -112,14 +129,13 @@ class WindowEncoder:
         self._seen: dict[
             int, tuple[Tensor, Tensor]
         ] = {}  # the picture itself too, so that its id stays its own
-        if self.is_frame_wise and cutting.budget is not None:
-            raise HarvestError("a token budget needs a video model: an image model sees whole frames")
 
     def __call__(self, batch: Sequence[Window]) -> Tensor:
         if not self.is_frame_wise:
             video = torch.stack([torch.stack(window.pictures) for window in batch])
             self.num_encoded += len(batch)
-            return self._encode(video)
+            moved = [window.moved for window in batch if window.moved is not None]
+            return self._encode(video, torch.stack(moved) if moved else None)
         distinct = {id(picture): picture for window in batch for picture in window.pictures}
         new = {key: picture for key, picture in distinct.items() if key not in self._seen}
         if new:
@@ -135,8 +151,23 @@ class WindowEncoder:
         ]
         return F.normalize(torch.stack(means), dim=-1)
 
-    def _encode(self, video: Tensor) -> Tensor:
-        pooled = encode_clips(self.model, video, precision=self.precision, selection=self.selection).pooled
+    def _encode(self, video: Tensor, moved: Tensor | None = None) -> Tensor:
+        if moved is None or self.selection is None:
+            pooled = encode_clips(
+                self.model, video, precision=self.precision, selection=self.selection
+            ).pooled
+        else:
+            with evaluating(self.model, self.precision):
+                video = video.to(self.model.log_scale.device)
+                keep = choose(
+                    self.selection,
+                    video,
+                    self.model.grid(video),
+                    moved=lambda: moved.to(video.device),
+                    generator=generator_for(0),
+                    same_draws=True,
+                )
+                pooled = self.model.encode_video(video, keep).pooled
         pooled = pooled.float().cpu()
         if not bool(pooled.isfinite().all()):
             raise HarvestError("the model gives vectors that are not finite: its weights are broken")
@@ -145,7 +176,14 @@ class WindowEncoder:
 
 @contextmanager
 def _decoded(
-    paths: Sequence[Path], cutting: Cutting, num_frames: int, image_size: int, *, ahead: int, workers: int
+    paths: Sequence[Path],
+    cutting: Cutting,
+    grid: Grid | None,
+    num_frames: int,
+    image_size: int,
+    *,
+    ahead: int,
+    workers: int,
 ) -> Iterator[Iterator[tuple[int, Item]]]:
     """The windows of videos in order, each video ended by its `Cut` or a VideoError, `ahead` decoded before use."""
     queues: list[queue.Queue[Item | BaseException]] = [queue.Queue(ahead) for _ in paths]
@@ -161,7 +199,9 @@ def _decoded(
 
     def decode(number: int) -> None:
         try:
-            for item in windows(paths[number], cutting, num_frames=num_frames, image_size=image_size):
+            for item in windows(
+                paths[number], cutting, num_frames=num_frames, image_size=image_size, grid=grid
+            ):
                 if stopped.is_set():
                     return
                 give(number, item)

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from harvest.data.video import IMAGE_SUFFIXES, read_clip
-from harvest.evaluation.embed import default_frames, embed_texts, encode_clips
-from harvest.interfaces import HarvestError
+from harvest.evaluation.embed import default_frames, encode_clips
+from harvest.interfaces import Example, HarvestError
 from harvest.parallel import Precision
 from harvest.progress import OnProgress
 from harvest.search import building
@@ -68,6 +68,9 @@ class Index:
         self._reranker: Reranker | None = None
         self._lock = threading.Lock()
         self._embed_text = lru_cache(1024)(self._embed_text_anew)  # a search as one types asks much again
+        self._read = lru_cache(16)(
+            lambda text: self._model().read(text)
+        )  # for the matching head, right after
         self._embed_picture_of = lru_cache(64)(lambda path, _: self._embed_file(path, 0.0, None))
 
     @classmethod
@@ -307,8 +310,7 @@ class Index:
             raise HarvestError(
                 f"the query has {len(text):,} characters, at most {MAX_QUERY_CHARACTERS:,} are read: say it shorter"
             )
-        opened = self._model()
-        vector: Floats = embed_texts(opened.model, opened.tokenizer, [text])[0].numpy()
+        vector: Floats = self._read(text).pooled[0].float().cpu().numpy()
         return vector
 
     def _note_length(self, text: str, notes: list[str]) -> None:
@@ -334,16 +336,24 @@ class Index:
     def _embed_file(self, path: Path, start_s: float, end_s: float | None) -> Floats:
         model = self._model().model
         is_picture = path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+        cutting = self._library.facts.cutting
         clip = read_clip(
             path,
-            num_frames=1 if is_picture else default_frames(model, mode_of(model)),
+            num_frames=1 if is_picture else cutting.num_frames or default_frames(model, mode_of(model)),
             image_size=model.config.video.image_size,
             start_s=start_s,
             end_s=end_s,
         )
-        vector: Floats = (
-            encode_clips(model, clip.frames[None], mode=mode_of(model)).pooled[0].float().cpu().numpy()
+        seen = encode_clips(
+            model,
+            clip.frames[None],
+            mode=mode_of(model),
+            selection=None
+            if is_picture
+            else cutting.selection_of_one,  # as the library's own moments are seen
+            clips=[Example("", str(path), start_s=start_s, end_s=end_s)],
         )
+        vector: Floats = seen.pooled[0].float().cpu().numpy()
         return vector
 
     # ---- moments
@@ -360,20 +370,19 @@ class Index:
                 notes.append("no video meets the filter")
                 return []
         direction = query if nots is None else _unit(query - UNWANTED * nots.mean(axis=0))
-        wanted, most = 4 * k + 16, min(store.num_moments(), MOST_LOOKED_AT)
+        wanted, total = 4 * k + 16, store.num_moments()
         while True:
             near = store.nearest(direction, wanted, videos)
             scored = [n._replace(score=float(np.clip(n.vector @ query, -1.0, 1.0))) for n in near]
             if nots is not None:
                 scored = [n for n in scored if float((nots @ n.vector).max()) < n.score]
             kept = apart(scored, k)
-            if len(kept) >= k or len(near) < wanted:
+            if len(kept) >= k or len(near) < wanted or wanted >= total:
                 return kept
-            if wanted >= most:
-                if most == MOST_LOOKED_AT:
-                    notes.append(f"only the nearest {wanted:,} moments were looked at")
+            if wanted >= MOST_LOOKED_AT:
+                notes.append(f"only the nearest {wanted:,} moments were looked at")
                 return kept
-            wanted = min(4 * wanted, max(most, 1))
+            wanted = min(4 * wanted, MOST_LOOKED_AT)
 
     def _rerank(self, text: str, near: list[Near], notes: list[str]) -> list[tuple[Near, float | None]]:
         """Moments in the order of the matching head's opinion, with it. Those whose file has gone since it was indexed
@@ -382,7 +391,7 @@ class Index:
         with self._lock:
             if self._reranker is None:
                 self._reranker = Reranker(opened, self._library.facts.cutting, self.file)
-        agreements, why = self._reranker.agreements(text, near)
+        agreements, why = self._reranker.agreements(self._read(text), near)
         notes += why
         values = np.array([-np.inf if value is None else value for value in agreements])
         order = np.argsort(-values, kind="stable")

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from harvest.interfaces import HarvestError
+from harvest.evaluation.embed import evaluating
+from harvest.interfaces import HarvestError, TextFeatures
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
@@ -77,6 +78,14 @@ class Model:
         self.digest = made.hexdigest()
         if torch.cuda.is_available():
             self.model.cuda()  # under torchrun, this rank's own
+
+    def read(self, text: str) -> TextFeatures:
+        """A sentence as it is searched with (`pooled` `[1, E]`) and as the matching head reads it (`tokens`)."""
+        with evaluating(self.model, "fp32"):
+            found = self.model.encode_text(self.tokenizer([text]).to(self.model.log_scale.device))
+        if not bool(found.pooled.isfinite().all()):
+            raise HarvestError(f"{self.source} gives vectors that are not finite: its weights are broken")
+        return found
 
 
 def named(source: str) -> str:
