@@ -22,26 +22,27 @@ import torch
 from harvest.bench.ceiling import copy_gb_per_s, matmul_gflop_per_s
 from harvest.bench.step import (
     describe_machine,
-    fusion_mac,
     make_objective,
     make_stepper,
     model_config,
     num_seen,
     print_table,
     random_batch,
-    text_mac,
-    video_mac,
 )
-from harvest.config import RunConfig
+from harvest.bench.work import KNOWN, OPTIONS, WORDS, Reading, gflop_of, reading_of, teacher_of
+from harvest.config import RunConfig, StartConfig, from_dict
 from harvest.interfaces import Grid, HarvestError
+from harvest.model.encoders import TextEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
-from harvest.objectives.classification import ClassificationConfig
+from harvest.model.weights import read_json
+from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.multimodal import MultimodalConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.recipes import RECIPES
 from harvest.tokens import Selection, budget_of
+from harvest.training.start import source_of
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,6 @@ GPUS: Mapping[str, Gpu] = {
 
 UTILISATION = 0.3
 """Share of a peak that a step is assumed to reach where none was timed: a transformer of this size, not compiled."""
-
-WORDS = 32
-"""Words that a caption is assumed to have."""
 
 BYTES_A_TOKEN = 39
 """A block keeps so many bytes of each token and each of its channels for the backward pass, under bf16 autocast: what
@@ -146,72 +144,93 @@ class Plan:
 
 # ---- the model of a recipe ---------------------------------------------------------------------------------------
 
-_SIZES = {"openai/clip-vit-base-patch16": "b16", "openai/clip-vit-large-patch14": "l14", "mini-image": "mini"}
+_BERTS = {
+    "bert-base-uncased": {"depth": 12, "width": 768, "num_heads": 12, "mlp_width": 3072},
+    "bert-large-uncased": {"depth": 24, "width": 1024, "num_heads": 16, "mlp_width": 4096},
+}
+_MADE_BY = {"demo": "mini-harvest"}
+"""Runs that are named otherwise than their recipes."""
 
 
 def sizes_of(config: RunConfig) -> ModelConfig:
     """Sizes of the model that a recipe trains, without its weights; HarvestError where its start is not known here."""
-    start, frames = config.start, config.data.num_frames
+    sizes, objective = _start_sizes(config), config.objective
+    frames = 1 if isinstance(objective, ImageTextConfig) else config.data.num_frames
+    sizes = dataclasses.replace(sizes, video=dataclasses.replace(sizes.video, num_frames=frames))
+    if isinstance(objective, MultimodalConfig):
+        if sizes.text is None:
+            sizes = _joined(sizes, config.start)
+        if sizes.fusion is not None and objective.matching_weight > 0:
+            sizes = dataclasses.replace(sizes, fusion=dataclasses.replace(sizes.fusion, matches=True))
+    if isinstance(objective, AnswerDecodingConfig) and sizes.fusion is not None:
+        says = dataclasses.replace(sizes.fusion, fills_words=True, matches=False)
+        sizes = dataclasses.replace(sizes, answers=says)
+    return sizes
+
+
+def _start_sizes(config: RunConfig) -> ModelConfig:
+    """Of what a run starts from."""
+    start = config.start
     if start.scratch is not None:
-        video = dataclasses.replace(start.scratch.video, num_frames=frames)
-        return dataclasses.replace(start.scratch, video=video)
-    if start.model in _SIZES:
-        known = model_config(_SIZES[start.model], frames=frames)  # type: ignore[arg-type]
-        video = dataclasses.replace(known.video, tubelet_size=start.tubelet_size)
-        return dataclasses.replace(known, video=video, fusion=start.fusion)
-    name = Path(start.model).name
+        return start.scratch
+    if start.model in KNOWN:
+        known = model_config(
+            KNOWN[start.model],
+            frames=config.data.num_frames,
+            tubelet_size=start.tubelet_size,
+        )
+        return dataclasses.replace(known, fusion=start.fusion)
+    written = Path(source_of(start.model)).expanduser() / "config.json"
+    if written.is_file():
+        values = read_json(written)
+        if isinstance(values.get("model"), dict):
+            return from_dict(ModelConfig, values["model"], where=str(written))  # type: ignore[no-any-return]
+    path = Path(start.model)
+    name = path.parent.name if path.name == "model" else path.name
+    name = _MADE_BY.get(name, name)
     if name in RECIPES and name != config.recipe:  # a run of another recipe, which need not be there yet
-        before = sizes_of(RECIPES[name]())
-        return dataclasses.replace(before, video=dataclasses.replace(before.video, num_frames=frames))
+        return sizes_of(RECIPES[name]())
     raise HarvestError(
-        f"plan does not know the sizes of {start.model!r}; it knows {', '.join(_SIZES)}, models from scratch, and runs of"
-        " recipes. Give one of the same size with --start.model"
+        f"plan does not know the sizes of {start.model!r}; it knows {', '.join(KNOWN)}, models from scratch, folders of"
+        " Harvest models, and runs of recipes. Give one of the same size with --start.model"
     )
+
+
+def _joined(tower: ModelConfig, start: StartConfig) -> ModelConfig:
+    """A tower that has met no words, joined to the text tower that `start.words` names (`model.joining.join`)."""
+    fusion = start.fusion
+    if start.words is None or fusion is None:
+        raise HarvestError(f"{start.model} has met no words: give start.words and start.fusion")
+    if start.words == "scratch" and start.scratch_words is not None:
+        text = start.scratch_words
+    elif start.words in KNOWN:
+        text = model_config(KNOWN[start.words], frames=1).words
+    elif start.words in _BERTS:
+        bert = _BERTS[start.words]
+        text = TextEncoderConfig(
+            vocab_size=30_522,
+            context_length=512,
+            norms="after",
+            causal=False,
+            mask_id=103,
+            embed_dim=start.embed_dim,
+            **bert | {"depth": bert["depth"] - fusion.depth},  # type: ignore[arg-type]
+        )
+    else:
+        raise HarvestError(
+            f"plan does not know the sizes of the words {start.words!r}; it knows {', '.join([*_BERTS, *KNOWN])} and"
+            " scratch: give one of the same size with --start.words"
+        )
+    video = dataclasses.replace(
+        tower.video, projection=True, projection_bias=True, embed_dim=text.embed_dim, pooled_norm=True
+    )
+    return dataclasses.replace(tower, video=video, text=text, fusion=fusion)
 
 
 def _kept(config: RunConfig, sizes: ModelConfig, selection: Selection) -> int:
     video = sizes.video
     grid = Grid(video.num_times, video.num_places, video.tubelet_size, video.patch_size)
     return budget_of(selection, grid)
-
-
-def gflop_of(config: RunConfig, sizes: ModelConfig, kept: int) -> float:
-    """GFLOP of one clip's training step: forward, backward, and what is computed a second time to save memory."""
-    objective = config.objective
-    patches, encoder = video_mac(sizes.video, kept)
-    again = encoder if config.loop.checkpointing else 0
-    macs: float = 2 * patches + 3 * encoder + again
-    if isinstance(objective, PostPretrainingConfig):
-        tower = text_mac(sizes.words, WORDS)
-        is_trained = objective.text_tower == "trained"
-        words = 0.0 if objective.cache_texts else (3 if is_trained else 1) * tower
-        if objective.masked_words_weight > 0:
-            fused = fusion_mac(sizes, kept=kept, words=WORDS, text_mask_ratio=objective.text_mask_ratio)
-            words += objective.masked_words_share * ((3 if is_trained else 2) * tower + 3 * fused)
-        macs += words
-        if objective.chunk_clips:
-            macs += (macs - again) / 3  # the forward pass once more
-    elif isinstance(objective, ImageTextConfig):
-        macs += 3 * config.data.captions_per_clip * text_mac(sizes.words, WORDS)
-    elif isinstance(objective, MaskedAlignmentConfig) and not isinstance(objective, MultimodalConfig):
-        teacher = _teacher(objective).video
-        if objective.teacher_cache is None:
-            frame = sum(video_mac(teacher, teacher.num_places))
-            macs += sizes.video.num_times * sizes.video.tubelet_size * frame
-        macs += 3 * objective.num_layers * kept * sizes.video.width * teacher.embed_dim
-    elif not isinstance(objective, ClassificationConfig):
-        raise HarvestError(
-            f"plan has no cost formula for {type(objective).__name__} yet: it has them for post-pretraining, image-text"
-            " models, UMT's first stage and classification"
-        )
-    return 2 * macs / 1e9
-
-
-def _teacher(objective: MaskedAlignmentConfig) -> ModelConfig:
-    if objective.teacher not in _SIZES:
-        raise HarvestError(f"plan does not know the sizes of the teacher {objective.teacher!r}")
-    size = objective.teacher_image_size
-    return model_config(_SIZES[objective.teacher], frames=1, image_size=size)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -241,7 +260,7 @@ def memory_of(config: RunConfig, sizes: ModelConfig, kept: int, *, gpus: int) ->
         model = VideoTextModel(sizes)
     weights = sum(p.numel() for p in model.parameters())
     frozen = 0
-    if isinstance(objective, PostPretrainingConfig) and objective.text_tower == "frozen":
+    if getattr(objective, "text_tower", None) == "frozen":
         frozen = sum(p.numel() for p in model.text.parameters())
     trained = weights - frozen
     buckets = 4 if gpus > 1 and config.loop.parallel == "ddp" else 0
@@ -250,9 +269,10 @@ def memory_of(config: RunConfig, sizes: ModelConfig, kept: int, *, gpus: int) ->
     if config.loop.parallel == "fsdp":
         state = state / gpus
     state += (2 if config.loop.precision == "bf16" else 0) * trained
-    if isinstance(objective, MaskedAlignmentConfig) and objective.teacher_cache is None:
+    teacher = teacher_of(objective) if isinstance(objective, MaskedAlignmentConfig) else None
+    if teacher is not None:
         with torch.device("meta"):
-            state += 4 * sum(p.numel() for p in VideoTextModel(_teacher(objective)).video.parameters())
+            state += 4 * sum(p.numel() for p in VideoTextModel(teacher).video.parameters())
     wide = 1 if config.loop.precision == "bf16" else 2
     tokens = num_seen(video, kept)
     block = wide * BYTES_A_TOKEN * tokens * video.width
@@ -262,12 +282,14 @@ def memory_of(config: RunConfig, sizes: ModelConfig, kept: int, *, gpus: int) ->
     pixels = (
         video.num_frames * 3 * video.image_size**2 + 6 * kept * video.tubelet_size * 3 * video.patch_size**2
     )
-    words = 0.0
-    if sizes.fusion is not None and getattr(objective, "masked_words_weight", 0) > 0:
-        text = sizes.words
-        hidden = max(1.0, getattr(objective, "text_mask_ratio", 0.15) * (WORDS - 2))
-        words = wide * BYTES_A_WORD * WORDS * text.width * sizes.fusion.depth + 10 * hidden * text.vocab_size
-        words += wide * BYTES_A_TOKEN * WORDS * text.width * text.depth  # down to the word that was hidden
+    words, reading = 0.0, reading_of(config, sizes)
+    if reading.kept:
+        words += wide * BYTES_A_TOKEN * reading.kept * WORDS * sizes.words.width * sizes.words.depth
+    if reading.fused and sizes.fusion is not None:
+        text, deep = sizes.words, sizes.fusion.depth * reading.fused
+        further = max(0, kept - 3 * WORDS)  # tubelets beyond those, of which keys and values are kept
+        words += wide * deep * text.width * (BYTES_A_WORD * WORDS + 4 * further)
+        words += 10 * reading.hidden * text.vocab_size
     chunk = getattr(objective, "chunk_clips", 0) or None
     return Memory(state / 1e9 + OVERHEAD_GB, (blocks + pixels + words) / 1e9, chunk)
 
@@ -377,6 +399,7 @@ def plan(config: RunConfig, found: Probe, *, gpus: int, gpu: str | None) -> Plan
             )
     lines.append(Line("memory of a device", f"{memory_gb:.0f} GB", "data sheet" if gpu else "measured"))
     lines += _lines(found)
+    lines += _assumed(config)
     stages = tuple(
         _stage(
             config,
@@ -458,6 +481,18 @@ def _stage(
         workers=workers,
         bound=bound,
     )
+
+
+def _assumed(config: RunConfig) -> list[Line]:
+    """What the arithmetic takes for granted of the data."""
+    lines = []
+    if reading_of(config, sizes_of(config)) != Reading():
+        lines.append(Line("words of a text", str(WORDS), "assumed"))
+        if config.data.captions_per_clip == 0:
+            lines.append(Line("options of a question", str(OPTIONS), "assumed"))
+    if config.data.images:
+        lines.append(Line("steps that show pictures", "they cost what clips cost", "assumed"))
+    return lines
 
 
 # ---- what is told ------------------------------------------------------------------------------------------------

@@ -6,13 +6,14 @@ the CPU or, with `torchcodec_cuda`, by the decoding units of an NVIDIA GPU (NVDE
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
+import av
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,20 +84,27 @@ def _need_gpu(name: str) -> None:
         )
     from torchcodec.decoders import VideoDecoder
 
-    from harvest.data.video import write_video  # which imports this module
-
-    with TemporaryDirectory() as folder:
-        clip = Path(folder) / "clip.mp4"
-        write_video(clip, torch.zeros(2, 3, 256, 256, dtype=torch.uint8), fps=2)
-        try:
-            shown = VideoDecoder(str(clip), device=_device(name)).get_frames_played_at([0.0])
-        except (RuntimeError, ValueError, OSError) as error:
-            raise HarvestError(
-                f"data.decoder {name}: torchcodec cannot decode on {_device(name)} ({_first_line(error)}). It needs a build"
-                " for this CUDA, and the driver's NVDEC; or take data.decoder pyav"
-            ) from error
+    try:
+        shown = VideoDecoder(_dark_clip(), device=_device(name)).get_frames_played_at([0.0])
+    except (RuntimeError, ValueError, OSError) as error:
+        raise HarvestError(
+            f"data.decoder {name}: torchcodec cannot decode on {_device(name)} ({_first_line(error)}). It needs a build"
+            " for this CUDA, and the driver's NVDEC; or take data.decoder pyav"
+        ) from error
     if shown.data.device.type != "cuda":
         raise HarvestError(f"data.decoder {name}: torchcodec decodes on the CPU here: take data.decoder pyav")
+
+
+def _dark_clip() -> bytes:
+    """A second of H.264 to try a decoder on."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
+        picture = np.zeros((256 * 3 // 2, 256), dtype=np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="yuv420p")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,184 @@
+"""Work of one clip's training step, by formula, for every objective: what a plan and a benchmark divide by.
+
+Matrix products alone; norms, softmax and activations are below 1 %. The backward pass costs twice the forward where
+weights are trained, once where it only passes through. A MAC is one multiply and add, 2 FLOP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harvest.bench.step import Size, block_mac, fused_mac, model_config, text_mac, video_mac, word_head_mac
+from harvest.interfaces import HarvestError
+from harvest.model.video_text import ModelConfig
+from harvest.objectives.answer_decoding import AnswerDecodingConfig
+from harvest.objectives.image_text import ImageTextConfig
+from harvest.objectives.masked_alignment import MaskedAlignmentConfig
+from harvest.objectives.multimodal import MultimodalConfig
+from harvest.objectives.multiple_choice import MultipleChoiceConfig
+from harvest.objectives.pixel_reconstruction import PixelReconstructionConfig
+from harvest.objectives.post_pretraining import PostPretrainingConfig
+from harvest.objectives.question_answering import QuestionAnsweringConfig
+
+if TYPE_CHECKING:
+    from harvest.config import RunConfig
+
+WORDS = 32
+"""Words that a caption or question is assumed to have."""
+
+OPTIONS = 5
+"""Options that a question is assumed to have, where a run takes all that are there (data.captions_per_clip 0)."""
+
+ANSWER_WORDS = 4
+"""Words that an answer is assumed to have, with its start and end."""
+
+KNOWN: Mapping[str, Size] = {
+    "openai/clip-vit-base-patch16": "b16",
+    "openai/clip-vit-large-patch14": "l14",
+    "mini-image": "mini",
+}
+"""Image-text models whose sizes are known without their weights."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How often the words of a clip go through what, in one step."""
+
+    towers: float = 0.0
+    """Passes of a text through its tower, the backward pass among them: 3 where it is trained, 1 where nothing is."""
+    kept: float = 0.0
+    """Passes through the tower whose activations wait for a backward pass."""
+    fused: float = 0.0
+    """Forward passes through the fusion."""
+    hidden: float = 0.0
+    """Words that the head fills in."""
+    answers: bool = False
+    """An answer is said by the decoder of answers."""
+
+
+def reading_of(config: RunConfig, sizes: ModelConfig) -> Reading:
+    """What a run's objective does with words."""
+    objective, captions = config.objective, config.data.captions_per_clip or OPTIONS
+    if isinstance(objective, PostPretrainingConfig):
+        trained, plain = objective.text_tower == "trained", 0 if objective.cache_texts else captions
+        masked = objective.masked_words_share if objective.masked_words_weight > 0 else 0.0
+        return Reading(
+            towers=(3 if trained else 1) * plain + (3 if trained else 2) * masked,
+            kept=(plain if trained else 0) + masked,
+            fused=masked,
+            hidden=masked * _hidden(objective.text_mask_ratio),
+        )
+    if isinstance(objective, ImageTextConfig):
+        return Reading(towers=3 * captions, kept=captions)
+    if isinstance(objective, MultimodalConfig):
+        read = captions if objective.contrastive_weight or objective.matching_weight else 0
+        masked = 1 if objective.masked_words_weight else 0
+        return Reading(
+            towers=3 * (read + masked),
+            kept=read + masked,
+            fused=masked + (3 if objective.matching_weight else 0),  # a pair and two near misses
+            hidden=masked * _hidden(objective.text_mask_ratio),
+        )
+    if isinstance(objective, QuestionAnsweringConfig):
+        # a frozen tower is passed through, down to the vector of the hidden word where that is new
+        frozen = 2 if sizes.words.mask_id is None else 1
+        return Reading(towers=3 if objective.text_tower == "trained" else frozen, kept=1, fused=1)
+    if isinstance(objective, MultipleChoiceConfig):
+        trained = objective.text_tower == "trained"
+        return Reading(towers=(3 if trained else 1) * captions, kept=captions if trained else 0)
+    if isinstance(objective, AnswerDecodingConfig):
+        return Reading(towers=3, kept=1, fused=1, hidden=ANSWER_WORDS - 1, answers=True)
+    return Reading()
+
+
+def _hidden(ratio: float) -> float:
+    return max(1.0, ratio * (WORDS - 2))
+
+
+def gflop_of(config: RunConfig, sizes: ModelConfig, kept: int) -> float:
+    """GFLOP of one clip's training step: forward, backward, and what is computed a second time to save memory.
+
+    Heads of fine-tuning are left out: below 0.1 % of their towers.
+    """
+    objective = config.objective
+    patches, encoder = video_mac(sizes.video, kept)
+    again = encoder if config.loop.checkpointing else 0
+    macs: float = 2 * patches + 3 * encoder + again
+    reading = reading_of(config, sizes)
+    if reading != Reading():
+        macs += reading.towers * text_mac(sizes.words, WORDS)
+    if reading.fused and sizes.fusion is not None:
+        once = fused_mac(
+            sizes.fusion, sizes.words, context_width=sizes.video.width, context=kept, words=WORDS
+        )
+        macs += 3 * (reading.fused * once + reading.hidden * word_head_mac(sizes.words))
+    if reading.answers and sizes.answers is not None:
+        text = sizes.words
+        macs += 3 * fused_mac(
+            sizes.answers, text, context_width=text.width, context=WORDS, words=ANSWER_WORDS - 1
+        )
+    if isinstance(objective, PostPretrainingConfig) and objective.chunk_clips:
+        macs += (macs - again) / 3  # the forward pass once more
+    if isinstance(objective, MaskedAlignmentConfig):
+        macs += _taught_mac(objective, sizes, kept)
+    elif isinstance(objective, PixelReconstructionConfig):
+        macs += 3 * _rebuilding_mac(objective, sizes, kept)
+    elif getattr(objective, "keep", None) == "attention" and kept < _all(sizes):
+        macs += sum(video_mac(sizes.video, _all(sizes)))  # the model itself looks first
+    return 2 * macs / 1e9
+
+
+def _all(sizes: ModelConfig) -> int:
+    return sizes.video.num_times * sizes.video.num_places
+
+
+def teacher_of(objective: MaskedAlignmentConfig) -> ModelConfig | None:
+    """Sizes of the teacher, where one looks along; HarvestError where they are not known here."""
+    if objective.teacher_cache is not None:
+        return None
+    if isinstance(objective, MultimodalConfig) and not objective.needs_teacher:
+        return None
+    return _teacher_sizes(objective)
+
+
+def _teacher_sizes(objective: MaskedAlignmentConfig) -> ModelConfig:
+    if objective.teacher not in KNOWN:
+        raise HarvestError(
+            f"plan does not know the sizes of the teacher {objective.teacher!r}; it knows {', '.join(KNOWN)}"
+        )
+    size = objective.teacher_image_size
+    return model_config(KNOWN[objective.teacher], frames=1, image_size=size, tubelet_size=1)
+
+
+def _taught_mac(objective: MaskedAlignmentConfig, sizes: ModelConfig, kept: int) -> float:
+    """What a teacher computes, and the heads that carry the student's layers to it."""
+    aligns = not isinstance(objective, MultimodalConfig) or objective.alignment_weight > 0
+    macs = 0.0
+    if aligns:
+        width = _teacher_sizes(objective).video.embed_dim
+        macs += 3 * objective.num_layers * kept * sizes.video.width * width
+    teacher = teacher_of(objective)
+    if teacher is None:
+        return macs
+    tower, S = teacher.video, sizes.video.num_times
+    P, D = tower.num_places, tower.width
+    patches, blocks = video_mac(tower, P)
+    last = block_mac(P + 1, D, tower.mlp_width)
+    macs += S * (patches + blocks - last)
+    if objective.keep == "attention" and kept < _all(sizes):  # keys of the last block say where it looks
+        macs += S * (P + 1) * D**2
+    if aligns:  # of the last block no more than what is kept, beside the keys and values of all
+        macs += S * 2 * (P + 1) * D**2
+        macs += kept * (2 * D**2 + 2 * D * tower.mlp_width + 2 * (P + 1) * D)
+        macs += objective.num_layers * kept * D * tower.embed_dim
+    return macs
+
+
+def _rebuilding_mac(objective: PixelReconstructionConfig, sizes: ModelConfig, kept: int) -> float:
+    """Forward MACs of VideoMAE's decoder: all tubelets in its blocks, pixels of the hidden ones."""
+    video, D, N = sizes.video, objective.decoder_width, _all(sizes)
+    values = video.tubelet_size * 3 * video.patch_size**2
+    blocks = objective.decoder_depth * block_mac(N, D, 4 * D)
+    return kept * video.width * D + blocks + (N - kept) * D * values
