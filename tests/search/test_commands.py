@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import harvest
 from harvest.cli import main
 from harvest.search.pictures import half_blocks, jpeg
 
@@ -76,12 +77,41 @@ def test_search_gives_json(made: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(capsys.readouterr().out)["hits"][0]["moment"]["path"] == "6.mp4"
 
 
+def test_search_shows_strips_in_a_terminal_with_colours(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "FORCE_COLOR": "1",
+        "COLORTERM": "truecolor",
+        "TERM": "xterm",
+        "COLUMNS": "120",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    library = str(made / "library")
+    with harvest.Index.open(library) as index:
+        picture = tmp_path / "picture.jpg"
+        picture.write_bytes(index.thumbnail(index.videos()[0].id, 1.0, height=64))
+    assert main(["search", library, "--image", str(picture), "--k", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("▀") == 2 * 6 * 4 * 12  # two moments, six lines, four square pictures of twelve columns
+    assert "  1. 5.mp4  0.0 s to 2.0 s" in out and "carry no chance" in out
+    assert main(["search", library, "--image", str(picture), "--k", "2", "--no-pictures"]) == 0
+    assert "▀" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
         (["search", "nowhere", "a"], "not a library"),
         (["search", "LIBRARY"], "exactly one"),
-        (["search", "LIBRARY", "a" * 5000], "5,000 characters"),
+        (["search", "LIBRARY", "a" * 10_000], "10,000 characters"),
+        (["search", "LIBRARY", "a", "--after", "yesterday"], "expected a date"),
+        (["search", "LIBRARY", "--image", "nowhere.png"], "nowhere.png"),
+        (["search", "LIBRARY", "--clip", "nowhere.mp4"], "nowhere.mp4"),
+        (["search", "LIBRARY", "--moment", "x.1"], "no video"),
+        (["index", "VIDEOS", "--out", "NEW", "--model", "MODEL", "--budget", "9"], "whole frames"),
+        (["index", "VIDEOS", "--out", "LIBRARY", "--keep", "codec"], "--reindex"),
         (["index", "nowhere", "--out", "LIBRARY"], "no such folder"),
         (["index", "VIDEOS", "--out", "LIBRARY", "--window-s", "7"], "--reindex"),
         (["index", "VIDEOS", "--out", "NEW"], "name the model"),

@@ -70,6 +70,7 @@ def test_videos_are_replaced_and_removed(store: Store) -> None:
     near = store.nearest(unit(9, 1)[0], 50)
     assert {(n.video, n.number) for n in near} == {("b", 0), ("b", 1)}
     np.testing.assert_array_equal(store.spans("b").vectors, video("b", 2, seed=3)[1].vectors)
+    assert store.entries(["a", "b", "b"]).keys() == {"b"} and store.entries([]) == {}
     assert store.entry("a") is None and store.entry("b") == video("b", 2, seed=3)[0]
     assert len(store.spans("a").vectors) == 0
     store.begin()

@@ -188,13 +188,14 @@ class Index:
             assert text is not None
             ranked = self._rerank(text, near[:rerank], notes) + ranked[rerank:]
         calibration = self._calibration(text, notes, rerank=rerank)
+        entries = self._library.store.entries({found.video for found in near})
         hits: list[Hit] = []
         chances: list[float | None] = []
         for found, agreement in ranked:
             chance = calibration.chance_of(found.score, agreement)
             chances.append(chance)
-            if len(hits) < k and (moment_found := self._moment_of(found)) is not None:
-                hits.append(Hit(moment_found, found.score, chance, agreement))
+            if len(hits) < k and found.video in entries:  # an indexer may have removed it in the meantime
+                hits.append(Hit(_moment_of(found, entries[found.video]), found.score, chance, agreement))
         telling = chances[:rerank] if calibration.reranked is not None else chances
         is_there = bool(hits) and any(chance is None or chance <= false_accept for chance in telling)
         return Answer(
@@ -414,13 +415,6 @@ class Index:
             )
         return Calibration(*(np.frombuffer(part, "<f4") if part else None for part in (tops, reranked)))
 
-    def _moment_of(self, near: Near) -> Moment | None:
-        """Where what was found lies; None if an indexer has removed it in the meantime."""
-        entry = self._library.store.entry(near.video)
-        if entry is None:
-            return None
-        return Moment(f"{near.video}.{near.number}", near.video, entry.path, near.start_s, near.end_s)
-
     def _entry(self, video: str) -> Entry:
         entry = self._library.store.entry(video)
         if entry is None or entry.reason is not None:
@@ -436,6 +430,10 @@ def _unit(vector: Floats) -> Floats:
 def _shows(near: Near, moment: Moment) -> bool:
     common = min(near.end_s, moment.end_s) - max(near.start_s, moment.start_s)
     return near.video == moment.video and common > 0
+
+
+def _moment_of(near: Near, entry: Entry) -> Moment:
+    return Moment(f"{near.video}.{near.number}", near.video, entry.path, near.start_s, near.end_s)
 
 
 def _number_of(moment: str) -> int:

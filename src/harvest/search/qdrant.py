@@ -16,7 +16,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -174,7 +174,7 @@ class QdrantStore:
             )
 
     def update(self, entries: Sequence[Entry]) -> None:
-        known = self._entries([entry.id for entry in entries])
+        known = self.entries([entry.id for entry in entries])
         with self._errors():
             self._put_files(
                 [
@@ -197,9 +197,15 @@ class QdrantStore:
 
     # ---- reading
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self, videos: Collection[str] | None = None) -> dict[str, Entry]:
         found: dict[str, Entry] = {}
         with self._errors():
+            if videos is not None:
+                ids = [_point(id) for id in videos]
+                for first in range(0, len(ids), _BATCH):
+                    batch = ids[first : first + _BATCH]
+                    found.update(_entries_of(self.client.retrieve(self.files, batch, with_payload=True)))
+                return found
             offset = None
             while True:
                 points, offset = self.client.scroll(
@@ -210,15 +216,7 @@ class QdrantStore:
                     return found
 
     def entry(self, video: str) -> Entry | None:
-        return self._entries([video]).get(video)
-
-    def _entries(self, videos: Sequence[str]) -> dict[str, Entry]:
-        found: dict[str, Entry] = {}
-        with self._errors():
-            for first in range(0, len(videos), _BATCH):
-                ids = [_point(id) for id in videos[first : first + _BATCH]]
-                found.update(_entries_of(self.client.retrieve(self.files, ids, with_payload=True)))
-        return found
+        return self.entries([video]).get(video)
 
     def num_moments(self) -> int:
         with self._errors():

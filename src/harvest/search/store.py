@@ -19,7 +19,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -123,8 +123,8 @@ class Store(Protocol):
 
     address: str
 
-    def entries(self) -> dict[str, Entry]:
-        """All files by id."""
+    def entries(self, videos: Collection[str] | None = None) -> dict[str, Entry]:
+        """Files by id: all, or those of some ids that are there."""
 
     def entry(self, video: str) -> Entry | None:
         """One file."""
@@ -362,12 +362,16 @@ class LocalStore:
 
     # ---- reading
 
-    def entries(self) -> dict[str, Entry]:
-        return {row[0]: Entry(*row) for row in self.database.rows("SELECT * FROM videos")}
+    def entries(self, videos: Collection[str] | None = None) -> dict[str, Entry]:
+        if videos is None:
+            rows = self.database.rows("SELECT * FROM videos")
+        else:
+            sql = "SELECT * FROM videos WHERE id IN (SELECT value FROM json_each(?))"
+            rows = self.database.rows(sql, json.dumps(list(videos)))
+        return {row[0]: Entry(*row) for row in rows}
 
     def entry(self, video: str) -> Entry | None:
-        rows = self.database.rows("SELECT * FROM videos WHERE id = ?", video)
-        return Entry(*rows[0]) if rows else None
+        return self.entries([video]).get(video)
 
     def num_moments(self) -> int:
         [(number,)] = self.database.rows("SELECT coalesce(sum(num_moments), 0) FROM videos")
