@@ -294,6 +294,16 @@ def test_miniworld_writes_manifests(harvest, tmp_path: Path, monkeypatch) -> Non
     assert answer.code == 0 and len(read_manifest(tmp_path / "world" / "train.jsonl")) == 3
 
 
+def test_none_is_none_however_it_is_written() -> None:
+    from harvest.cli.training import _config
+
+    typed = "mini-umt-stage2 --data.images none --data.videos none --loop.threads=None --tuning.keep NONE"
+    config = _config([*typed.split(), "--data.cache", "none"], command="train")
+    found = (config.data.images, config.data.videos, config.loop.threads, config.tuning.keep)
+    assert found == ("", None, None, None) and config.data.cache == "none"
+    assert _config(["harvest-b16", "--start.model", "none"], command="train").start.model == "none"
+
+
 def test_a_folder_that_cannot_be_written(harvest, tmp_path: Path, image_model: Path) -> None:
     (tmp_path / "file").write_text("")
     run = tmp_path / "file" / "run"

@@ -60,6 +60,7 @@ def _config(args: list[str], *, command: str) -> "RunConfig":
             raise HarvestError(f"no recipe {name!r}{nearest(name, RECIPES)}")
         config = tiny(name) if "--tiny" in args else RECIPES[name]()
         args = [a for a in args if a != "--tiny"]
+    args = _with_none(config, args)
     config = tyro.cli(
         RunConfig,
         args=args,
@@ -73,6 +74,37 @@ def _config(args: list[str], *, command: str) -> "RunConfig":
             f"{sizes[0]} is for a model from scratch; the sizes of {config.start.model} (start.model) are its own"
         )
     return config
+
+
+def _with_none(config: "RunConfig", args: list[str]) -> list[str]:
+    """`none`, however it is written, as each setting has it: None, or an empty name (data.images)."""
+    found: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+        name = flag or (found[-1] if found else "")
+        if value.lower() == "none" and name.startswith("--"):
+            arg = f"{flag}{equals}{_none_of(config, name, typed=value)}"
+        found.append(arg)
+    return found
+
+
+def _none_of(config: "RunConfig", flag: str, *, typed: str) -> str:
+    """What stands for nothing in the setting behind a flag; what was typed where it always has a value."""
+    import dataclasses
+    import types
+    import typing
+
+    *parts, last = flag.removeprefix("--").replace("-", "_").split(".")
+    owner: object = config
+    for part in parts:
+        owner = getattr(owner, part, None)
+    if not dataclasses.is_dataclass(owner):
+        return typed
+    kind = typing.get_type_hints(type(owner)).get(last)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType) and type(None) in typing.get_args(kind):
+        return "None"
+    defaults = {field.name: field.default for field in dataclasses.fields(owner)}
+    return "" if kind is str and defaults[last] == "" else typed
 
 
 PLAN_HELP = """usage: harvest plan RECIPE [--gpus N] [--gpu NAME] [--data FILE] [--json] [--SETTING VALUE ...]
