@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sqlite3
 from pathlib import Path
 
@@ -151,6 +152,22 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     database.rows("PRAGMA max_page_count = 100000")
     store.put([video("b", 2000, seed=2)])
     assert store.num_moments() == 2003
+
+
+def test_no_room_for_the_approximate_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("usearch")
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here, a file that is always on a full disk")
+    monkeypatch.setattr(stores, "EXACT_MOST", 300)
+    store = LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
+    store.put([video(f"v{number}", 100, seed=number) for number in range(5)])
+    (tmp_path / f".vectors-500.usearch.{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(HarvestError, match=r"vectors-500.usearch cannot be written.*Make room"):
+        store.optimise()
+    assert not list(tmp_path.glob("*vectors*"))
+    assert store.is_exact() and store.nearest(video("v3", 100, seed=3)[1].vectors[7], 1)[0].number == 7
+    store.optimise()
+    assert not store.is_exact()
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ _TAIL_MOST = 50_000  # moments newer than the approximate index, before they are
 _GONE_SHARE = 0.3  # of its rows that may be gone before it is made again
 _WAIT_S = 60.0  # for another process's transaction
 _BLOCK = 20_000  # rows read at a time
+_MAKE_ROOM = "Make room and run the same command again: what was indexed is kept."
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -195,9 +196,7 @@ def _sqlite_errors(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         text = str(error)
         if "full" in text or "disk I/O" in text:
-            raise Unavailable(
-                f"{path}: {text}. Make room and run the same command again: what was indexed is kept."
-            ) from error
+            raise Unavailable(f"{path}: {text}. {_MAKE_ROOM}") from error
         if "locked" in text:
             raise Unavailable(f"{path}: another process kept it locked for {_WAIT_S:.0f} s") from error
         raise Unavailable(f"{path} cannot be used: {text}") from error
@@ -352,6 +351,10 @@ class LocalStore:
         try:
             graph.save(part)
             os.replace(part, self.database.path.parent / name)
+        except (RuntimeError, OSError) as error:  # usearch says no more than that it failed
+            raise Unavailable(
+                f"{self.database.path.parent / name} cannot be written: {error}. {_MAKE_ROOM}"
+            ) from error
         finally:
             part.unlink(missing_ok=True)
         with self.database.transaction() as connection:
