@@ -36,6 +36,15 @@ def alike(here: Path, there: Path) -> None:
         np.testing.assert_allclose(a, b, atol=1e-3)
 
 
+def _delete(qdrant: QdrantServer) -> None:
+    from qdrant_client import QdrantClient
+
+    client = QdrantClient(url=qdrant.address, check_compatibility=False)
+    for name in ("videos", "videos-videos"):
+        client.delete_collection(name)
+    client.close()
+
+
 def test_all_of_a_librarys_life(
     some_clips: Path, image_model: Path, tmp_path: Path, qdrant: QdrantServer
 ) -> None:
@@ -66,8 +75,12 @@ def test_all_of_a_librarys_life(
         assert index.report is not None and index.report.unchanged == 8 and index.report.changed == 0
     with pytest.raises(HarvestError, match="--reindex"):
         build(some_clips, remote, store="local")
+    _delete(qdrant)  # the server has lost its data
+    for use in (lambda: harvest.Index.open(remote), lambda: build(some_clips, remote)):
+        with pytest.raises(HarvestError, match=r"does not hold this library.*--reindex"):
+            use()
     with build(some_clips, remote, image_model, store=store, reindex=True) as index:
-        assert index.report is not None and index.report.new == 8
+        assert index.report is not None and index.report.new == 8 and index.search("a red circle").hits
 
 
 def test_another_librarys_vectors_are_left_alone(
@@ -80,12 +93,7 @@ def test_another_librarys_vectors_are_left_alone(
         with pytest.raises(HarvestError, match=r"another library.*curl -X DELETE"):
             build(some_clips / "trip", tmp_path / "other", image_model, store=store, reindex=reindex)
     assert content(tmp_path / "mine") == before
-    from qdrant_client import QdrantClient
-
-    client = QdrantClient(url=qdrant.address, check_compatibility=False)
-    for name in ("videos", "videos-videos"):  # somebody does what the message says
-        client.delete_collection(name)
-    client.close()
+    _delete(qdrant)  # somebody does what the message says
     build(some_clips / "trip", tmp_path / "other", image_model, store=store).close()
     for use in (lambda: harvest.Index.open(tmp_path / "mine"), lambda: build(some_clips, tmp_path / "mine")):
         with pytest.raises(HarvestError, match="another library"):

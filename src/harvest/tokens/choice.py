@@ -135,8 +135,8 @@ def _choose(
         change = tubelet_change(video, grid) if selection.keep == "motion" else moved and moved()
         if change is None:
             raise HarvestError(
-                "keep codec reads the motion vectors of video files, and here are none to read (in training, in a "
-                "library, or from shards): give keep motion"
+                "keep codec reads the motion vectors of video files, and here are none to read (as in training): give "
+                "keep motion"
             )
         return motion_keep(
             change,
