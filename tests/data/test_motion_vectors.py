@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from harvest.data.motion_vectors import codec_change
+from harvest.data.motion_vectors import codec_change, of_tubelets, stream_motion
 from harvest.data.video import VideoError, read_clip, write_pictures, write_video
 from harvest.interfaces import Grid, HarvestError
 from harvest.tokens import motion_keep
@@ -50,6 +51,23 @@ def test_what_moves_is_where_it_moves(height: int, width: int, tmp_path: Path) -
     assert 2 < change.max() < 24
     keep = motion_keep(change.flatten()[None], 4, budget=4, random_share=0.0, generator=torch.Generator())
     assert (keep // 4 % 4 == 1).all()
+
+
+def test_motion_along_a_video_adds_up_to_that_of_its_clips(tmp_path: Path) -> None:
+    path = written(tmp_path, moving(), key_every=99)  # 1.2 s, 10 frames a second
+    along = list(stream_motion(path, every_s=0.1, grid=GRID))
+    assert len(along) == FRAMES and along[0] is None and all(part is not None for part in along[1:])
+    assert (
+        len(list(stream_motion(path, every_s=0.3, grid=GRID))) == 5
+    )  # up to 0, 0.3, 0.6, 0.9 and to the end
+    shown = [1, 4, 7, 10]
+    times_s = torch.tensor(shown, dtype=torch.float64) / 10
+    moved = np.zeros((4, 4, 4))
+    for number in range(1, 4):
+        moved[number] = sum(along[shown[number - 1] + 1 : shown[number] + 1])
+    torch.testing.assert_close(of_tubelets(moved, GRID), codec_change(path, times_s, GRID))
+    keys = written(tmp_path, moving(), key_every=1)
+    assert all(part is None for part in stream_motion(keys, every_s=0.1, grid=GRID))
 
 
 def test_tubelets_and_an_odd_last_frame(tmp_path: Path) -> None:

@@ -235,55 +235,80 @@ class Killed(BaseException):
 
 
 class Dying:
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    """A client that is ended before one of its writing requests, after `left` of them."""
+
+    def __init__(self, client: Any, left: int) -> None:
+        self._client, self._left = client, left
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
+        ask = getattr(self._client, name)
+        if name not in ("upsert", "delete", "create_collection", "delete_collection", "create_payload_index"):
+            return ask
+        if self._left == 0:
+            raise Killed
+        self._left -= 1
+        return ask
 
 
-def test_no_request_is_one_too_few() -> None:
-    """Ended before any one of its requests, an indexer leaves no moment without a file; once more, and all is right."""
+def ended_before_each(store: Any, work: Any, look: Any) -> int:
+    """Do some work, ended before its first writing request, then its second, and so on; how many it has."""
+    client, number = store.client, 0
+    while True:
+        store.client = Dying(client, number)
+        try:
+            work()
+        except Killed:
+            number += 1
+            store.client = client
+            look()
+        else:
+            store.client = client
+            return number
+
+
+def test_no_moment_is_left_without_a_file() -> None:
+    """However an indexer ends, and once more, and all is right."""
     from qdrant_client import QdrantClient
 
     from harvest.search.qdrant import QdrantStore
 
     before = [video("a", 5, seed=1), video("b", 4, seed=2)]
     after = [video("b", 2, seed=3), video("c", 3, seed=4)]
-    number = ended = 0
-    while ended == number:
-        client = QdrantClient(":memory:")
-        store = QdrantStore("http://localhost:6333/t", width=WIDTH, library="t", client=client)
-        store.begin()
-        store.put(before)
-        left = [number]
+    client = QdrantClient(":memory:")
+    store = QdrantStore("http://localhost:6333/t", width=WIDTH, library="t", client=client)
+    store.begin()
+    store.put(before)
 
-        def writes(name: str, client: Any = client, left: list[int] = left) -> Any:
-            write = getattr(client, name)
-
-            def ask(*asked: Any, **settings: Any) -> Any:
-                if left[0] == 0:
-                    raise Killed
-                left[0] -= 1
-                return write(*asked, **settings)
-
-            return ask
-
-        store.client = Dying(client)
-        store.client.upsert, store.client.delete = writes("upsert"), writes("delete")
-        try:
-            store.put(after, gone=["a"])
-        except Killed:
-            ended += 1
-        store.client = client
+    def look() -> None:
         points, _ = client.scroll("t", limit=100, with_payload=True)
         assert {point.payload["video"] for point in points if point.payload} <= store.entries().keys()
         store.put(after, gone=["a"])
         assert store.entries() == {entry.id: entry for entry, _ in after} and store.num_moments() == 5
         for entry, spans in after:
             np.testing.assert_array_equal(store.spans(entry.id).vectors, spans.vectors)
-        number += 1
-    assert number == 6  # five requests write: all of them were tried
+        store.put(before, gone=["c"])
+
+    assert ended_before_each(store, lambda: store.put(after, gone=["a"]), look) == 5
+
+
+def test_a_library_that_was_not_finished_being_made() -> None:
+    from qdrant_client import QdrantClient
+
+    from harvest.search.qdrant import QdrantStore
+
+    client = QdrantClient(":memory:")
+    store = QdrantStore("http://localhost:6333/t", width=WIDTH, library="t", client=client)
+
+    def look() -> None:
+        if not store.client.collection_exists("t-videos") or not store.client.count("t-videos").count:
+            with pytest.raises(HarvestError, match=r"does not hold this library.*--reindex"):
+                store.check()
+        store.begin()
+        store.check()
+        store.put([video("a", 5, seed=1)])
+
+    assert ended_before_each(store, store.begin, look) == 6
+    assert store.entries() == {} and store.num_moments() == 0
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class QdrantStore:
 
     def check(self) -> None:
         """See that the server holds this library, and vectors of this width; HarvestError where it does not."""
-        if (owner := self._owner()) is None:
+        if not (owner := self._owner()):
             raise HarvestError(
                 f"{self.address} does not hold this library (any more): harvest index … --reindex makes it anew"
             )
