@@ -23,7 +23,7 @@ import torch
 from harvest.data.labels import read_class_names
 from harvest.data.manifest import boxed_example, read_manifest
 from harvest.data.miniworld import MiniWorld, MiniWorldConfig, acting_rows, write_miniworld
-from harvest.evaluation import Result, evaluate
+from harvest.evaluation import EvalSettings, Result, evaluate
 from harvest.evaluation.detection import detection
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_head
@@ -71,7 +71,7 @@ def score(
     model, tokenizer, _ = load_any(folder)
     head: Head | None = load_head(folder) if (folder / "head.json").is_file() else None
     rows = rows_of(world, task)
-    how: dict[str, Any] = {"frame_order": frame_order, "precision": "bf16", "workers": 0}
+    how: dict[str, Any] = {"frame_order": frame_order, "settings": EvalSettings(precision="bf16")}
     if task.startswith("detection"):
         return detection(model, head, rows, **how) if isinstance(head, BoxHead) else None
     if task == "classification":

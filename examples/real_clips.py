@@ -27,7 +27,7 @@ import torch
 
 from harvest.config import StartConfig
 from harvest.data.manifest import write_manifest
-from harvest.evaluation import evaluate
+from harvest.evaluation import EvalSettings, evaluate
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_head
 from harvest.model.pretrained import load_any
@@ -115,7 +115,12 @@ def accuracy(model: Path, start: str, halves: Halves, run: Path, *, seed: int, s
     folder = train(config, run)
     tuned, tokenizer, _ = load_any(folder)
     result = evaluate(
-        tuned, tokenizer, asked, task="classification", head=load_head(folder), precision="bf16", workers=0
+        tuned,
+        tokenizer,
+        asked,
+        task="classification",
+        head=load_head(folder),
+        settings=EvalSettings(precision="bf16"),
     )  # type: ignore[arg-type]
     if result.missing:
         raise HarvestError(f"clips cannot be read: {dict(result.missing)}")

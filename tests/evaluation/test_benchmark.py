@@ -15,6 +15,7 @@ from harvest.evaluation import evaluate
 from harvest.evaluation.benchmark import check_complete, score_benchmark
 from harvest.evaluation.question_answering import squared_error
 from harvest.evaluation.result import is_fraction, shown
+from harvest.evaluation.settings import EvalSettings
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import save_model
 from harvest.model.tokenizer import train_tokenizer
@@ -118,7 +119,7 @@ def test_a_task_gets_its_classes_answers_or_options(world: World, videos: list[P
         class_names=SENTENCES,
         templates=("a video of {}", "a photo of {}"),
     )
-    result = score_benchmark(world.model, world.tokenizer, data, num_frames=2)
+    result = score_benchmark(world.model, world.tokenizer, data, settings=EvalSettings(num_frames=2))
     assert (
         result.task == task and "2 frames" in result.protocol and result.protocol.startswith("A small test. ")
     )

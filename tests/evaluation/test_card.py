@@ -14,6 +14,7 @@ from harvest.evaluation import evaluate
 from harvest.evaluation.card import Card, make_card, read_card, split_of, write_card
 from harvest.evaluation.comparison import compare
 from harvest.evaluation.result import Credits, Result
+from harvest.evaluation.settings import EvalSettings
 from harvest.interfaces import HarvestError
 from harvest.machine import hardware
 from harvest.model.folder import save_model
@@ -32,7 +33,11 @@ def card_of(world: World, result: Result, name: str = "toys") -> Card:
 def scored(world: World) -> Result:
     missing = dataclasses.replace(world.examples[0], id="gone", video="gone.mp4")
     return evaluate(
-        world.model, world.tokenizer, [*world.examples, missing], task="retrieval", with_dual_softmax=True
+        world.model,
+        world.tokenizer,
+        [*world.examples, missing],
+        task="retrieval",
+        settings=EvalSettings(dual_softmax=True),
     )
 
 

@@ -14,6 +14,7 @@ from harvest.data.views import view_batches
 from harvest.evaluation import evaluate
 from harvest.evaluation.benchmark import score_benchmark
 from harvest.evaluation.classification import classification
+from harvest.evaluation.settings import EvalSettings
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_head, save_model
 from harvest.model.heads import Head, HeadConfig, build_head
@@ -60,9 +61,7 @@ def test_views_are_averaged_as_probabilities(world: World, kind: str) -> None:
         rows(world, labels),
         task="classification",
         head=head,
-        num_clips=2,
-        num_crops=2,
-        batch_size=3,
+        settings=EvalSettings(num_clips=2, num_crops=2, batch_size=3),
     )
     assert result.metrics["top1"] == 0.75 and result.metrics["top5"] == 1.0
     assert "2 clips x 2 crops of 4 frames" in result.protocol and "6 classes" in result.protocol
@@ -125,7 +124,9 @@ def data(world: World, examples: list[Example], names: tuple[str, ...] = NAMES) 
 def test_a_benchmark_with_a_head(world: World) -> None:
     head = make_head(world)
     examples = rows(world, [0, 1, 2, 3])
-    result = score_benchmark(world.model, world.tokenizer, data(world, examples), head=head, num_clips=2)
+    result = score_benchmark(
+        world.model, world.tokenizer, data(world, examples), head=head, settings=EvalSettings(num_clips=2)
+    )
     assert result.task == "classification" and result.protocol.startswith(
         "Toy, test: one of six. Fine-tuned head"
     )

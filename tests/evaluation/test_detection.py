@@ -13,6 +13,7 @@ from harvest.data.manifest import read_manifest, write_manifest
 from harvest.evaluation.benchmark import score_benchmark
 from harvest.evaluation.detection import detection, read_boxes
 from harvest.evaluation.metrics import frame_average_precisions, frame_rankings
+from harvest.evaluation.settings import EvalSettings
 from harvest.interfaces import Box, Example, HarvestError
 from harvest.model.folder import load_head, save_model
 from harvest.model.heads import BoxHead, HeadConfig
@@ -167,7 +168,7 @@ def wanted(world: World, head: BoxHead, examples: list[Example]) -> float:
 
 def test_annotated_boxes(world: World) -> None:
     head, examples = head_of(world), pictures(world)
-    result = detection(world.model, head, examples, batch_size=3)
+    result = detection(world.model, head, examples, settings=EvalSettings(batch_size=3))
     assert result.metrics["frame_map"] == pytest.approx(wanted(world, head, examples))
     assert result.counts["boxes"] == 8 and result.counts["labels"] == 7
     low, high = result.intervals["frame_map"]
@@ -218,7 +219,7 @@ def test_a_benchmark_of_boxes(world: World, tmp_path: Path) -> None:
         actions={7: "talks", 3: "walks", 9: "sits"},
     )
     assert data.action_names == NAMES
-    result = score_benchmark(world.model, world.tokenizer, data, head=load_head(tmp_path / "m"), mode="video")
+    result = score_benchmark(world.model, world.tokenizer, data, head=load_head(tmp_path / "m"))
     assert result.metrics["frame_map"] == pytest.approx(wanted(world, head, examples))
     assert result.protocol.startswith("Toy, val. Frame-mAP")
     with pytest.raises(HarvestError, match="fine-tuned to detect actions"):

@@ -17,6 +17,7 @@ from harvest.evaluation.embed import Embeddings, cosines, embed_texts, pool, rea
 from harvest.evaluation.matching import best, read_pairs, reranked
 from harvest.evaluation.metrics import ranks
 from harvest.evaluation.retrieval import reranked_ranks
+from harvest.evaluation.settings import EvalSettings
 from harvest.interfaces import Example, HarvestError
 from harvest.model.answers import AnswerIds, encode_answers
 from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
@@ -126,7 +127,7 @@ def test_reranked_figures_by_brute_force(
     for video in range(4):
         order = places(cosine[:, video], pairs[:, video])
         assert v2t.expected()[video] == 1 + min(order.index(i) for i in range(5) if owner[i] == video)
-    result = evaluate(model, tokenizer, examples, task="retrieval", rerank_top_k=top_k)
+    result = evaluate(model, tokenizer, examples, task="retrieval", settings=EvalSettings(rerank_top_k=top_k))
     assert result.metrics["t2v_r1.reranked"] == float(t2v.hits_at(1).mean())
     assert result.metrics["t2v_r1"] == float(
         ranks(cosine, torch.tensor(owner)[:, None] == torch.arange(4)).hits_at(1).mean()
@@ -182,7 +183,7 @@ def test_choice_by_the_matching_head(model: VideoTextModel, tokenizer: Tokenizer
         Example(id=str(i), video=str(videos[i % 2]), texts=texts, label=i % 2)
         for i, texts in enumerate(options)
     ]
-    result = evaluate(model, tokenizer, examples, task="choice", with_matching=True)
+    result = evaluate(model, tokenizer, examples, task="choice", settings=EvalSettings(matching=True))
     found = pool(read_clips(model, examples), num_examples=3, with_tokens=True)
     scale = float(model.log_scale.exp())
     right = {"matching": 0.0, "mixture": 0.0}
@@ -203,12 +204,21 @@ def test_choice_by_the_matching_head(model: VideoTextModel, tokenizer: Tokenizer
 
 
 def test_models_without_a_matching_head_say_so(world) -> None:
-    for settings in ({"task": "retrieval", "rerank_top_k": 2}, {"task": "choice", "with_matching": True}):
+    for task, settings in (
+        ("retrieval", EvalSettings(rerank_top_k=2)),
+        ("choice", EvalSettings(matching=True)),
+    ):
         examples = [dataclasses.replace(e, texts=("a", "b"), label=0) for e in world.examples]
         with pytest.raises(HarvestError, match="no matching head"):
-            evaluate(world.model, world.tokenizer, examples, **settings)
-    with pytest.raises(HarvestError, match="goes with retrieval"):
-        evaluate(world.model, world.tokenizer, world.examples, task="recognition", rerank_top_k=2)
+            evaluate(world.model, world.tokenizer, examples, task=task, settings=settings)
+    with pytest.raises(HarvestError, match="rerank_top_k: not a setting of recognition"):
+        evaluate(
+            world.model,
+            world.tokenizer,
+            world.examples,
+            task="recognition",
+            settings=EvalSettings(rerank_top_k=2),
+        )
 
 
 # ---- answers -----------------------------------------------------------------------------------------------------

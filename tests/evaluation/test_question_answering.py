@@ -11,6 +11,7 @@ from torch import nn
 from harvest.data.video import read_clip
 from harvest.evaluation import evaluate, fill
 from harvest.evaluation.question_answering import masked_ids
+from harvest.evaluation.settings import EvalSettings
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_head, save_model
 from harvest.model.heads import AnswerHead, HeadConfig, answer_features, answer_width
@@ -94,7 +95,12 @@ def test_answers_of_several_words_against_loops(world: World, questions: list[Ex
     for batch_size in (3, 8):
         for examples, expected in ((known, 1.0), (wrong, 0.0), (known[:2] + wrong[2:], 0.5)):
             result = evaluate(
-                world.model, world.tokenizer, examples, task="qa", answers=ANSWERS, batch_size=batch_size
+                world.model,
+                world.tokenizer,
+                examples,
+                task="qa",
+                answers=ANSWERS,
+                settings=EvalSettings(batch_size=batch_size),
             )
             assert result.metrics["accuracy"] == expected
             assert result.metrics["top5"] == 1.0
@@ -194,7 +200,7 @@ def test_masked_words_against_loops(trained: World, captions: list[str]) -> None
             task="masked_words",
             mask_ratio=0.5,
             seed=7,
-            batch_size=batch_size,
+            settings=EvalSettings(batch_size=batch_size),
         )
         assert result.metrics["right_clip"] == pytest.approx(sum(right) / len(right))
         assert result.metrics["other_clip"] == pytest.approx(sum(other) / len(other))
@@ -283,7 +289,7 @@ def test_a_head_answers(world: World) -> None:
     with pytest.raises(HarvestError, match="trained with 3 answers, this set has 2, of which it knows 1"):
         evaluate(world.model, world.tokenizer, rows, task="qa", head=head, answers=("red", "pink"))
     with pytest.raises(HarvestError, match="no image baseline"):
-        evaluate(world.model, world.tokenizer, rows, task="qa", head=head, mode="image")
+        evaluate(world.model, world.tokenizer, rows, task="qa", head=head, settings=EvalSettings(image=True))
     with pytest.raises(HarvestError, match="fine-tuned for it"):
         evaluate(world.model, world.tokenizer, rows, task="classification", head=head)
 

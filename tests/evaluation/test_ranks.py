@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from harvest.evaluation import evaluate
 from harvest.evaluation.detection import detection
 from harvest.evaluation.probe import probe
 from harvest.evaluation.result import Result
+from harvest.evaluation.settings import EvalSettings
 from harvest.interfaces import Box, Example, HarvestError
 from harvest.model.heads import BoxHead, HeadConfig, build_head
 from harvest.model.tokenizer import Tokenizer
@@ -53,18 +55,22 @@ def scores(tokenizer: Tokenizer, examples: list[Example]) -> dict[str, Any]:
     clip_head = build_head(HeadConfig("linear", ("a", "b"), width)).eval()
     box_head = BoxHead(HeadConfig("boxes", ("a", "b"), width, several=True)).eval()
 
-    def asked(task: str, **how: Any) -> Result:
-        return evaluate(model, tokenizer, examples, task=task, batch_size=2, **how)  # type: ignore[arg-type]
+    two = EvalSettings(batch_size=2)
+
+    def asked(task: str, settings: EvalSettings = two, **how: Any) -> Result:
+        return evaluate(model, tokenizer, examples, task=task, settings=settings, **how)  # type: ignore[arg-type]
 
     results = {
-        "retrieval": asked("retrieval", with_dual_softmax=True),
-        "image": asked("retrieval", mode="image"),
+        "retrieval": asked("retrieval", replace(two, dual_softmax=True)),
+        "image": asked("retrieval", replace(two, image=True)),
         "shuffled": asked("retrieval", frame_order="shuffled"),
         "choice": asked("choice"),
         "qa": asked("qa"),
         "masked_words": asked("masked_words"),
-        "classification": asked("classification", head=clip_head, class_names=("a", "b"), num_clips=2),
-        "detection": detection(model, box_head, examples, batch_size=2),
+        "classification": asked(
+            "classification", replace(two, num_clips=2), head=clip_head, class_names=("a", "b")
+        ),
+        "detection": detection(model, box_head, examples, settings=two),
         "probe": probe(model, examples[:4], examples[4:], class_names=("a", "b"), batch_size=2),
     }
     return {name: json.loads(result.to_json()) for name, result in results.items()}

@@ -14,8 +14,8 @@ from harvest.cli import main
 from harvest.data.manifest import write_manifest
 from harvest.data.rows import read_rows
 from harvest.evaluation import evaluate
+from harvest.evaluation.settings import EvalSettings
 from harvest.model.folder import save_model
-from harvest.tokens import Selection
 
 from .conftest import SENTENCES, World
 
@@ -42,10 +42,10 @@ def packed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     ("task", "settings"),
     [
         ("retrieval", {}),
-        ("retrieval", {"mode": "image"}),
-        ("retrieval", {"selection": Selection(0.5, keep="codec_or_motion")}),
+        ("retrieval", {"image": True}),
+        ("retrieval", {"budget": 6, "keep": "codec_or_motion"}),
         ("choice", {}),
-        ("recognition", {"class_names": list(SENTENCES)}),
+        ("recognition", {}),
     ],
 )
 def test_the_numbers_are_those_of_the_files(world: World, packed: Path, task: str, settings: dict) -> None:
@@ -54,7 +54,14 @@ def test_the_numbers_are_those_of_the_files(world: World, packed: Path, task: st
     ]
     shards, _ = read_rows(str(packed / "{00000..00001}.tar"))
     one, other = (
-        evaluate(world.model, world.tokenizer, rows, task=task, batch_size=3, **settings)
+        evaluate(
+            world.model,
+            world.tokenizer,
+            rows,
+            task=task,
+            class_names=list(SENTENCES),
+            settings=EvalSettings(batch_size=3, **settings),
+        )
         for rows in (files, shards)
     )
     assert one.metrics == other.metrics and one.counts == other.counts

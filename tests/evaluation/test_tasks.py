@@ -14,6 +14,7 @@ from harvest.evaluation.embed import Embeddings, embed_texts, embed_videos
 from harvest.evaluation.metrics import mean_rank, recall_at
 from harvest.evaluation.recognition import class_names_of, embed_classes
 from harvest.evaluation.retrieval import retrieval, retrieval_ranks
+from harvest.evaluation.settings import EvalSettings
 from harvest.interfaces import Example, HarvestError
 from harvest.tokens import Selection
 
@@ -83,7 +84,7 @@ def test_captions_that_videos_share(world: World) -> None:
         dataclasses.replace(example, texts=(SENTENCES[number // 2],))
         for number, example in enumerate(world.examples)
     ]
-    how = {"task": "retrieval", "with_dual_softmax": True}
+    how = {"task": "retrieval", "settings": EvalSettings(dual_softmax=True)}
     result = evaluate(world.model, world.tokenizer, examples, shared_captions=True, **how)
     videos = embed_videos(world.model, examples).pooled
     texts = embed_texts(world.model, world.tokenizer, list(SENTENCES[:2]))
@@ -152,7 +153,13 @@ def test_choice_among_equal_options_is_at_chance(world: World) -> None:
         Example(e.id, e.video, texts=(SENTENCES[0],) * (2 + 2 * (n % 2)), label=0)
         for n, e in enumerate(world.examples)
     ]
-    result = evaluate(world.model, world.tokenizer, examples, task="choice", mode="image", precision="bf16")
+    result = evaluate(
+        world.model,
+        world.tokenizer,
+        examples,
+        task="choice",
+        settings=EvalSettings(image=True, precision="bf16"),
+    )
     assert result.metrics["accuracy"] == pytest.approx(0.375)
     assert result.metrics["chance"] == pytest.approx(0.375)
     assert result.counts["questions_tied"] == 4
@@ -253,8 +260,8 @@ def test_videos_may_be_embedded_before(world: World) -> None:
 
 
 def test_a_budget_of_tokens_and_of_entries(world: World) -> None:
-    few = Selection(budget=6, keep="motion")
-    result = evaluate(world.model, world.tokenizer, world.examples, task="retrieval", selection=few, dim=7)
+    few, short = Selection(budget=6, keep="motion"), EvalSettings(budget=6, dim=7)
+    result = evaluate(world.model, world.tokenizer, world.examples, task="retrieval", settings=short)
     assert "Of each clip 6 tubelets, keep motion." in result.protocol
     assert "The first 7 entries of each embedding." in result.protocol
     videos = embed_videos(world.model, world.examples, selection=few, dim=7)
@@ -265,10 +272,12 @@ def test_a_budget_of_tokens_and_of_entries(world: World) -> None:
         dataclasses.replace(e, label=n, texts=(s,))
         for n, (e, s) in enumerate(zip(world.examples, SENTENCES, strict=True))
     ]
-    result = evaluate(world.model, world.tokenizer, named, task="recognition", selection=few, dim=7)
+    result = evaluate(world.model, world.tokenizer, named, task="recognition", settings=short)
     assert result.counts["clips"] == 4
-    with pytest.raises(HarvestError, match="dim shortens embeddings, and masked_words compares none"):
-        evaluate(world.model, world.tokenizer, world.examples, task="masked_words", dim=7)
+    with pytest.raises(HarvestError, match="dim: not a setting of masked_words"):
+        evaluate(
+            world.model, world.tokenizer, world.examples, task="masked_words", settings=EvalSettings(dim=7)
+        )
 
 
 def test_a_caption_twice_is_a_query_twice(world: World) -> None:
@@ -290,7 +299,13 @@ def test_a_caption_twice_is_a_query_twice(world: World) -> None:
 
 def test_dual_softmax_stands_apart(world: World) -> None:
     plain = evaluate(world.model, world.tokenizer, world.examples, task="retrieval")
-    both = evaluate(world.model, world.tokenizer, world.examples, task="retrieval", with_dual_softmax=True)
+    both = evaluate(
+        world.model,
+        world.tokenizer,
+        world.examples,
+        task="retrieval",
+        settings=EvalSettings(dual_softmax=True),
+    )
     assert {name: both.metrics[name] for name in plain.metrics} == plain.metrics
     more = both.metrics.keys() - plain.metrics.keys()
     assert more == {f"{name}.dual_softmax" for name in plain.metrics}

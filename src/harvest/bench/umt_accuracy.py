@@ -29,7 +29,7 @@ from harvest.bench.step import describe_machine, print_table
 from harvest.config import RunConfig, StartConfig, TuningConfig
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import MiniWorld, MiniWorldConfig, write_miniworld
-from harvest.evaluation.tasks import evaluate
+from harvest.evaluation import EvalSettings, Task, evaluate
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_head, load_strictly
 from harvest.model.pretrained import load_any, load_pretrained
@@ -198,23 +198,24 @@ class Lab:
             return {}
         model, tokenizer, _ = load_pretrained(str(self.out / name))
 
-        def asked(part: str, **settings: Any) -> Mapping[str, float]:
+        def asked(part: str, task: Task, **how: Any) -> Mapping[str, float]:
             examples = read_manifest(getattr(self.world, part))
-            return evaluate(model, tokenizer, examples, precision="bf16", **settings).metrics
+            settings = EvalSettings(precision="bf16", **how)
+            return evaluate(model, tokenizer, examples, task=task, settings=settings).metrics
 
         if name.endswith("-qa"):
-            return {"questions": asked("questions", task="qa")["accuracy"]}
+            return {"questions": asked("questions", "qa")["accuracy"]}
         matches = model.fusion is not None and model.fusion.head_match is not None
-        found = asked("retrieval", task="retrieval", rerank_top_k=_RERANKED if matches else 0)
+        found = asked("retrieval", "retrieval", rerank_top_k=_RERANKED if matches else 0)
         scores = {key: found[key] for key in ("t2v_r1", "v2t_r1")}
         scores |= {f"{key}, re-ranked": found[f"{key}.reranked"] for key in list(scores) if matches}
         for part, label in (("motion_choice", "motion"), ("appearance_choice", "appearance")):
-            chosen = asked(part, task="choice", with_matching=matches)
+            chosen = asked(part, "choice", matching=matches)
             scores[label] = chosen["accuracy"]
             if matches:
                 scores[f"{label}, matching"] = chosen["accuracy.matching"]
         if model.fusion is not None and not matches:
-            scores["questions, by filling words"] = asked("questions", task="qa")["accuracy"]
+            scores["questions, by filling words"] = asked("questions", "qa")["accuracy"]
         return scores
 
     def _accuracy(self, folder: Path, weights: Path | None = None) -> float:
@@ -227,9 +228,9 @@ class Lab:
                 own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
                 load_strictly(part, own, source=str(weights))
         examples = read_manifest(self.world.actions)
-        return evaluate(model, None, examples, task="classification", head=head, precision="bf16").metrics[
-            "top1"
-        ]
+        settings = EvalSettings(precision="bf16")
+        result = evaluate(model, None, examples, task="classification", head=head, settings=settings)
+        return result.metrics["top1"]
 
     def _curve(self, run: Path) -> list[tuple[int, float]]:
         steps = sorted((run / "checkpoints").glob("step-*"))

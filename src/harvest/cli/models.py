@@ -105,6 +105,7 @@ def blend_command(args: list[str]) -> None:
         from rich.table import Table
 
         from harvest.data.manifest import read_manifest
+        from harvest.evaluation import EvalSettings
         from harvest.evaluation import evaluate as score
         from harvest.evaluation.blending import draw_curve, sweep
         from harvest.evaluation.embed import Mode
@@ -123,7 +124,13 @@ def blend_command(args: list[str]) -> None:
             "image": (read_manifest(image_evaluate, videos=image_videos), image_task),
             "video": (read_manifest(evaluate, videos=videos), task),
         }
-        frames, done = model.config.video.num_frames, 0
+        done = 0
+        settings = EvalSettings(
+            num_frames=model.config.video.num_frames,
+            batch_size=batch_size,
+            precision=precision,
+            workers=workers,
+        )
         of = 2 * len({1.0, *shares}) + 1
 
         with bar("scoring blends") as progress:
@@ -136,11 +143,7 @@ def blend_command(args: list[str]) -> None:
                     tokenizer,
                     examples,
                     task=how,
-                    mode=mode,
-                    num_frames=frames,
-                    batch_size=batch_size,
-                    precision=precision,
-                    workers=workers,
+                    settings=dataclasses.replace(settings, image=mode == "image"),
                     progress=lambda *_: None,
                 )
                 done += 1

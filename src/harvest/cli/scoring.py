@@ -74,6 +74,10 @@ def _is_given(args: list[str], flag: str) -> bool:
 def evaluate_command(args: list[str]) -> None:
     import tyro
 
+    from harvest.evaluation.settings import EvalSettings
+
+    reading = EvalSettings(workers=2)
+
     def evaluate(
         model: Annotated[str, tyro.conf.Positional],
         /,
@@ -81,26 +85,12 @@ def evaluate_command(args: list[str]) -> None:
         task: Literal[
             "retrieval", "choice", "recognition", "qa", "masked_words", "classification"
         ] = "retrieval",
-        image: bool = False,
         videos: Path | None = None,
         classes: Path | None = None,
         templates: tuple[str, ...] = ("a video of {}",),
-        num_frames: int | None = None,
-        budget: int | None = None,
-        keep: Literal[
-            "random", "tube", "motion", "attention", "run_length", "merge", "codec", "codec_or_motion"
-        ] = "motion",
-        dim: int | None = None,
-        num_clips: int = 1,
-        num_crops: int = 1,
-        dual_softmax: bool = False,
-        rerank_top_k: int = 0,
-        matching: bool = False,
-        motion_truth: bool = False,
         zero_shot: bool = False,
-        batch_size: int = 32,
-        precision: Literal["fp32", "bf16"] = "fp32",
-        workers: int = 2,
+        motion_truth: bool = False,
+        settings: EvalSettings = reading,
         card: Path | None = None,
         out: Path | None = None,
     ) -> None:
@@ -118,20 +108,10 @@ def evaluate_command(args: list[str]) -> None:
             task: retrieval: text to video and back. choice: texts are options, label the right one. recognition: label
                 is the class. qa: question and answer. masked_words: words filled with the right and another clip.
                 classification: by the head of a fine-tuned model; qa uses it too, where there is one.
-            image: The image baseline: each frame encoded alone, embeddings averaged.
             videos: Folder that video paths are relative to; without it the manifest's own.
             classes: Class names for recognition, one a line or a JSON list.
             templates: Prompts for recognition, with {} for the class; several are averaged.
-            num_frames: Frames a clip; without it the model's own number.
-            budget: Tubelets seen of each clip; without it all.
-            keep: Which tubelets are seen, with a budget; run_length sees what does not repeat, with or without one.
-            dim: Compare the first so many entries of the embeddings; for models trained with objective.dims.
-            num_clips: Of classification: views in time, whose probabilities are averaged.
-            num_crops: Of classification: views along the picture's longer side.
             zero_shot: Leave the head of a fine-tuned model aside.
-            dual_softmax: Of retrieval: beside the plain figures those after dual softmax, which needs all queries at once.
-            rerank_top_k: Of retrieval: re-order the so many items nearest to each query by the matching head, as columns of their own.
-            matching: Of choice: beside the cosines the matching head, and its mixture with them.
             motion_truth: Score again with the frames reversed, shuffled, and one frame alone, as columns of their own.
                 On for manifests of the mini-world, unless --no-motion-truth.
             card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
@@ -152,7 +132,6 @@ def evaluate_command(args: list[str]) -> None:
         from harvest.model.pretrained import load_any
         from harvest.parallel import world
         from harvest.progress import bar
-        from harvest.tokens import see
 
         if task == "qa" and are_shards(data):
             raise HarvestError(
@@ -177,27 +156,18 @@ def evaluate_command(args: list[str]) -> None:
                         tokenizer,
                         examples,
                         task=task,
-                        mode="image" if image else "video",
-                        num_frames=num_frames,
-                        selection=see(budget, keep),
-                        dim=dim,
-                        batch_size=batch_size,
-                        precision=precision,
-                        workers=workers,
+                        settings=settings,
                         frame_order=frame_order,
                         progress=progress,
                         groups=groups,
                         class_names=names,
                         templates=templates,
                         head=head,
-                        num_clips=num_clips,
-                        num_crops=num_crops,
-                        with_dual_softmax=dual_softmax,
-                        rerank_top_k=rerank_top_k,
-                        with_matching=matching,
                     )
 
-            if motion_truth or (is_miniworld and not image and not _is_given(args, "--no-motion-truth")):
+            if motion_truth or (
+                is_miniworld and not settings.image and not _is_given(args, "--no-motion-truth")
+            ):
                 result = with_motion_truth(score)
             else:
                 result = score("forward")
@@ -223,6 +193,10 @@ def benchmark_command(args: list[str]) -> None:
         return
     import tyro
 
+    from harvest.evaluation.settings import EvalSettings
+
+    reading = EvalSettings(workers=2)
+
     def benchmark(
         name: Annotated[str, tyro.conf.Positional],
         /,
@@ -235,18 +209,9 @@ def benchmark_command(args: list[str]) -> None:
         manifest: Path | None = None,
         boxes: Path | None = None,
         span_s: float | None = None,
-        image: bool = False,
         zero_shot: bool = False,
-        num_frames: int | None = None,
-        num_clips: int = 1,
-        num_crops: int = 1,
-        dual_softmax: bool = False,
-        rerank_top_k: int = 0,
-        matching: bool = False,
         motion_truth: bool = False,
-        batch_size: int = 32,
-        precision: Literal["fp32", "bf16"] = "fp32",
-        workers: int = 2,
+        settings: EvalSettings = reading,
         card: Path | None = None,
         out: Path | None = None,
     ) -> None:
@@ -270,14 +235,7 @@ def benchmark_command(args: list[str]) -> None:
                 (.names.json).
             boxes: Of action detection: a detector's boxes of persons (csv); without it the annotated boxes.
             span_s: Of action detection: seconds of video shown around a picture; without it what annotators saw.
-            image: The image baseline: each frame encoded alone, embeddings averaged.
             zero_shot: Leave the head of a fine-tuned model aside.
-            num_frames: Frames a clip; without it the model's own number.
-            num_clips: With a head: views in time, whose probabilities are averaged.
-            num_crops: With a head: views along the picture's longer side.
-            dual_softmax: Of retrieval: beside the plain figures those after dual softmax, which needs all queries at once.
-            rerank_top_k: Of retrieval: re-order the so many items nearest to each query by the matching head, as columns of their own.
-            matching: Of choice: beside the cosines the matching head, and its mixture with them.
             motion_truth: Score again with the frames reversed, shuffled, and one frame alone, as columns of their own.
             card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
             out: Write the result as JSON to this file.
@@ -334,16 +292,7 @@ def benchmark_command(args: list[str]) -> None:
                         allow_missing=allow_missing,
                         head=head,
                         detected=detected,
-                        num_clips=num_clips,
-                        num_crops=num_crops,
-                        with_dual_softmax=dual_softmax,
-                        rerank_top_k=rerank_top_k,
-                        with_matching=matching,
-                        mode="image" if image else "video",
-                        num_frames=num_frames,
-                        batch_size=batch_size,
-                        precision=precision,
-                        workers=workers,
+                        settings=settings,
                         frame_order=frame_order,
                         progress=progress,
                     )

@@ -5,10 +5,12 @@ from harvest.evaluation.embed import Embeddings, embed_texts, embed_videos
 from harvest.evaluation.motion_truth import motion_truth
 from harvest.evaluation.question_answering import fill
 from harvest.evaluation.result import Result, table
+from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.tasks import Task, evaluate
 
 __all__ = [
     "Embeddings",
+    "EvalSettings",
     "Result",
     "Task",
     "embed_texts",

@@ -7,14 +7,17 @@ from typing import Any, cast
 
 from harvest.data.benchmarks import BenchmarkData, Missing, missing
 from harvest.data.labels import check_same_names
+from harvest.data.sampling import FrameOrder
 from harvest.evaluation.detection import detection
 from harvest.evaluation.probe import probe
 from harvest.evaluation.result import Result
+from harvest.evaluation.settings import DEFAULT, EvalSettings
 from harvest.evaluation.tasks import Task, evaluate
 from harvest.interfaces import Box, HarvestError
 from harvest.model.heads import BoxHead, Head
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
+from harvest.progress import OnProgress
 
 
 def check_complete(data: BenchmarkData, *, allow_missing: bool = False) -> Missing:
@@ -37,12 +40,14 @@ def score_benchmark(
     allow_missing: bool = False,
     head: Head | None = None,
     detected: dict[str, tuple[Box, ...]] | None = None,
-    **settings: Any,
+    settings: EvalSettings = DEFAULT,
+    frame_order: FrameOrder = "forward",
+    progress: OnProgress | None = None,
 ) -> Result:
     """Evaluate by the benchmark's protocol, zero-shot or with the head of a fine-tuned model.
 
-    `settings` are those of `evaluate` for any task; with a head, its views are among them. `detected` are the boxes of
-    a detector for action detection (`detection.read_boxes`), which without it is on the annotated ones.
+    `detected` are the boxes of a detector for action detection (`detection.read_boxes`), which without it is on the
+    annotated ones.
 
     Raises HarvestError where rows are missing, from the annotation files or because their video is not there or
     cannot be read. `allow_missing` scores what is there instead: `metrics["share_of_rows"]` is then the share of
@@ -56,14 +61,15 @@ def score_benchmark(
             raise HarvestError(
                 f"{data.name} needs a model that was fine-tuned to detect actions (recipe ft-ava-b16)"
             )
-        own = ("num_frames", "batch_size", "precision", "workers", "frame_order", "progress")
         found = detection(
             model,
             head,
             data.examples,
             names=data.action_names,
             detected=detected,
-            **{name: value for name, value in settings.items() if name in own},
+            settings=settings,
+            frame_order=frame_order,
+            progress=progress,
         )
         return _of_the_whole(data, found, absent, allow_missing=allow_missing)
     if task == "recognition" and head is not None:
@@ -75,7 +81,16 @@ def score_benchmark(
         of_task = {"shared_captions": data.shared_captions}
     elif task == "qa":
         of_task = {"answers": data.answers, "head": head}
-    result = evaluate(model, tokenizer, data.examples, task=task, **of_task, **settings)
+    result = evaluate(
+        model,
+        tokenizer,
+        data.examples,
+        task=task,
+        settings=settings,
+        frame_order=frame_order,
+        progress=progress,
+        **of_task,
+    )
     return _of_the_whole(data, result, absent, allow_missing=allow_missing)
 
 

@@ -20,12 +20,12 @@ from harvest.evaluation.metrics import (
     resampled_mean_ap,
 )
 from harvest.evaluation.result import Credits, Result
+from harvest.evaluation.settings import DEFAULT, EvalSettings
 from harvest.interfaces import Example, HarvestError
 from harvest.model.heads import ClipHead
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision, world_rank_size
 from harvest.progress import OnProgress
-from harvest.tokens import Selection
 
 
 def classification(
@@ -34,13 +34,7 @@ def classification(
     examples: Sequence[Example],
     *,
     class_names: Sequence[str] | None = None,
-    num_clips: int = 1,
-    num_crops: int = 1,
-    num_frames: int | None = None,
-    batch_size: int = 32,
-    precision: Precision = "fp32",
-    workers: int = 0,
-    selection: Selection | None = None,
+    settings: EvalSettings = DEFAULT,
     frame_order: FrameOrder = "forward",
     progress: OnProgress | None = None,
 ) -> Result:
@@ -53,7 +47,8 @@ def classification(
     names = head.config.names
     check_same_names(names, names if class_names is None else class_names)
     several = check_kind(examples, several=head.config.several, num_classes=len(names))
-    frames = model.config.video.num_frames if num_frames is None else num_frames
+    frames = model.config.video.num_frames if settings.num_frames is None else settings.num_frames
+    selection, num_clips, num_crops = settings.selection, settings.num_clips, settings.num_crops
     scores, rows, broken = score_views(
         lambda video: head(
             model.video_features(video, None if selection is None else kept(model, video, selection))
@@ -64,9 +59,9 @@ def classification(
         num_clips=num_clips,
         num_crops=num_crops,
         several=several,
-        batch_size=batch_size,
-        precision=precision,
-        workers=workers,
+        batch_size=settings.batch_size,
+        precision=settings.precision,
+        workers=settings.workers,
         frame_order=frame_order,
         progress=progress,
     )

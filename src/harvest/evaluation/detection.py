@@ -18,12 +18,18 @@ from harvest.data.sampling import FrameOrder
 from harvest.evaluation.embed import evaluating, share_broken, shared
 from harvest.evaluation.metrics import frame_rankings, mean_average_precision, resampled_mean_ap
 from harvest.evaluation.result import Result
+from harvest.evaluation.settings import DEFAULT, EvalSettings
 from harvest.interfaces import Box, Example, HarvestError
 from harvest.model.heads import BoxHead
 from harvest.model.regions import region_features
 from harvest.model.video_text import VideoTextModel
-from harvest.parallel import Precision, world_rank_size
+from harvest.parallel import world_rank_size
 from harvest.progress import OnProgress
+
+_USELESS = (
+    *("image", "budget", "keep", "dim", "num_clips", "num_crops"),
+    *("dual_softmax", "rerank_top_k", "matching"),
+)
 
 
 def detection(
@@ -33,18 +39,17 @@ def detection(
     *,
     names: Sequence[str] | None = None,
     detected: dict[str, tuple[Box, ...]] | None = None,
-    num_frames: int | None = None,
-    batch_size: int = 32,
-    precision: Precision = "fp32",
-    workers: int = 0,
+    settings: EvalSettings = DEFAULT,
     frame_order: FrameOrder = "forward",
     progress: OnProgress | None = None,
 ) -> Result:
     """Score every action of every box against the boxes of `examples`; an example is a picture and what is around it.
 
     `detected` None takes the annotated boxes themselves, else those of a detector by example id (`read_boxes`); a
-    picture without any finds nobody. `names` None takes the head's, else they must be equal.
+    picture without any finds nobody. `names` None takes the head's, else they must be equal. Of the settings those of
+    frames and of computing count, others are refused.
     """
+    settings.refuse("detection", *_USELESS)
     own = head.config.names
     check_same_names(own, own if names is None else names)
     ids = [example.id for example in examples]
@@ -55,7 +60,7 @@ def detection(
                 f"{len(unknown)} pictures of the detected boxes are not in this set (first: {unknown[0]})"
             )
     given = {e.id: e.boxes if detected is None else detected.get(e.id, ()) for e in examples}
-    frames = model.config.video.num_frames if num_frames is None else num_frames
+    frames = model.config.video.num_frames if settings.num_frames is None else settings.num_frames
     seen = [example for example in examples if given[example.id]]
     if not seen:
         raise HarvestError("there is no box to score")
@@ -70,8 +75,8 @@ def detection(
         seen,
         num_frames=frames,
         image_size=model.config.video.image_size,
-        batch_size=batch_size,
-        workers=workers,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
         crop="squash",
         frame_order=frame_order,
         rank=rank,
@@ -85,7 +90,7 @@ def detection(
         counts = torch.tensor([len(given[e.id]) for e in shown])
         owner = torch.arange(len(shown)).repeat_interleave(counts)
         sides = torch.tensor([box.sides for e in shown for box in given[e.id]])
-        with evaluating(model, precision):
+        with evaluating(model, settings.precision):
             device = model.log_scale.device
             tokens = model.video_features(video.to(device)).tokens
             places = model.grid(video).num_places
@@ -142,7 +147,7 @@ def detection(
             "num_clips": 1,
             "num_crops": 1,
             "image_size": model.config.video.image_size,
-            "precision": precision,
+            "precision": settings.precision,
             "frame_order": frame_order,
             "boxes": "annotated" if detected is None else "detected",
         },

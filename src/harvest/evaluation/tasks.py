@@ -12,7 +12,7 @@ from harvest.data.sampling import FrameOrder
 from harvest.evaluation.answer_ranking import answer_ranking
 from harvest.evaluation.choice import check_options, choice
 from harvest.evaluation.classification import classification
-from harvest.evaluation.embed import Mode, default_frames, pool, read_clips
+from harvest.evaluation.embed import default_frames, pool, read_clips
 from harvest.evaluation.matching import need_matching
 from harvest.evaluation.question_answering import (
     answer_with_head,
@@ -24,15 +24,28 @@ from harvest.evaluation.question_answering import (
 from harvest.evaluation.recognition import TEMPLATES, recognition
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import retrieval
+from harvest.evaluation.settings import DEFAULT, EvalSettings
 from harvest.interfaces import Example, HarvestError
 from harvest.model.heads import AnswerHead, ClipHead, Head
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import NO_WORDS, VideoTextModel
-from harvest.parallel import Precision
 from harvest.progress import OnProgress, bar
 from harvest.tokens import Selection, described
 
 Task = Literal["retrieval", "choice", "recognition", "qa", "masked_words", "classification"]
+
+_VIEWS, _OF_RETRIEVAL = ("num_clips", "num_crops"), ("dual_softmax", "rerank_top_k")
+_USELESS: dict[Task, tuple[str, ...]] = {
+    "retrieval": (*_VIEWS, "matching"),
+    "choice": (*_VIEWS, *_OF_RETRIEVAL),
+    "recognition": (*_VIEWS, *_OF_RETRIEVAL, "matching"),
+    # These read the fusion decoder, which compares no embeddings.
+    "qa": (*_VIEWS, *_OF_RETRIEVAL, "matching", "dim"),
+    "masked_words": (*_VIEWS, *_OF_RETRIEVAL, "matching", "dim"),
+    # The head looks at clips as videos.
+    "classification": (*_OF_RETRIEVAL, "matching", "dim", "image"),
+}
+"""Settings that a task has no use for."""
 
 
 def evaluate(
@@ -41,49 +54,32 @@ def evaluate(
     examples: Sequence[Example],
     *,
     task: Task,
-    mode: Mode = "video",
-    num_frames: int | None = None,
-    batch_size: int = 32,
-    precision: Precision = "fp32",
-    workers: int = 0,
-    selection: Selection | None = None,
-    dim: int | None = None,
+    settings: EvalSettings = DEFAULT,
+    frame_order: FrameOrder = "forward",
     progress: OnProgress | None = None,
     groups: Mapping[str, str] | None = None,
     class_names: Sequence[str] | None = None,
     templates: Sequence[str] = TEMPLATES,
     answers: Sequence[str] | None = None,
-    with_dual_softmax: bool = False,
-    rerank_top_k: int = 0,
     shared_captions: bool = False,
-    with_matching: bool = False,
     mask_ratio: float = 0.15,
     seed: int = 0,
     head: Head | None = None,
-    num_clips: int = 1,
-    num_crops: int = 1,
-    frame_order: FrameOrder = "forward",
 ) -> Result:
     """Evaluate without training on the task, or with the head of a fine-tuned model, on the device the model is on.
 
     Only "classification" does without a tokenizer: a model without a text tower has none.
 
-    `mode` "image" is the image baseline: every frame alone, embeddings averaged. The video settings are those of
-    `embed_videos` (`selection`: how many tubelets of a clip are seen, and which; `dim`: entries of an embedding);
-    `progress` None shows a bar on a terminal. `frame_order` takes time from the clips (`motion_truth`). `with_dual_softmax`, `rerank_top_k` and `shared_captions` belong to "retrieval", `groups` and `with_matching` to "choice", `class_names` and
-    `templates` to "recognition", `answers` and, if fine-tuned, `head` to "qa", `mask_ratio` and `seed` to "masked_words", `head` and the
-    views, `num_clips` and `num_crops`, to "classification".
+    `frame_order` takes time from the clips (`motion_truth`); `progress` None shows a bar on a terminal.
+    `shared_captions` belongs to "retrieval", `groups` to "choice", `class_names` and `templates` to "recognition",
+    `answers` and, if fine-tuned, `head` to "qa", `mask_ratio` and `seed` to "masked_words", `head` to "classification".
+    A setting that a task has no use for is refused.
     """
     if task not in get_args(Task):
         raise HarvestError(f"unknown task {task!r}; there are {', '.join(get_args(Task))}")
-    if dim is not None and task in ("qa", "masked_words"):
-        raise HarvestError(f"dim shortens embeddings, and {task} compares none: it reads the fusion decoder")
-    if rerank_top_k < 0 or (rerank_top_k and task != "retrieval") or (with_matching and task != "choice"):
-        raise HarvestError(
-            f"rerank_top_k, 0 or more, goes with retrieval and with_matching with choice; got {rerank_top_k} and "
-            f"{with_matching} with {task}"
-        )
-    reads_pairs = rerank_top_k > 0 or with_matching
+    settings.refuse(task, *_USELESS[task])
+    mode, precision, selection, dim = settings.mode, settings.precision, settings.selection, settings.dim
+    reads_pairs = settings.rerank_top_k > 0 or settings.matching
     if reads_pairs:
         need_matching(model)  # before the videos are encoded
     if task in ("qa", "masked_words"):
@@ -97,55 +93,47 @@ def evaluate(
         class_names = class_names_of(examples) if class_names is None else class_names
         check_labels(examples, len(class_names))
 
-    settings: dict[str, Any] = {
-        "num_frames": default_frames(model, mode) if num_frames is None else num_frames,
-        "num_clips": num_clips,
-        "num_crops": num_crops,
+    told: dict[str, Any] = {
+        "num_frames": default_frames(model, mode) if settings.num_frames is None else settings.num_frames,
+        "num_clips": settings.num_clips,
+        "num_crops": settings.num_crops,
         "image_size": model.config.video.image_size,
         "precision": precision,
         "frame_order": frame_order,
     }
     if task == "recognition":
-        settings["templates"] = list(templates)
+        told["templates"] = list(templates)
     elif task == "retrieval":
-        settings |= {"rerank_top_k": rerank_top_k, "shared_captions": shared_captions}
+        told |= {"rerank_top_k": settings.rerank_top_k, "shared_captions": shared_captions}
     elif task == "masked_words":
-        settings |= {"mask_ratio": mask_ratio, "seed": seed}
+        told |= {"mask_ratio": mask_ratio, "seed": seed}
 
     with ExitStack() as stack:
         if progress is None:
             progress = stack.enter_context(bar(f"evaluating {task}"))
         if task == "classification":
-            if not isinstance(head, ClipHead) or mode == "image":
-                raise HarvestError(
-                    "classification needs the head of a model that was fine-tuned for it, which looks at clips as videos"
-                )
+            if not isinstance(head, ClipHead):
+                raise HarvestError("classification needs the head of a model that was fine-tuned for it")
             result = classification(
                 model,
                 head,
                 examples,
                 class_names=class_names,
-                num_clips=num_clips,
-                num_crops=num_crops,
-                num_frames=num_frames,
-                batch_size=batch_size,
-                precision=precision,
-                workers=workers,
-                selection=selection,
+                settings=settings,
                 frame_order=frame_order,
                 progress=progress,
             )
-            return _with_settings(result, settings, selection, None)
+            return _with_settings(result, told, selection, None)
         if tokenizer is None:  # all other tasks read words
             raise HarvestError(NO_WORDS)
         clips = read_clips(
             model,
             examples,
             mode=mode,
-            num_frames=num_frames,
-            batch_size=batch_size,
+            num_frames=settings.num_frames,
+            batch_size=settings.batch_size,
             precision=precision,
-            workers=workers,
+            workers=settings.workers,
             selection=selection,
             for_head=task == "qa" and head is not None,
             with_tokens=reads_pairs or task in ("qa", "masked_words"),
@@ -176,7 +164,7 @@ def evaluate(
             examples,
             videos,
             groups=groups,
-            with_matching=with_matching,
+            with_matching=settings.matching,
             precision=precision,
         )
     elif task == "recognition":
@@ -195,16 +183,16 @@ def evaluate(
             tokenizer,
             examples,
             videos,
-            with_dual_softmax=with_dual_softmax,
-            rerank_top_k=rerank_top_k,
+            with_dual_softmax=settings.dual_softmax,
+            rerank_top_k=settings.rerank_top_k,
             shared_captions=shared_captions,
             precision=precision,
         )
-    return _with_settings(result, settings, selection, dim)
+    return _with_settings(result, told, selection, dim)
 
 
 def _with_settings(
-    result: Result, settings: Mapping[str, Any], selection: Selection | None, dim: int | None
+    result: Result, told: Mapping[str, Any], selection: Selection | None, dim: int | None
 ) -> Result:
     said = [result.protocol]
     if selection is not None:
@@ -215,5 +203,5 @@ def _with_settings(
     return replace(
         result,
         protocol=" ".join(said),
-        settings={**settings, "seen": seen, "dim": dim, **result.settings},
+        settings={**told, "seen": seen, "dim": dim, **result.settings},
     )
