@@ -16,6 +16,7 @@ import copy
 import math
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -677,9 +678,20 @@ def _start_worker(worker: int) -> None:
 
 
 def _start_method(decoder: Decoder, workers: int) -> str | None:
-    """How worker processes begin; None as PyTorch does. What is forked from a process that uses a GPU cannot use it, so
-    workers that decode on one begin anew, and fork their guarded process before anything in them touches the GPU."""
-    return "spawn" if workers and decoder == "torchcodec_cuda" else None
+    """How worker processes begin; None as PyTorch does.
+
+    On Linux they are forked, whatever Python's own way is (3.14's is another), so that ten million examples are not
+    copied to each. Python from 3.12 on warns of that where a process has threads, which a training process has. What
+    they could hold, workers do not ask for: they compute with one thread, and write nothing to a terminal.
+
+    What is forked from a process that uses a GPU cannot use it: workers that decode on one begin anew, and fork their
+    guarded process before anything in them touches the GPU.
+    """
+    if not workers:
+        return None
+    if decoder == "torchcodec_cuda":
+        return "spawn"
+    return "fork" if sys.platform == "linux" else None
 
 
 def _from_workers(loader: DataLoader) -> Iterator[Any]:
