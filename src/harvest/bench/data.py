@@ -40,7 +40,7 @@ from harvest.data.manifest import read_manifest
 from harvest.data.prepare import PrepareConfig, prepare
 from harvest.data.sampling import segment_times
 from harvest.data.shards import read_shards
-from harvest.data.video import Decoder, write_video
+from harvest.data.video import LENIENT, Decoder, write_video
 from harvest.interfaces import Example, HarvestError
 from harvest.progress import OnProgress, bar, say
 from harvest.tokens import Selection
@@ -284,7 +284,7 @@ def read_whole(
     Returns uint8 `[T, 3, S, S]`.
     """
     pictures: list[np.ndarray] = []
-    with av.open(example.video, metadata_errors="ignore") as container:
+    with av.open(example.video, **LENIENT) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1

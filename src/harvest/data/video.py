@@ -64,6 +64,9 @@ _ROUNDING_S = 1e-6  # a time computed from a frame's timestamp still finds that 
 # What the decoder raises on bad files; everything else is a mistake of ours and must be seen.
 _DECODER_ERRORS = (av.error.FFmpegError, OSError, EOFError, ValueError, OverflowError, MemoryError)
 
+# Names and titles in bytes that are no UTF-8 are no reason to refuse a video; PyAV does so by itself from 19 on.
+LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 _scalers = threading.local()
 
 
@@ -436,7 +439,7 @@ def _opened(path: Source) -> Iterator[tuple[Any, Any]]:
                 size, protocols, file = path.stat().st_size, "file,crypto,data", f"file:{path}"
             if size == 0:
                 raise VideoError(path, "the file is empty (0 bytes)")
-            container = av.open(file, metadata_errors="ignore", options={"protocol_whitelist": protocols})
+            container = av.open(file, options={"protocol_whitelist": protocols}, **LENIENT)
             streams = [
                 s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
             ]
