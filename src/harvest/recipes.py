@@ -407,6 +407,59 @@ def umt_ft_msrvtt_l16() -> RunConfig:
     )
 
 
+def umt_ft_msrvtt_mc_b16() -> RunConfig:
+    """MSRVTT-MC from UMT stage 2: it has no training set, so contrastive and matching on captions of MSR-VTT; 3 epochs."""
+    # UMT's B/16 of 25M pairs: lr 8e-5, no warm-up. Its test clips are those of the full split, so that the captions are
+    # of the training split of 7,010 videos: 140,200 in steps of 256 are 548 an epoch.
+    base = umt_ft_msrvtt_b16()
+    return dataclasses.replace(
+        base,
+        recipe="umt-ft-msrvtt-mc-b16",
+        optim=dataclasses.replace(base.optim, lr=8e-5, lr_end=8e-7, warmup_steps=0),
+        loop=dataclasses.replace(base.loop, steps=3 * 548),
+    )
+
+
+def umt_ft_msrvtt_mc_l16() -> RunConfig:
+    """MSRVTT-MC from UMT stage 2 of ViT-L/16: 5 epochs."""
+    base = umt_ft_msrvtt_mc_b16()
+    return dataclasses.replace(
+        base,
+        recipe="umt-ft-msrvtt-mc-l16",
+        start=StartConfig(model="runs/umt-stage2-l16"),
+        objective=dataclasses.replace(_MATCHED, drop_path=0.3),
+        optim=dataclasses.replace(base.optim, lr=4e-5, lr_end=4e-7),
+        loop=dataclasses.replace(base.loop, steps=5 * 548),
+    )
+
+
+def umt_ft_msrvtt_qa_b16() -> RunConfig:
+    """MSRVTT-QA from UMT stage 2: a decoder learns to say the answer, the official ones are ranked; 12 frames, 8 epochs."""
+    # 158,581 questions in steps of 256 are 619 an epoch, the first of them warm-up. Values of 17M pairs: UMT's file for
+    # B/16 of 25M holds those of an L/16.
+    base = umt_ft_msrvtt_b16()
+    return dataclasses.replace(
+        base,
+        recipe="umt-ft-msrvtt-qa-b16",
+        objective=AnswerDecodingConfig(drop_path=0.2),
+        optim=dataclasses.replace(base.optim, lr=2e-5, lr_end=2e-7, warmup_steps=619),
+        loop=dataclasses.replace(base.loop, steps=8 * 619),
+    )
+
+
+def umt_ft_msrvtt_qa_l16() -> RunConfig:
+    """MSRVTT-QA from UMT stage 2 of ViT-L/16: 5 epochs."""
+    base = umt_ft_msrvtt_qa_b16()
+    return dataclasses.replace(
+        base,
+        recipe="umt-ft-msrvtt-qa-l16",
+        start=StartConfig(model="runs/umt-stage2-l16"),
+        objective=AnswerDecodingConfig(drop_path=0.4),
+        optim=dataclasses.replace(base.optim, lr=4e-5, lr_end=4e-7),
+        loop=dataclasses.replace(base.loop, steps=5 * 619),
+    )
+
+
 # ---- fine-tuning: the values of UMT's scripts, docs/tasks.md says what they start from ---------------------------
 
 
@@ -540,6 +593,30 @@ def ft_choice_b16() -> RunConfig:
     )
 
 
+def ft_msrvtt_qa_l14() -> RunConfig:
+    """MSRVTT-QA fine-tuned from a Harvest model of CLIP ViT-L/14, on CoTrain's schedule."""
+    base = ft_msrvtt_qa_b16()
+    return dataclasses.replace(
+        base,
+        recipe="ft-msrvtt-qa-l14",
+        start=StartConfig(model="runs/harvest-l14"),
+        loop=dataclasses.replace(base.loop, checkpointing=True),
+    )
+
+
+def ft_choice_l14() -> RunConfig:
+    """Multiple choice fine-tuned from a Harvest model of CLIP ViT-L/14: the values of UMT's L/16."""
+    base = ft_choice_b16()
+    return dataclasses.replace(
+        base,
+        recipe="ft-choice-l14",
+        start=StartConfig(model="runs/harvest-l14"),
+        objective=MultipleChoiceConfig(drop_path=0.3),
+        optim=dataclasses.replace(base.optim, lr=4e-5, lr_end=4e-7),
+        loop=dataclasses.replace(base.loop, checkpointing=True),
+    )
+
+
 def ft_ava_b16() -> RunConfig:
     """AVA 2.2 action detection, ViT-B/16 at 8 frames, from UMT's K710 model: 30 epochs on annotated boxes."""
     # 184,000 pictures with boxes in steps of 128 are 1,438 an epoch; lr 2.5e-4.
@@ -588,7 +665,13 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "ft-msrvtt-qa-b16": ft_msrvtt_qa_b16,
     "ft-choice-b16": ft_choice_b16,
     "ft-ava-b16": ft_ava_b16,
+    "ft-msrvtt-qa-l14": ft_msrvtt_qa_l14,
+    "ft-choice-l14": ft_choice_l14,
     "umt-ft-msrvtt-l16": umt_ft_msrvtt_l16,
+    "umt-ft-msrvtt-qa-b16": umt_ft_msrvtt_qa_b16,
+    "umt-ft-msrvtt-qa-l16": umt_ft_msrvtt_qa_l16,
+    "umt-ft-msrvtt-mc-b16": umt_ft_msrvtt_mc_b16,
+    "umt-ft-msrvtt-mc-l16": umt_ft_msrvtt_mc_l16,
     "ft-k710-l16": ft_k710_l16,
     "ft-k400-l16": ft_k400_l16,
     "ft-ssv2-l16": ft_ssv2_l16,
@@ -680,7 +763,7 @@ def tiny(name: str) -> RunConfig:
             train=train,
             images=images,
             workers=0
-            if name.startswith("ft-")
+            if name.startswith(("ft-", "umt-ft-"))
             else min(1, config.data.workers),  # one path with workers is enough
             flip=False,
         ),
