@@ -193,6 +193,8 @@ def test_detected_boxes(world: World, tmp_path: Path) -> None:
     assert missed.counts["boxes"] == 6 and missed.counts["labels"] == 7  # who is not found counts as missed
     with pytest.raises(HarvestError, match="1 pictures of the detected boxes are not in this set"):
         detection(world.model, head, examples[1:], detected=detected)
+    with pytest.raises(HarvestError, match="is the id of more than one picture"):
+        detection(world.model, head, [*examples, examples[0]])
     for wrong, said in (
         ("a,0902,0,0,1\n", "line 1: expected video, second"),
         ("a,0902,0,0,1.4,1,0.9\n", "line 1: .*not inside the picture"),

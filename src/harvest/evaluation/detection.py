@@ -6,6 +6,7 @@ On ground-truth boxes a person is always found and only the actions are told; on
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +54,9 @@ def detection(
     own = head.config.names
     check_same_names(own, own if names is None else names)
     ids = [example.id for example in examples]
+    again = next((id for id, count in Counter(ids).items() if count > 1), None)
+    if again is not None:
+        raise HarvestError(f"{again!r} is the id of more than one picture: boxes are found by it")
     if detected is not None:
         unknown = sorted(detected.keys() - set(ids))
         if unknown:

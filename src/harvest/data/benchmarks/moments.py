@@ -126,7 +126,10 @@ BENCHMARKS = [
             "train": _split("youcookii_annotations_trainval.json", _YOUCOOK, videos=1333, sentences=10_337),
         },
         youcook2,
-        ("Two of the 3,350 sentences are of one stretch, so that there are 3,349 clips.",),
+        (
+            "Two of the 3,350 sentences are of one stretch, so that there are 3,349 clips; so it is with the 3,492 of"
+            " val-all and its 3,491.",
+        ),
     ),
     Benchmark(
         "charades-sta",

@@ -321,7 +321,7 @@ BENCHMARKS = [
             part: _split(
                 f"{part}_list.txt + captions_msvd.json | sents_{part}_lc_nopunc.txt | msvd_ret_{part}.json"
                 f" | msvd_caption_{part}.json",
-                "Venugopalan et al. 2015",
+                "videos: Venugopalan et al. 2015; captions: the released files of sentences",
                 rows=rows,
                 videos=rows,
                 captions=captions,
@@ -350,7 +350,7 @@ BENCHMARKS = [
         didemo,
         (
             "The test file has 1,037 names for 1,004 videos: 33 come with two suffixes. Read by the published list,"
-            " which has one name of each, 89 of the 4,021 descriptions are lost (split test-list).",
+            " which has one name of each, 89 of the 4,021 descriptions are lost (split test-list), and of the 4,180 of val 71 (val-list).",
             "Only the first 30 s of a video are annotated; some models look at no more, some at all of it.",
         ),
     ),
