@@ -124,6 +124,9 @@ def data_command(
         print(f"written: {out}")
 
 
+_FURTHER: dict[str, Decoder] = {"torchcodec": "torchcodec", "torchcodec on the GPU": "torchcodec_cuda"}
+
+
 @dataclass(frozen=True)
 class ReadRate:
     """One way of reading. Rates are for one core: a second is one of processor time."""
@@ -233,8 +236,9 @@ def measure_data(
 
     mb = sum(os.path.getsize(example.video) for example in good) / len(good) / 1e6
     ways = [_Way("files, read whole", whole, mb), _Way("files, by seeking", loaded(good), mb)]
-    with suppress(HarvestError):
-        ways.append(_Way("files, by torchcodec", loaded(good, "torchcodec"), mb))
+    for name, decoder in _FURTHER.items():
+        with suppress(HarvestError):  # not here
+            ways.append(_Way(f"files, by {name}", loaded(good, decoder), mb))
     for name in asked:
         shards = read_shards(str(packed / name))
         size = sum(os.path.getsize(shard) for shard in shards.shards) / len(shards) / 1e6
