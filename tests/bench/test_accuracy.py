@@ -56,13 +56,15 @@ def test_umt_is_compared_with_what_it_is_measured_against(
     timed = dict.fromkeys(("stage1", "videomae", "stage2", "harvest", "qa"), 0.1)  # all but one, to be quick
     (tmp_path / "results.json").write_text(json.dumps({"runs": {}, "step_s": timed}))
     settings: dict = {"pretrain_s": 0.3, "finetune_s": 0.2, "stage2_s": 0.3, "out": tmp_path}
-    umt_accuracy.umt_accuracy_command(("pretraining", "stage2"), **settings)
+    umt_accuracy.umt_accuracy_command(("pretraining", "appearance", "stage2"), **settings)
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
-    actions = {f"{start}-actions" for start in ("stage1", "videomae", "scratch")}
+    starts, labels = ("stage1", "videomae", "scratch"), ("actions", "appearance")
+    tuned = {f"{start}-{of}" for start in starts for of in labels}
     assert runs["stage1"]["steps"] == 3 and runs["stage1"]["spent_s"] == pytest.approx(0.3)
-    assert set(runs) == actions | {"stage1", "videomae", "stage2", "stage2-qa", "harvest"}
+    assert set(runs) == tuned | {"stage1", "videomae", "stage2", "stage2-qa", "harvest"}
     assert {"t2v_r1", "t2v_r1, re-ranked", "motion", "motion, matching"} <= runs["stage2"]["scores"].keys()
     assert "questions" in runs["stage2-qa"]["scores"]
     assert runs["stage1-actions"]["curve"][-1][1] == runs["stage1-actions"]["scores"]["actions"]
     assert runs["stage1-actions"]["curve"][0][0] > runs["stage1"]["spent_s"]
-    assert (tmp_path / "actions.svg").read_text().startswith("<svg")
+    assert set(runs["scratch-appearance"]["scores"]) == {"appearance"}
+    assert (tmp_path / "labels.svg").read_text().startswith("<svg")

@@ -5,6 +5,8 @@ are of one thread's processor time, so that other work on the machine costs no r
 
 pretraining  stage 1, pixel reconstruction (VideoMAE), and nothing: then all are fine-tuned on action labels. What is
              trained from scratch gets the seconds of both stages
+appearance   the same on labels that one frame shows, colour and shape of the actor, few of them: an image teacher
+             knows these, and of the motions that make the action labels it knows nothing
 masks        stage 1 choosing by the teacher's attention, at random and as tubes; fine-tuned in the same way
 layers       stage 1 aligning the last 1, 2 or 4 layers
 stage2       stage 1 and 2 against Harvest: search, re-ranked and not, questions and multiple choice
@@ -27,12 +29,14 @@ import torch
 from harvest.bench.plot import lines
 from harvest.bench.step import describe_machine, print_table
 from harvest.config import RunConfig, StartConfig, TuningConfig
+from harvest.data.labels import read_class_names
 from harvest.data.manifest import read_manifest
-from harvest.data.miniworld import MiniWorld, MiniWorldConfig, write_miniworld
+from harvest.data.miniworld import COLOURS, SHAPES, MiniWorld, MiniWorldConfig, write_miniworld
 from harvest.evaluation import EvalSettings, Task, evaluate
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_head, load_strictly
 from harvest.model.pretrained import load_any, load_pretrained
+from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.recipes import (
     mini_actions,
@@ -46,15 +50,18 @@ from harvest.report import write_whole
 from harvest.tokens import Keep
 from harvest.training.loop import train
 
-Part = Literal["pretraining", "masks", "layers", "stage2"]
+Part = Literal["pretraining", "appearance", "masks", "layers", "stage2"]
 
 _TEST_WORLD = MiniWorldConfig(seed=77, train=1)  # other clips than any recipe's
 _CURVE = 3  # points of a fine-tuning's curve over seconds
 _RERANKED = 50
+_LABELS = ("-actions", "-appearance")
+_LABELLED = 960
+"""Clips with a label of their appearance: twenty of each colour and shape."""
 
 
 def umt_accuracy_command(
-    parts: tuple[Part, ...] = ("pretraining", "masks", "layers", "stage2"),
+    parts: tuple[Part, ...] = ("pretraining", "appearance", "masks", "layers", "stage2"),
     pretrain_s: float = 150.0,
     finetune_s: float = 120.0,
     stage2_s: float = 250.0,
@@ -71,7 +78,7 @@ def umt_accuracy_command(
     Args:
         parts: Comparisons to make.
         pretrain_s: Processor seconds of stage 1 and of pixel reconstruction, on one thread.
-        finetune_s: Of fine-tuning on action labels, and on questions.
+        finetune_s: Of fine-tuning on labels, and on questions.
         stage2_s: Of stage 2; Harvest gets pretrain_s and stage2_s.
         seed: Of all runs.
         out: Folder for the worlds, the runs, results.json and the plot.
@@ -87,8 +94,8 @@ def umt_accuracy_command(
             lab.compare_first_stages(part, pretrain_s, finetune_s)
     print(", ".join(str(value) for value in describe_machine(torch.device("cpu")).values()))
     print_table(("run", "steps", "seconds", "scores, %"), [_cells(run) for run in lab.runs.values()])
-    write_whole(out / "actions.svg", _drawn(lab.runs))
-    print(f"written: {out / 'results.json'}, {out / 'actions.svg'}")
+    write_whole(out / "labels.svg", _drawn(lab.runs))
+    print(f"written: {out / 'results.json'}, {out / 'labels.svg'}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class Run:
     """Processor seconds, of this run and of those it starts from."""
     scores: Mapping[str, float]
     curve: tuple[tuple[float, float], ...] = ()
-    """(Processor seconds with those of the start, accuracy on action labels)."""
+    """(Processor seconds with those of the start, accuracy on labels)."""
 
 
 class Lab:
@@ -121,7 +128,17 @@ class Lab:
     def compare_first_stages(self, part: Part, pretrain_s: float, finetune_s: float) -> None:
         stage1 = mini_umt_stage1()
         starts: dict[str, RunConfig] = {"stage1": stage1}
-        if part == "pretraining":
+        labels, learn = ("appearance" if part == "appearance" else "actions"), mini_actions()
+        if part == "appearance":
+            world = write_miniworld(self.out / "labels-world", learn.world)
+            rows = self._by_appearance(world, count=_LABELLED)
+            assert isinstance(learn.objective, ClassificationConfig)
+            learn = dataclasses.replace(
+                learn,
+                data=dataclasses.replace(learn.data, train=str(rows)),
+                objective=dataclasses.replace(learn.objective, classes=str(rows.with_suffix(".names.json"))),
+            )
+        if part in ("pretraining", "appearance"):
             starts["videomae"] = mini_videomae()
         elif part == "masks":
             starts |= {f"stage1-{keep}": _aligned(stage1, keep=keep) for keep in ("random", "tube")}
@@ -129,12 +146,10 @@ class Lab:
             starts |= {f"stage1-k{k}": _aligned(stage1, num_layers=k) for k in (1, 4)}
         for name, config in starts.items():
             self.train(name, config, pretrain_s, like=name if name == "videomae" else "stage1")
-            tuned = dataclasses.replace(
-                mini_actions(), start=StartConfig(model=str(self.out / name), fusion=None)
-            )
-            self.train(f"{name}-actions", tuned, finetune_s, like="actions", after=name)
-        if part == "pretraining":
-            self.train("scratch-actions", mini_actions(), pretrain_s + finetune_s, like="actions")
+            tuned = dataclasses.replace(learn, start=StartConfig(model=str(self.out / name), fusion=None))
+            self.train(f"{name}-{labels}", tuned, finetune_s, like="actions", after=name)
+        if part in ("pretraining", "appearance"):
+            self.train(f"scratch-{labels}", learn, pretrain_s + finetune_s, like="actions")
 
     def compare_second_stages(self, pretrain_s: float, stage2_s: float, finetune_s: float) -> None:
         self.train("stage1", mini_umt_stage1(), pretrain_s, like="stage1")
@@ -163,10 +178,8 @@ class Lab:
         spent = time.process_time() - before
         scores, curve = self.score(name), tuple[tuple[float, float], ...]()
         start_s = self.runs[after].spent_s if after else 0.0
-        if name.endswith("-actions"):
-            curve = tuple(
-                (start_s + step * step_s, accuracy) for step, accuracy in self._curve(self.out / name)
-            )
+        if name.endswith(_LABELS):
+            curve = tuple((start_s + step * step_s, accuracy) for step, accuracy in self._curve(name))
         self.runs[name] = Run(name, steps, start_s + steps * step_s, scores, curve)
         print(f"{name}: {steps} steps, {spent:.0f} s with reading and writing; {_told(scores)}", flush=True)
         found = {
@@ -192,8 +205,8 @@ class Lab:
 
     def score(self, name: str) -> dict[str, float]:
         """What a run's model is worth in the mini-world's test sets, fractions."""
-        if name.endswith("-actions"):
-            return {"actions": self._accuracy(self.out / name / "model")}
+        if name.endswith(_LABELS):
+            return {name.rpartition("-")[2]: self._accuracy(name)}
         if name.startswith(("stage1", "videomae")):
             return {}
         model, tokenizer, _ = load_pretrained(str(self.out / name))
@@ -218,8 +231,9 @@ class Lab:
             scores["questions, by filling words"] = asked("questions", "qa")["accuracy"]
         return scores
 
-    def _accuracy(self, folder: Path, weights: Path | None = None) -> float:
-        """Top-1 accuracy on action labels of a fine-tuned folder, or of a checkpoint's weights in its place."""
+    def _accuracy(self, name: str, weights: Path | None = None) -> float:
+        """Top-1 accuracy on its labels of a fine-tuned run, or of a checkpoint's weights in its model's place."""
+        folder = self.out / name / "model"
         model, _, _ = load_any(str(folder))
         head = load_head(folder)
         if weights is not None:
@@ -227,20 +241,42 @@ class Lab:
             for part, prefix in ((model, "model."), (head, "head.")):
                 own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
                 load_strictly(part, own, source=str(weights))
-        examples = read_manifest(self.world.actions)
-        settings = EvalSettings(precision="bf16")
-        result = evaluate(model, None, examples, task="classification", head=head, settings=settings)
+        asked, names = self.world.actions, None
+        if name.endswith("-appearance"):
+            asked = self._by_appearance(self.world)
+            names = read_class_names(asked.with_suffix(".names.json"))
+        result = evaluate(
+            model,
+            None,
+            read_manifest(asked),
+            task="classification",
+            class_names=names,
+            head=head,
+            settings=EvalSettings(precision="bf16"),
+        )
         return result.metrics["top1"]
 
-    def _curve(self, run: Path) -> list[tuple[int, float]]:
-        steps = sorted((run / "checkpoints").glob("step-*"))
+    def _curve(self, name: str) -> list[tuple[int, float]]:
+        steps = sorted((self.out / name / "checkpoints").glob("step-*"))
         return [
             (
                 int(step.name.removeprefix("step-")),
-                self._accuracy(run / "model", step / "weights.safetensors"),
+                self._accuracy(name, step / "weights.safetensors"),
             )
             for step in steps
         ]
+
+    def _by_appearance(self, world: MiniWorld, *, count: int | None = None) -> Path:
+        """The first clips of a world's action labels with colour and shape as the label in place of the motion."""
+        names, rows = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES], []
+        for row in [json.loads(line) for line in world.actions.read_text().splitlines()][:count]:
+            text = f"{row['colour']} {row['shape']}"
+            video = str((world.folder / row["video"]).resolve())
+            rows.append({"id": row["id"], "video": video, "texts": [text], "label": names.index(text)})
+        path = self.out / f"{world.folder.name}-appearance.jsonl"
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_whole(path.with_suffix(".names.json"), json.dumps(names))
+        return path
 
 
 def _aligned(config: RunConfig, *, keep: Keep | None = None, num_layers: int | None = None) -> RunConfig:
@@ -270,6 +306,6 @@ def _cells(run: Run) -> tuple[str, ...]:
 
 
 def _drawn(runs: Mapping[str, Run]) -> str:
-    """Accuracy on action labels over seconds, those of pretraining included."""
+    """Accuracy on labels over seconds, those of pretraining included."""
     series = {run.name: [(s, 100 * a) for s, a in run.curve] for run in runs.values() if run.curve}
-    return lines(series, x_title="processor seconds, pretraining included", y_title="action labels, %")
+    return lines(series, x_title="processor seconds, pretraining included", y_title="labels, %")
