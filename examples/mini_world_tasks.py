@@ -3,7 +3,7 @@
 python examples/mini_world_tasks.py --models harvest=runs/demo/model umt=runs/mini-umt-stage2/model --out runs/tasks
 
 Each model is scored as it is (zero-shot) on clips that nobody was trained on, fine-tuned for each task by a `mini-ft-…`
-recipe, about a minute on one CPU core each, and scored again. OUT/tasks.md is the table, OUT/tasks.json the same with
+recipe, a minute on one CPU core each and ten for retrieval, and scored again. OUT/tasks.md is the table, OUT/tasks.json the same with
 the protocols; both grow with every task. Interrupted, the same command goes on: a task that is scored is not scored
 again, and a fine-tuning goes on from its last checkpoint.
 """
@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 
+from harvest.config import TuningConfig
 from harvest.data.labels import read_class_names
 from harvest.data.manifest import boxed_example, read_manifest
 from harvest.data.miniworld import MiniWorld, MiniWorldConfig, acting_rows, write_miniworld
@@ -95,20 +96,19 @@ def score(
 def fine_tune(model: Path, recipe: str, run: Path, *, steps: int | None) -> Path:
     """The model folder of a finished run; a finished one is not run again."""
     config = RECIPES[recipe]()
-    loop = dataclasses.replace(
-        config.loop,
-        threads=1,
-        steps=steps or min(150, config.loop.steps),
-        global_batch=min(64, config.loop.global_batch),
-    )
     config = dataclasses.replace(
         config,
         start=dataclasses.replace(config.start, model=str(model)),
         data=dataclasses.replace(config.data, workers=0),
-        loop=loop,
-        tuning=dataclasses.replace(config.tuning, steps=0),
-        world=dataclasses.replace(config.world, train=min(3000, config.world.train), retrieval=1),
+        loop=dataclasses.replace(config.loop, threads=1),
     )
+    if steps is not None:  # a try: a small world, and no stage at the end
+        config = dataclasses.replace(
+            config,
+            loop=dataclasses.replace(config.loop, steps=steps),
+            tuning=TuningConfig(),
+            world=dataclasses.replace(config.world, train=min(500, config.world.train)),
+        )
     return train(config, run)
 
 
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--out", type=Path, default=Path("runs/tasks"))
     parser.add_argument(
-        "--steps", type=int, default=None, help="of every fine-tuning; without it about a minute"
+        "--steps", type=int, default=None, help="of every fine-tuning, to try it; without it the recipes' own"
     )
     parser.add_argument("--clips", type=int, default=400, help="scored in each task")
     asked = parser.parse_args()

@@ -355,7 +355,7 @@ def mini_ft_choice() -> RunConfig:
     """Which of four motions, fine-tuned on questions with options from the demo's model."""
     base = _mini_ft(
         "mini-ft-choice",
-        MultipleChoiceConfig(keep="motion", drop_ratio=0.75),
+        MultipleChoiceConfig(drop_ratio=0.0),
         "motion_choice",
         world=_MINI_QUESTIONS,
     )
