@@ -3,9 +3,9 @@
 python examples/mini_world_tasks.py --models harvest=runs/demo/model umt=runs/mini-umt-stage2/model --out runs/tasks
 
 Each model is scored as it is (zero-shot) on clips that nobody was trained on, fine-tuned for each task by a `mini-ft-…`
-recipe, a minute on one CPU core each and ten for retrieval, and scored again. OUT/tasks.md is the table, OUT/tasks.json the same with
-the protocols; both grow with every task. Interrupted, the same command goes on: a task that is scored is not scored
-again, and a fine-tuning goes on from its last checkpoint.
+recipe, two minutes on one CPU core each and ten for retrieval, and scored again. OUT/tasks.md is the table,
+OUT/tasks.json the same with the protocols; both grow with every task. Interrupted, the same command goes on: a task that
+is scored is not scored again, and a fine-tuning goes on from its last checkpoint.
 """
 
 from __future__ import annotations

@@ -308,14 +308,15 @@ def mini_ft_retrieval() -> RunConfig:
         start=StartConfig(model="runs/demo/model"),
         objective=MultimodalConfig(
             keep="motion",
-            drop_ratio=0.8,
+            drop_ratio=0.5,
             image_drop_ratio=0.0,
             alignment_weight=0.0,
             masked_words_weight=0.0,
             drop_path=0.0,
         ),
         optim=dataclasses.replace(base.optim, lr=5e-4, lr_factors={"log_scale": 10.0}),
-        tuning=TuningConfig(steps=100, drop_ratio=0.5, keep="random", lr=1e-4),
+        loop=dataclasses.replace(base.loop, steps=500, global_batch=128),
+        tuning=TuningConfig(steps=60, drop_ratio=0.0, keep="random", lr=1e-4),
     )
 
 
