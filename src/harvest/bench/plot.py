@@ -8,6 +8,7 @@ from html import escape
 
 WIDTH, HEIGHT = 720, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 210, 16, 48
+WORD = 30  # pixels that a number on the axis needs
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -31,7 +32,11 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], *, x_title: str, 
         'font-family="system-ui, sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
     ]
+    told_to = -math.inf
     for value in sorted({px for px, _ in points}):
+        if x(value) < told_to + WORD:  # it would stand on the one before it
+            continue
+        told_to = x(value)
         parts.append(
             f'<line x1="{x(value):.1f}" y1="{TOP}" x2="{x(value):.1f}" y2="{HEIGHT - BOTTOM}" stroke="#ddd"/>'
             f'<text x="{x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:.3g}</text>'

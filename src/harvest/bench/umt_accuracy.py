@@ -55,7 +55,7 @@ Part = Literal["pretraining", "appearance", "masks", "layers", "stage2"]
 _TEST_WORLD = MiniWorldConfig(seed=77, train=1)  # other clips than any recipe's
 _CURVE = 3  # points of a fine-tuning's curve over seconds
 _RERANKED = 50
-_LABELS = ("-actions", "-appearance")
+_LABELS = ("-actions", "-appearance")  # how runs that learn them are called
 _LABELLED = 960
 """Clips with a label of their appearance: twenty of each colour and shape."""
 
@@ -94,8 +94,11 @@ def umt_accuracy_command(
             lab.compare_first_stages(part, pretrain_s, finetune_s)
     print(", ".join(str(value) for value in describe_machine(torch.device("cpu")).values()))
     print_table(("run", "steps", "seconds", "scores, %"), [_cells(run) for run in lab.runs.values()])
-    write_whole(out / "labels.svg", _drawn(lab.runs))
-    print(f"written: {out / 'results.json'}, {out / 'labels.svg'}")
+    print(f"written: {out / 'results.json'}")
+    for part, labels in (("pretraining", "actions"), ("appearance", "appearance")):
+        if part in parts:
+            write_whole(out / f"{labels}.svg", _drawn(lab.runs, labels))
+            print(f"written: {out / labels}.svg")
 
 
 @dataclass(frozen=True)
@@ -305,7 +308,11 @@ def _cells(run: Run) -> tuple[str, ...]:
     return run.name, str(run.steps), f"{run.spent_s:.0f}", _told(run.scores)
 
 
-def _drawn(runs: Mapping[str, Run]) -> str:
-    """Accuracy on labels over seconds, those of pretraining included."""
-    series = {run.name: [(s, 100 * a) for s, a in run.curve] for run in runs.values() if run.curve}
-    return lines(series, x_title="processor seconds, pretraining included", y_title="labels, %")
+def _drawn(runs: Mapping[str, Run], labels: str) -> str:
+    """Accuracy on labels over seconds, those of pretraining included, of stage 1 and what it is compared with."""
+    series = {
+        start: [(s, 100 * a) for s, a in runs[f"{start}-{labels}"].curve]
+        for start in ("stage1", "videomae", "scratch")
+        if f"{start}-{labels}" in runs
+    }
+    return lines(series, x_title="processor seconds, pretraining included", y_title=f"{labels}, %")
