@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -106,3 +108,21 @@ def test_the_process_ends_with_its_parent() -> None:
                 return
         time.sleep(0.02)
     pytest.fail("the child outlived its parent")
+
+
+def test_a_caller_that_computes_with_several_threads_can_read() -> None:
+    """OpenMP's threads are not forked: what is computed with several of them in the child would wait for ever."""
+    script = """
+import torch
+from harvest.data.guard import Guard
+torch.set_num_threads(2)
+def add(size):
+    return float((torch.ones(size) + 1).sum())
+add(4_000_000)
+print(Guard(add, limit_s=20.0)(4_000_000))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ended.stdout == "8000000.0\n", ended.stderr

@@ -22,6 +22,8 @@ from multiprocessing.connection import Connection
 from queue import Queue
 from typing import Any, NoReturn
 
+import torch
+
 from harvest.interfaces import HarvestError
 
 _START_S = 10.0  # a child that is not up by then was forked at an unlucky moment
@@ -139,6 +141,9 @@ def _serve(function: Callable[..., Any], pipe: Connection, *, parent: int, limit
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        torch.set_num_threads(
+            1
+        )  # the threads that the parent computes with are not forked: they would be waited for
         pipe.send_bytes(b"here")
         while True:
             while not pipe.poll(5.0):
