@@ -42,7 +42,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
     return rows
 
 
-def write_shard(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, content in members:
@@ -63,7 +63,7 @@ def as_they_are(examples: list[Example], folder: Path, *, each: int = 3) -> Path
                 (f"{place:08d}.txt", row.texts[0].encode()),
                 (f"{place:08d}.json", json.dumps(said).encode()),
             ]
-        write_shard(folder / f"{number:05d}.tar", members)
+        write_tar(folder / f"{number:05d}.tar", members)
     return folder
 
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_read_is_named(examples: list[Example], tmp_path: Path) -
     video = Path(examples[1].video).read_bytes()
     members = [("0.mp4", b"no video" * 90), ("0.txt", b"first"), ("1.mp4", video), ("1.txt", b"second")]
     members += [("2.mp4", video), ("3.txt", b"no video")]
-    write_shard(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", members)
     rows, left_out = read_rows(str(tmp_path / "a.tar"))
     assert {name.rpartition("/")[2]: reason for name, reason in left_out.items()} == {
         "2": "no caption and no label",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from test_rows import write_tar
 from torch import Tensor
 
 from harvest.data import shards as module
@@ -76,15 +76,6 @@ def equal(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
         x.equal(y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True)
     )
-
-
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def jpeg(level: int) -> bytes:

@@ -7,19 +7,16 @@ examples works on shards; the bytes are read when the clip is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from harvest.data.manifest import read_manifest
-from harvest.data.shards import ShardSet, are_shards, open_shard, read_shards
+from harvest.data.shards import Progress, ShardSet, are_shards, open_shard, read_shards
 from harvest.data.video import PackedVideo
 from harvest.interfaces import Example, HarvestError
 
 _ADDRESS = re.compile(r"(.+\.tar)#(\d+)")
 _OPEN_SHARDS = 64
-
-Progress = Callable[[int, int], None]
 
 
 def read_rows(

@@ -8,9 +8,9 @@ Two ways lead to it. `_read_in_order` decodes everything up to the last time and
 groups of pictures that hold a wanted frame and skips frames in them that no other frame refers to. Where a
 file's timestamps do not allow this it declines, and the file is read in order.
 
-All this is PyAV. With `decoder="torchcodec"`, or "torchcodec_cuda" on a GPU, that library fetches the frames of the same times instead, where it can
-(`data.second_decoder`); their numbers and times are the same, their pixels a few levels apart, since it scales and
-converts colours otherwise.
+All this is PyAV. With `decoder="torchcodec"`, or "torchcodec_cuda" on a GPU, that library fetches the frames of the
+same times instead, where it can (`data.second_decoder`); their numbers and times are the same, their pixels a few levels
+apart, since it scales and converts colours otherwise.
 """
 
 from __future__ import annotations
