@@ -26,7 +26,7 @@ from torch import Tensor
 from harvest.bench.ceiling import matmul_gflop_per_s, wait_for
 from harvest.bench.trace import Traced, cells_of, trace_steps
 from harvest.interfaces import Batch, HarvestError, Losses
-from harvest.machine import cpu_name
+from harvest.machine import cpu_name, keep_memory
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel, compile_blocks
@@ -98,6 +98,8 @@ class StepSettings:
     """Also a plain reference of the same model: fp32, eager, every patch embedded and then dropped."""
     threads: int | None = None
     """Threads PyTorch computes with."""
+    keep_memory: bool = True
+    """On a CPU: what a step frees is kept for the next one, as in training."""
     seconds: float = 20.0
     """Time for each variant."""
     device: str | None = None
@@ -186,6 +188,8 @@ def measure_steps(settings: StepSettings, *, trace: Path | None = None) -> StepB
     if not 3 <= settings.words <= most:
         raise HarvestError(f"words: expected 3 to {most}, got {settings.words}")
     place = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if settings.keep_memory and place.type == "cpu":
+        keep_memory()
     variants: list[Variant] = []
     models: list[VideoTextModel] = []
     for name in ("harvest", "reference") if settings.reference else ("harvest",):

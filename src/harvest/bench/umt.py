@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harvest.bench.ceiling import wait_for
 from harvest.bench.step import describe_machine, print_table, random_batch
 from harvest.interfaces import Batch, HarvestError
+from harvest.machine import keep_memory
 from harvest.model.alignment import student_tower
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
@@ -67,6 +68,8 @@ def umt_command(
     if threads is not None:
         torch.set_num_threads(threads)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cpu":
+        keep_memory()
     rows: list[tuple[str, ...]] = []
     with tempfile.TemporaryDirectory() as folder:
         runs: list[tuple[str, MaskedAlignment | Multimodal, ModelConfig, Precision]] = []

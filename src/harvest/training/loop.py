@@ -41,6 +41,7 @@ from harvest.data.miniworld import MiniWorld, acting_rows, write_miniworld
 from harvest.data.mixing import MixedLoader
 from harvest.data.shards import ShardSet, are_shards, read_shards
 from harvest.interfaces import Batch, Example, HarvestError, RunStopped
+from harvest.machine import keep_memory
 from harvest.model.adaptation import merge
 from harvest.model.folder import save_model
 from harvest.model.inflation import blend
@@ -95,6 +96,8 @@ def train(config: RunConfig, run: Path) -> Path:
         _claim(run, config, here)
         if config.loop.threads is not None:
             torch.set_num_threads(config.loop.threads)
+        if here.device.type == "cpu":
+            keep_memory()
         dataset, pictures, model, tokenizer, image_model, names = prepare(config, run, here)
         if config.blend < 1 and image_model is None:
             raise HarvestError("blend needs an image model to blend with: this run does not start from one")
