@@ -52,14 +52,14 @@ from harvest.evaluation.motion_truth import DIRECTION, NO_DIRECTION, by_directio
 from harvest.evaluation.question_answering import masked_ids, masked_words, question_answering
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import retrieval
-from harvest.interfaces import Example, HarvestError
+from harvest.files import new_folder, write_file
+from harvest.interfaces import Example, HarvestError, OnProgress
 from harvest.machine import described, hardware, num_cores
-from harvest.model.folder import new_folder
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision, generator_for
-from harvest.progress import OnProgress, bar, say
+from harvest.progress import bar, say
 from harvest.recipes import mini_harvest
 from harvest.report import (
     Bar,
@@ -74,7 +74,6 @@ from harvest.report import (
     filmstrip,
     percent,
     write_report,
-    write_whole,
 )
 from harvest.tokens import Keep
 from harvest.training import loop
@@ -163,7 +162,7 @@ def run_demo(out: Path, *, seed: int = 0, config: RunConfig | None = None) -> Pa
         facts = summary(image, video, config, out=out, seed=seed)
         write_page(out, facts, image, video, charts, searches, blanks, config, material, seconds.parts)
     facts["seconds"] = whole_seconds(seconds.parts)
-    write_whole(out / "demo.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    write_file(out / "demo.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     _say_end(out, scores_of(facts), facts)
     return out / "report.html"
 
@@ -773,7 +772,7 @@ class Seconds:
             self.parts[name] = self.parts.get(name, 0.0) + max(0.0, until.stat().st_mtime - self._since[name])
 
     def _write(self) -> None:
-        write_whole(
+        write_file(
             self.path, json.dumps({"parts": self.parts, "running_since": self._since}, indent=1) + "\n"
         )
 

@@ -6,11 +6,15 @@ L words, D width of a tower, E width of the shared space. Frame order is `[B, T,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+OnProgress = Callable[[int, int], None]
+"""Called with how many are done and how many there are."""
 
 
 class HarvestError(Exception):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-OnProgress = Callable[[int, int], None]
-"""Called with how many are done and how many there are."""
+from harvest.interfaces import OnProgress
 
 
 def say(message: str) -> None:

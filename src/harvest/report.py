@@ -14,6 +14,8 @@ import jinja2
 import numpy as np
 from torch import Tensor
 
+from harvest.files import write_file
+
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 WIDTH, HEIGHT = 340, 212  # of a chart, in its own units
@@ -132,14 +134,7 @@ def write_report(path: Path, page: Page) -> None:
     html = template.render(
         page=page, width=WIDTH, height=HEIGHT, left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM
     )
-    write_whole(path, html)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is seen whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, html)
 
 
 def percent(value: float) -> str:

@@ -72,6 +72,7 @@ def test_cost_by_formula(model: str, kept: int, expected: float) -> None:
 def test_a_batch_is_about_the_same_work_at_every_ratio() -> None:
     cpu = torch.device("cpu")
     assert [default_batch(ratio, cpu) for ratio in (0.0, 0.5, 0.9)] == [4, 8, 40]
+    assert [default_batch(ratio, cpu, "l14") for ratio in (0.0, 0.9)] == [2, 20]
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,27 @@ def test_attention_paths_agree(kind):
         assert (exact - half).norm() <= 0.02 * exact.norm()
 
 
+def test_long_clips_do_not_keep_their_attention(monkeypatch):
+    """Of N tokens N * N weights are computed again in the backward pass, to the same gradients."""
+    generator = torch.Generator().manual_seed(7)
+    inputs = [torch.randn(1, 2, 70, 16, generator=generator).bfloat16() for _ in range(3)]
+    kept, gradients = {1024: [], 64: []}, []
+    for most, sizes in kept.items():
+        monkeypatch.setattr("harvest.model.layers.LONG", most)
+        leaves = [x.clone().requires_grad_() for x in inputs]
+
+        def note(x, sizes=sizes):
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            out = attend(*leaves)
+        out.float().square().sum().backward()
+        gradients.append([x.grad for x in leaves])
+    assert max(kept[1024]) == 2 * 70 * 70 > max(kept[64])
+    assert all(short.equal(long) for short, long in zip(*gradients, strict=True))
+
+
 def test_checkpointing_gives_the_same_gradients(model, video):
     gradients = []
     for checkpointing in (False, True):

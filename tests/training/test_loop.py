@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from harvest.config import RunConfig, StartConfig, read_config, to_json
+from harvest.files import PART
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.folder import load_model
 from harvest.objectives.answer_decoding import AnswerDecodingConfig
@@ -255,7 +256,7 @@ def test_a_folder_of_another_run_is_refused(runs: Path, tiny_run: TinyRun, tmp_p
 
 def test_a_run_killed_while_it_claimed_its_folder_goes_on(runs: Path, tiny_run: TinyRun) -> None:
     (runs / "claimed").mkdir()
-    (runs / "claimed" / "config.json.new").write_text("{")
+    (runs / "claimed" / f".config.json.1{PART}").write_text("{")
     train(tiny_run(loop={"steps": 1}, tuning={"steps": 0}), runs / "claimed")
 
 

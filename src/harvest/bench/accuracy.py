@@ -29,15 +29,15 @@ from harvest.data.miniworld import write_miniworld
 from harvest.evaluation.choice import choice
 from harvest.evaluation.embed import Embeddings, encode_clips
 from harvest.evaluation.retrieval import retrieval
+from harvest.files import new_folder, write_file
 from harvest.interfaces import Batch, Example, HarvestError
-from harvest.model.folder import new_folder, save_model
+from harvest.model.folder import save_model
 from harvest.model.nesting import shorten
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.parallel import World, autocast
 from harvest.progress import bar
 from harvest.recipes import mini_harvest
-from harvest.report import write_whole
 from harvest.tokens import Keep, Selection
 from harvest.training.loop import lr_of, prepare
 from harvest.training.optim import build_optimizer, set_lr
@@ -98,7 +98,7 @@ def accuracy_command(
     print(f"written: {out / 'results.json'}")
     if plot:
         for name, drawn in (("tokens", _over_tokens(results)), ("seconds", _over_seconds(results))):
-            write_whole(out / f"{name}.svg", drawn)
+            write_file(out / f"{name}.svg", drawn)
             print(f"written: {out / name}.svg")
 
 
@@ -172,7 +172,7 @@ class School:
             for number, (seed, course) in enumerate(wanted):
                 lesson = self.teach(course, seed, seconds, known["step_s"][course.name])
                 known["lessons"].append(dataclasses.asdict(lesson))
-                write_whole(path, json.dumps(known, indent=1))
+                write_file(path, json.dumps(known, indent=1))
                 progress(number + 1, len(wanted))
         names = {course.name for course in courses}
         return [

@@ -12,6 +12,7 @@ import torch
 from harvest.bench import data, step, tokens
 from harvest.bench.ceiling import copy_gb_per_s
 from harvest.data.manifest import read_manifest
+from harvest.files import write_file
 from harvest.parallel import Precision
 from harvest.progress import bar
 
@@ -62,8 +63,7 @@ def all_command(settings: AllSettings, out: Path | None = None) -> None:
     tokens.print_result(found.tokens)
     print(f"\nCopies in the device's memory: {found.copy_gb_per_s:.0f} GB/s")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(dataclasses.asdict(found), indent=1))
+        write_file(out, json.dumps(dataclasses.asdict(found), indent=1))
         print(f"written: {out}")
 
 

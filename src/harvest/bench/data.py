@@ -41,8 +41,9 @@ from harvest.data.prepare import PrepareConfig, prepare
 from harvest.data.sampling import segment_times
 from harvest.data.shards import read_shards
 from harvest.data.video import LENIENT, Decoder, write_video
-from harvest.interfaces import Example, HarvestError
-from harvest.progress import OnProgress, bar, say
+from harvest.files import write_file
+from harvest.interfaces import Example, HarvestError, OnProgress
+from harvest.progress import bar, say
 from harvest.tokens import Selection
 
 _FPS, _SECONDS, _KEY_EVERY = 30, 10, 12  # of the clips that are drawn where none are given
@@ -119,8 +120,7 @@ def data_command(
             result = dataclasses.replace(result, waiting=waiting)
     print_result(result)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(dataclasses.asdict(result), indent=1))
+        write_file(out, json.dumps(dataclasses.asdict(result), indent=1))
         print(f"written: {out}")
 
 
@@ -384,7 +384,7 @@ def measure_waiting(
         )
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = model_config(model, frames=frames)
-    batch = batch or default_batch(drop_ratio, place)
+    batch = batch or default_batch(drop_ratio, place, model)
     dataset = ClipDataset(
         read_shards(str(shards)),
         DataConfig(num_frames=frames, workers=workers),

@@ -31,6 +31,7 @@ from harvest.bench.step import (
     take_turns,
     warm_up,
 )
+from harvest.files import write_file
 from harvest.interfaces import Batch, HarvestError
 from harvest.machine import keep_memory
 from harvest.model.video_text import VideoTextModel, compile_blocks, own_attention
@@ -92,8 +93,7 @@ def tokens_command(
         print(f"graphs compiled after warm-up: {result.compiled_after_warm_up}")
     for path, text in ((out, json.dumps(dataclasses.asdict(result), indent=1)), (plot, _drawn(result))):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            write_file(path, text)
             print(f"written: {path}")
 
 

@@ -33,6 +33,7 @@ from harvest.data.labels import read_class_names
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import COLOURS, SHAPES, MiniWorld, MiniWorldConfig, write_miniworld
 from harvest.evaluation import EvalSettings, Task, evaluate
+from harvest.files import write_file
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_head, load_strictly
 from harvest.model.pretrained import load_any, load_pretrained
@@ -46,7 +47,6 @@ from harvest.recipes import (
     mini_umt_stage2,
     mini_videomae,
 )
-from harvest.report import write_whole
 from harvest.tokens import Keep
 from harvest.training.loop import train
 
@@ -97,7 +97,7 @@ def umt_accuracy_command(
     print(f"written: {out / 'results.json'}")
     for part, labels in (("pretraining", "actions"), ("appearance", "appearance")):
         if part in parts:
-            write_whole(out / f"{labels}.svg", _drawn(lab.runs, labels))
+            write_file(out / f"{labels}.svg", _drawn(lab.runs, labels))
             print(f"written: {out / labels}.svg")
 
 
@@ -190,7 +190,7 @@ class Lab:
             "step_s": self.step_s,
             "runs": {n: dataclasses.asdict(run) for n, run in self.runs.items()},
         }
-        write_whole(self.results, json.dumps(found, indent=1))
+        write_file(self.results, json.dumps(found, indent=1))
 
     def _step_seconds(self, kind: str, config: RunConfig) -> float:
         """Processor seconds of a step: of a run of 18 less those of one of 3, which both read and save."""
@@ -277,8 +277,8 @@ class Lab:
             video = str((world.folder / row["video"]).resolve())
             rows.append({"id": row["id"], "video": video, "texts": [text], "label": names.index(text)})
         path = self.out / f"{world.folder.name}-appearance.jsonl"
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
-        write_whole(path.with_suffix(".names.json"), json.dumps(names))
+        write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_file(path.with_suffix(".names.json"), json.dumps(names))
         return path
 
 

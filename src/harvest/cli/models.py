@@ -110,12 +110,12 @@ def blend_command(args: list[str]) -> None:
         from harvest.evaluation.blending import draw_curve, sweep
         from harvest.evaluation.embed import Mode
         from harvest.evaluation.result import Result
+        from harvest.files import write_file
         from harvest.model.folder import save_model
         from harvest.model.inflation import blend as mix
         from harvest.model.pretrained import load_pretrained
         from harvest.model.video_text import VideoTextModel
         from harvest.progress import bar
-        from harvest.report import write_whole
         from harvest.training.start import source_of
 
         start = load_pretrained(source_of(image_model))[0]
@@ -191,8 +191,8 @@ def blend_command(args: list[str]) -> None:
             "video_name": f"{task}, {evaluate.stem}",
         }
         facts = {**dataclasses.asdict(found), "best": best.video_share, **names}
-        write_whole(out / "curve.json", json.dumps(facts, indent=1) + "\n")
-        write_whole(out / "curve.svg", draw_curve(found, **names))
+        write_file(out / "curve.json", json.dumps(facts, indent=1) + "\n")
+        write_file(out / "curve.svg", draw_curve(found, **names))
         print(f"model: {out / 'model'}\ncurve: {out / 'curve.svg'}")
 
     run(blend, args)

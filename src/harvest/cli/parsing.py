@@ -48,9 +48,8 @@ def write_result(result: "Result", out: Path | None) -> None:
     """Scores as JSON, where asked for; whole or not at all."""
     from rich.console import Console
 
-    from harvest.report import write_whole
+    from harvest.files import write_file
 
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, result.to_json())
+        write_file(out, result.to_json())
         Console().print(f"written: {out}", markup=False)

@@ -252,6 +252,7 @@ def moments_command(args: list[str]) -> None:
         """
         import torch
 
+        from harvest.files import write_file
         from harvest.interfaces import HarvestError
         from harvest.model.pretrained import load_pretrained
         from harvest.progress import bar
@@ -279,7 +280,7 @@ def moments_command(args: list[str]) -> None:
                     print(f"  {clock(best.start_s)} to {clock(best.end_s)}  score {best.score:.3f}")
             if picture is not None:
                 file = picture if len(texts) == 1 else picture.with_stem(f"{picture.stem}-{number}")
-                file.write_text(svg(curve), encoding="utf-8")
+                write_file(file, svg(curve))
                 if not json:
                     print(f"picture: {file}")
 

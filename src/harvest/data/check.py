@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,13 @@ import jinja2
 from harvest.data.guard import Lost, guarded_map
 from harvest.data.manifest import is_address, write_manifest
 from harvest.data.video import probe, read_clip
-from harvest.interfaces import Example, HarvestError
+from harvest.files import write_file
+from harvest.interfaces import Example, HarvestError, OnProgress
 
 TEMPLATE = Path(__file__).with_name("check.html.j2")
 LICENCE = ("licence", "license", "rights", "usage_rights")
 BINS = 24
 SHOWN = 200  # rows a list on the page
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def check(
     similarities: Mapping[str, float] | None = None,
     rotted: Mapping[str, str] | None = None,
     workers: int = 2,
-    progress: Progress = lambda done, of: None,
+    progress: OnProgress = lambda done, of: None,
 ) -> Checked:
     """Look at every clip once.
 
@@ -190,8 +188,8 @@ def write_report(out: Path, name: str, examples: Sequence[Example], found: Check
         write_manifest(out / "clean.jsonl", clean)
         said = asdict(found) | {"clean": len(clean)}
         said["values"] = {title: summary(values) for title, values in found.values.items() if values}
-        _write(out / "check.json", json.dumps(said, indent=1, ensure_ascii=False))
-        _write(out / "check.html", _page(name, found, len(clean)))
+        write_file(out / "check.json", json.dumps(said, indent=1, ensure_ascii=False))
+        write_file(out / "check.html", _page(name, found, len(clean)))
     except OSError as error:
         raise HarvestError(f"cannot write into {out}: {error.strerror or error}") from error
 
@@ -253,9 +251,3 @@ def _page(name: str, found: Checked, num_clean: int) -> str:
     return template.render(
         name=name, found=found, lists=lists, charts=charts, shown=SHOWN, num_clean=num_clean
     )
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -7,14 +7,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from harvest.data.shards import VIDEO_SUFFIXES, filesystem
-from harvest.interfaces import HarvestError
-
-Progress = Callable[[int, int], None]
+from harvest.interfaces import HarvestError, OnProgress
 
 _AGENT = "harvest-check"
 _FIRST_PAUSE_S = 0.5  # then twice as long each time
@@ -42,7 +40,7 @@ def check_links(
     timeout_s: float = 10.0,
     tries: int = 3,
     threads: int = 16,
-    progress: Progress = lambda done, of: None,
+    progress: OnProgress = lambda done, of: None,
 ) -> dict[str, str]:
     """The addresses at which no video is any more, with the reason: http(s), and all that fsspec knows.
 

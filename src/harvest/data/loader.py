@@ -39,11 +39,10 @@ from harvest.data.sampling import FrameOrder, frame_places
 from harvest.data.second_decoder import find_decoder
 from harvest.data.shards import ShardSet
 from harvest.data.video import Crop, Decoder, PackedVideo, VideoError, read_clip
-from harvest.interfaces import Batch, Example, HarvestError
+from harvest.interfaces import Batch, Example, HarvestError, OnProgress
 from harvest.parallel import generator_for
 
 EncodeText = Callable[[list[str]], Tensor]
-Progress = Callable[[int, int], None]  # (done, of)
 Box = tuple[float, float, float, float]  # top, left, height, width in shares of a picture
 Key = tuple[int, int]  # (epoch, place in that epoch's order)
 
@@ -251,7 +250,7 @@ class ClipDataset(Dataset):
         other.seed = seed
         return other
 
-    def fill_cache(self, progress: Progress | None = None) -> dict[int, str]:
+    def fill_cache(self, progress: OnProgress | None = None) -> dict[int, str]:
         """Decode every clip once, tokenise every caption once. Returns the broken samples with their reasons.
 
         With `config.cache == "memory"` the loader calls it before its first step. It takes
@@ -546,7 +545,7 @@ class TrainLoader:
     rank: int = 0
     world: int = 1
     first_step: int = 0
-    progress: Progress | None = None  # of filling a memory cache
+    progress: OnProgress | None = None  # of filling a memory cache
     refused: Mapping[str, Refused] = field(default_factory=dict)  # by id, what this run left out before
     broken: dict[str, Refused] = field(default_factory=dict)  # by id, of the samples seen by this rank
     truncated: int = 0  # captions cut, of the samples seen by this rank

@@ -27,6 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from harvest.files import new_file
 from harvest.interfaces import Box, Example, HarvestError
 
 VIDEO = ("video", "video_path", "path", "file", "filename", "filepath", "file_name", "clip", "url")
@@ -112,19 +113,13 @@ def links_of(path: str | Path) -> list[str | None]:
 def write_manifest(path: str | Path, examples: Iterable[Example]) -> None:
     """Write JSONL, whole or not at all. Videos under the manifest's folder are written relative to it."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     folder = path.parent.absolute()
     try:
-        with open(part, "w", encoding="utf-8") as file:
+        with new_file(path) as part, open(part, "w", encoding="utf-8") as file:
             for example in examples:
                 file.write(json.dumps(_row_of(example, folder), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
     except OSError as error:
         raise HarvestError(f"cannot write manifest {path}: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _row_of(example: Example, folder: Path) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from harvest.data.loader import ClipDataset, Progress, Refused, TrainLoader
-from harvest.interfaces import Batch, HarvestError
+from harvest.data.loader import ClipDataset, Refused, TrainLoader
+from harvest.interfaces import Batch, HarvestError, OnProgress
 
 NONE: Mapping[str, Refused] = {}
 
@@ -30,7 +30,7 @@ class MixedLoader:
         *,
         first_step: int = 0,
         share: float | None = None,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
         refused: Mapping[str, Refused] = NONE,
         device: torch.device | str = "cpu",
     ) -> None:

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -28,9 +28,8 @@ from typing import Any
 from harvest.data.guard import Guard, Lost
 from harvest.data.shards import ShardIndex, index_path, read_index, write_index
 from harvest.data.video import IMAGE_SUFFIXES, VideoError, read_clip, transcode, write_pictures
-from harvest.interfaces import Example, HarvestError
-
-Progress = Callable[[int, int], None]
+from harvest.files import new_file, write_file
+from harvest.interfaces import Example, HarvestError, OnProgress
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def prepare(
     config: PrepareConfig,
     *,
     workers: int = 2,
-    progress: Progress = lambda done, of: None,
+    progress: OnProgress = lambda done, of: None,
 ) -> Prepared:
     """Write `examples` as shards into `out`; shards that are there already are kept, so a stopped run goes on.
 
@@ -127,7 +126,7 @@ def prepare(
         ) from error
     indexes = [read_index(Path(index_path(str(shard)))) for shard in shards]
     broken = {id: reason for index in indexes for id, reason in index.left_out.items()}
-    _write_whole(out / "broken.json", json.dumps(broken, indent=1).encode())
+    write_file(out / "broken.json", json.dumps(broken, indent=1))
     return Prepared(
         [shard.name for shard in shards],
         sum(len(index.offsets) for index in indexes),
@@ -136,7 +135,7 @@ def prepare(
     )
 
 
-def verify(out: Path, *, progress: Progress = lambda done, of: None) -> list[str]:
+def verify(out: Path, *, progress: OnProgress = lambda done, of: None) -> list[str]:
     """Shards of a prepared folder whose bytes are not those that were written, with what is wrong."""
     shards = sorted(out.glob("*.tar"))
     if not shards:
@@ -175,7 +174,7 @@ def _claim(out: Path, examples: Sequence[Example], config: PrepareConfig) -> Non
         if out.is_file() or (out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir())):
             raise HarvestError(f"{out} is not empty and holds no prepared clips: give another folder")
         out.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, json.dumps(asked, indent=1).encode())
+        write_file(path, json.dumps(asked, indent=1))
     except OSError as error:
         raise HarvestError(f"cannot write into {out}: {error.strerror or error}") from error
 
@@ -189,9 +188,8 @@ def _write_shard(shard: Path, examples: Sequence[Example], first: int, config: P
     """One shard and its index; each gets its name when it is whole."""
     index = ShardIndex(num_bytes=0)
     encode = Guard(_members, limit_s=config.video_limit_s) if hasattr(os, "fork") else _members
-    part = shard.with_name(f".{shard.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
+        with new_file(shard) as part, open(part, "wb") as file:
             for place, example in enumerate(examples):
                 try:
                     members: list[tuple[str, bytes]] = encode(example, config)
@@ -210,11 +208,8 @@ def _write_shard(shard: Path, examples: Sequence[Example], first: int, config: P
             file.write(bytes(1024))  # the end of a tar
             num_bytes = file.tell()
             file.flush()
-            os.fsync(file.fileno())
-        sha256 = _sha256(part)
-        os.replace(part, shard)
+            sha256 = _sha256(part)
     finally:
-        part.unlink(missing_ok=True)
         if isinstance(encode, Guard):
             encode.close()
     write_index(Path(index_path(str(shard))), dataclasses.replace(index, num_bytes=num_bytes, sha256=sha256))
@@ -275,12 +270,3 @@ def _tar_member(name: str, content: bytes) -> bytes:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

@@ -11,16 +11,16 @@ from functools import lru_cache
 from pathlib import Path
 
 from harvest.data.manifest import read_manifest
-from harvest.data.shards import Progress, ShardSet, are_shards, open_shard, read_shards
+from harvest.data.shards import ShardSet, are_shards, open_shard, read_shards
 from harvest.data.video import PackedVideo
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import Example, HarvestError, OnProgress
 
 _ADDRESS = re.compile(r"(.+\.tar)#(\d+)")
 _OPEN_SHARDS = 64
 
 
 def read_rows(
-    name: str, *, videos: Path | None = None, progress: Progress = lambda done, of: None
+    name: str, *, videos: Path | None = None, progress: OnProgress = lambda done, of: None
 ) -> tuple[list[Example], dict[str, str]]:
     """The rows of a manifest or, in their order, of tar shards, and the samples of shards left out, with reasons.
 

@@ -41,7 +41,8 @@ import torch
 
 from harvest.data.manifest import TEXTS
 from harvest.data.video import IMAGE_SUFFIXES, PackedVideo, VideoError
-from harvest.interfaces import Example, HarvestError
+from harvest.files import write_file
+from harvest.interfaces import Example, HarvestError, OnProgress
 
 VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "mpeg", "ts", "flv", "3gp", "gif", "wmv")
 _PICTURES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -52,7 +53,6 @@ _OPEN_FILES = 64
 _KEPT = 4096  # samples whose captions are remembered for a moment
 _ROWS_AHEAD = 64  # samples asked of a bucket in one go where all are read in order
 
-Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 
@@ -147,7 +147,7 @@ class ShardSet(Sequence[Example]):
             self._remembered.popitem(last=False)
         return example, packed
 
-    def rows(self, progress: Progress = lambda done, of: None) -> tuple[list[Example], dict[str, str]]:
+    def rows(self, progress: OnProgress = lambda done, of: None) -> tuple[list[Example], dict[str, str]]:
         """All samples as rows of a manifest, read through once, and those that cannot be read with their reasons.
 
         `Example.video` is an address that `data.rows` opens again. Ids are such addresses too, from the folder on that
@@ -209,7 +209,7 @@ class ShardSet(Sequence[Example]):
 
 
 def read_shards(
-    paths: str | Sequence[str], *, progress: Progress = lambda done, of: None, threads: int = 16
+    paths: str | Sequence[str], *, progress: OnProgress = lambda done, of: None, threads: int = 16
 ) -> ShardSet:
     """Open tar shards: a folder, `shards-{000..999}.tar`, `clips-*.tar`, `s3://bucket/{a,b}/{00..99}.tar`, or several.
 
@@ -373,10 +373,7 @@ def cache_folder() -> Path:
 
 
 def write_index(path: Path, index: ShardIndex) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(asdict(index)))
-    os.replace(part, path)
+    write_file(path, json.dumps(asdict(index)))
 
 
 def read_index(path: Path) -> ShardIndex:

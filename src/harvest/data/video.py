@@ -36,6 +36,7 @@ from torch import Tensor
 from harvest.data import second_decoder
 from harvest.data.sampling import segment_times
 from harvest.data.transforms import resize
+from harvest.files import new_file
 from harvest.interfaces import Clip, HarvestError
 
 Crop = Literal["center", "squash", "none"]
@@ -272,11 +273,13 @@ def write_video(
     if height % 2 or width % 2:
         raise HarvestError(f"write_video: H.264 needs even sides, got {width} x {height}")
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     pictures = frames.permute(0, 2, 3, 1).contiguous().numpy()
     options = {"crf": str(crf), "preset": preset, "g": str(key_every)}
     try:
-        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        with (
+            new_file(path, flush=False) as part,
+            av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        ):
             stream = container.add_stream(
                 "libx264", rate=Fraction(fps).limit_denominator(1001), options=options
             )
@@ -290,11 +293,8 @@ def write_video(
                 )
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
-        os.replace(part, path)
     except OSError as error:
         raise HarvestError(f"cannot write video {path}: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def transcode(

@@ -13,11 +13,10 @@ from harvest.evaluation.probe import probe
 from harvest.evaluation.result import Result
 from harvest.evaluation.settings import DEFAULT, EvalSettings
 from harvest.evaluation.tasks import Task, evaluate
-from harvest.interfaces import Box, HarvestError
+from harvest.interfaces import Box, HarvestError, OnProgress
 from harvest.model.heads import BoxHead, Head
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
-from harvest.progress import OnProgress
 
 
 def check_complete(data: BenchmarkData, *, allow_missing: bool = False) -> Missing:

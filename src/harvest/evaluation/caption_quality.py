@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harvest.evaluation.embed import embed_texts, embed_videos
-from harvest.interfaces import Example
+from harvest.interfaces import Example, OnProgress
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
-from harvest.progress import OnProgress
 
 
 def caption_similarities(

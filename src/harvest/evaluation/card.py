@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from harvest import __version__
 from harvest.evaluation.result import Credits, Result, is_fraction, parts_of, shown
+from harvest.files import new_folder
 from harvest.interfaces import Example, HarvestError
-from harvest.model.folder import new_folder
 from harvest.model.video_text import VideoTextModel
 from harvest.model.weights import digest_of
 

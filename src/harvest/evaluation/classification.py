@@ -21,11 +21,10 @@ from harvest.evaluation.metrics import (
 )
 from harvest.evaluation.result import Credits, Result
 from harvest.evaluation.settings import DEFAULT, EvalSettings
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import Example, HarvestError, OnProgress
 from harvest.model.heads import ClipHead
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision, world_rank_size
-from harvest.progress import OnProgress
 
 
 def classification(

@@ -20,12 +20,11 @@ from harvest.evaluation.embed import evaluating, share_broken, shared
 from harvest.evaluation.metrics import frame_rankings, mean_average_precision, resampled_mean_ap
 from harvest.evaluation.result import Result
 from harvest.evaluation.settings import DEFAULT, EvalSettings
-from harvest.interfaces import Box, Example, HarvestError
+from harvest.interfaces import Box, Example, HarvestError, OnProgress
 from harvest.model.heads import BoxHead
 from harvest.model.regions import region_features
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import world_rank_size
-from harvest.progress import OnProgress
 
 _USELESS = (
     *("image", "budget", "keep", "dim", "num_clips", "num_crops"),

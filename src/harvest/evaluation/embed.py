@@ -18,7 +18,7 @@ from torch import Tensor
 from harvest.data.loader import clip_numbers, eval_batches
 from harvest.data.sampling import FrameOrder
 from harvest.evaluation.codec import clips_change
-from harvest.interfaces import Example, HarvestError, Kept, VideoFeatures
+from harvest.interfaces import Example, HarvestError, Kept, OnProgress, VideoFeatures
 from harvest.model.nesting import shorten
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel, own_attention
@@ -30,7 +30,6 @@ from harvest.parallel import (
     merge_over_ranks,
     world_rank_size,
 )
-from harvest.progress import OnProgress
 from harvest.tokens import BY_FILE, Selection, choose
 
 Mode = Literal["video", "image"]

@@ -27,12 +27,12 @@ from harvest.evaluation.classification import report, views_said
 from harvest.evaluation.embed import evaluating, share_broken, shared
 from harvest.evaluation.metrics import choice_credit
 from harvest.evaluation.result import Result
-from harvest.interfaces import Example, HarvestError, VideoFeatures
+from harvest.files import new_file, write_file
+from harvest.interfaces import Example, HarvestError, OnProgress, VideoFeatures
 from harvest.model.heads import AttentiveHead, HeadConfig
 from harvest.model.video_text import VideoTextModel
 from harvest.model.weights import digest_of
 from harvest.parallel import Precision, generator_for, world_rank_size
-from harvest.progress import OnProgress
 
 Kind = Literal["linear", "attentive"]
 PENALTIES = tuple(10.0**power for power in range(-5, 2))
@@ -251,15 +251,11 @@ def _key(
 
 
 def _keep(path: Path, values: Tensor, rows: Tensor, broken: dict[str, str]) -> None:
-    temporary = path.with_suffix(".new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".json").write_text(json.dumps({"row": rows.tolist(), "broken": broken}))
-        with temporary.open("wb") as file:
+        write_file(path.with_suffix(".json"), json.dumps({"row": rows.tolist(), "broken": broken}))
+        with new_file(path) as part, part.open("wb") as file:  # last: it says that all the rest is there
             np.save(file, values.numpy(), allow_pickle=False)
-        temporary.rename(path)  # last: it says that all the rest is there
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise HarvestError(f"cannot keep features in {path.parent}: {error}") from error
 
 

@@ -25,11 +25,11 @@ from harvest.evaluation.recognition import TEMPLATES, recognition
 from harvest.evaluation.result import Result
 from harvest.evaluation.retrieval import retrieval
 from harvest.evaluation.settings import DEFAULT, EvalSettings
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import Example, HarvestError, OnProgress
 from harvest.model.heads import AnswerHead, ClipHead, Head
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import NO_WORDS, VideoTextModel
-from harvest.progress import OnProgress, bar
+from harvest.progress import bar
 from harvest.tokens import Selection, described
 
 Task = Literal["retrieval", "choice", "recognition", "qa", "masked_words", "classification"]

@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from harvest.files import new_folder
 from harvest.interfaces import HarvestError
 from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
@@ -33,39 +30,6 @@ from harvest.model.video_text import ModelConfig, VideoTextModel
 FORMAT = 1
 SENTENCE = "a red circle moves to the left"
 FINGERPRINT_TOLERANCE = 2e-3
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Fill a temporary folder that takes `folder`'s place, whole or not at all, when the block ends well."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    temporary.chmod(0o755)  # mkdtemp makes it private; a model is shared like any other file
-    try:
-        yield temporary
-        for path in (
-            *temporary.rglob("*"),
-            temporary,
-        ):  # on the disk before its name is, whatever the power does
-            _flush(path)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.rename(folder, old / "folder")
-            os.rename(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, folder)
-        _flush(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harvest.files import new_file, write_file
 from harvest.interfaces import Grid, HarvestError
 from harvest.objectives.masked_alignment import Teaching
 from harvest.parallel import generator_for
@@ -161,9 +162,8 @@ def fill(
                 with torch.autocast("cpu", enabled=False):  # which knows no fp16 on a CPU
                     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
                 tensors["layers"] = tensors["layers"].to(DTYPES[stored])
-                temporary = path.with_suffix(".new")
-                safetensors.torch.save_file(tensors, temporary)
-                temporary.rename(path)
+                with new_file(path) as part:
+                    safetensors.torch.save_file(tensors, part)
         done += CLIPS_A_SHARD
         progress(done)
 
@@ -196,6 +196,4 @@ def _look(
 
 def finish(folder: Path, made_of: dict[str, Any]) -> None:
     """Say what the shards are made of: the cache is whole from now on."""
-    temporary = folder / ".cache.json.new"
-    temporary.write_text(json.dumps(made_of, indent=1))
-    temporary.rename(folder / "cache.json")
+    write_file(folder / "cache.json", json.dumps(made_of, indent=1))

@@ -17,9 +17,8 @@ import numpy as np
 
 from harvest.data.video import VideoError
 from harvest.evaluation.embed import embed_texts
-from harvest.interfaces import HarvestError
+from harvest.interfaces import HarvestError, OnProgress
 from harvest.parallel import Precision, barrier, world_rank_size
-from harvest.progress import OnProgress
 from harvest.search.background import default_bank, knows_everyday_words, read_bank
 from harvest.search.cutting import Cutting
 from harvest.search.embedding import Embedded, check_choice, embed_moments

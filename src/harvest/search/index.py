@@ -27,9 +27,8 @@ import numpy as np
 
 from harvest.data.video import IMAGE_SUFFIXES, read_clip
 from harvest.evaluation.embed import default_frames, encode_clips
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import Example, HarvestError, OnProgress
 from harvest.parallel import Precision
-from harvest.progress import OnProgress
 from harvest.search import building
 from harvest.search.background import Calibration
 from harvest.search.cutting import Cutting

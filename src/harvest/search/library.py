@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from harvest.evaluation.embed import evaluating
+from harvest.files import write_file
 from harvest.interfaces import HarvestError, TextFeatures
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
@@ -179,11 +180,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 def write_quarantine(folder: Path, rows: list[dict[str, str]]) -> None:
     """The quarantine report for other programs, seen whole or not at all."""
-    part = folder / f".quarantine.{os.getpid()}"
     try:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(part, folder / "quarantine.jsonl")
+        write_file(folder / "quarantine.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     except OSError as error:
         raise HarvestError(f"cannot write to {folder}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)

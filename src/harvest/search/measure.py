@@ -27,8 +27,7 @@ from harvest.data.miniworld import (
     render,
 )
 from harvest.data.video import write_video
-from harvest.interfaces import HarvestError
-from harvest.progress import OnProgress
+from harvest.interfaces import HarvestError, OnProgress
 from harvest.search.cutting import Cutting
 from harvest.search.index import Index
 from harvest.search.results import Answer

@@ -22,11 +22,10 @@ from torch import Tensor
 
 from harvest.data.video import probe, read_clip, stream_frames
 from harvest.evaluation.embed import default_frames, embed_texts, encode_clips
-from harvest.interfaces import HarvestError
+from harvest.interfaces import HarvestError, OnProgress
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
-from harvest.progress import OnProgress
 from harvest.search.embedding import mode_of
 from harvest.search.results import Curve, Interval
 from harvest.search.store import Floats

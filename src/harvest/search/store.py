@@ -16,7 +16,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from harvest.files import new_file
 from harvest.interfaces import HarvestError
 from harvest.search.results import Where
 
@@ -347,16 +347,13 @@ class LocalStore:
         for row, _, vectors in self._blocks(base_row, newest):
             graph.add(row, vectors, copy=True)
         name = f"vectors-{newest}.usearch"
-        part = self.database.path.parent / f".{name}.{os.getpid()}"
         try:
-            graph.save(part)
-            os.replace(part, self.database.path.parent / name)
+            with new_file(self.database.path.parent / name) as part:
+                graph.save(part)
         except (RuntimeError, OSError) as error:  # usearch says no more than that it failed
             raise Unavailable(
                 f"{self.database.path.parent / name} cannot be written: {error}. {_MAKE_ROOM}"
             ) from error
-        finally:
-            part.unlink(missing_ok=True)
         with self.database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES ('vectors', ?)", (name.encode(),))
         for old in self.database.path.parent.glob("vectors-*.usearch"):

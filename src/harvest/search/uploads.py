@@ -6,7 +6,6 @@ Both lie in a temporary folder, in bounded number, and go with the service.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 
 from harvest.data.video import read_frames, write_video
+from harvest.files import write_file
 from harvest.interfaces import HarvestError
 
 MOST_PICTURES = 64
@@ -68,18 +68,12 @@ def add_picture(files: Files, data: bytes) -> str:
     if suffix is None:
         raise HarvestError("expected a picture as JPEG, PNG or WebP")
     name = hashlib.blake2b(data, digest_size=16).hexdigest()
-    path = files.make(name, suffix, lambda path: _write_whole(path, data))
+    path = files.make(name, suffix, lambda path: write_file(path, data))
     try:
         read_frames(path, torch.zeros(1, dtype=torch.float64), image_size=16)
     except HarvestError:
         raise HarvestError("the picture is damaged") from None
     return name
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{threading.get_ident()}")
-    part.write_bytes(data)
-    os.replace(part, path)
 
 
 def write_preview(path: Path, out: Path, *, start_s: float, end_s: float) -> None:

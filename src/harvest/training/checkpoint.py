@@ -27,8 +27,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from harvest.files import new_folder
 from harvest.interfaces import HarvestError
-from harvest.model.folder import load_strictly, new_folder
+from harvest.model.folder import load_strictly
 from harvest.parallel import is_sharded, is_share, share_like, side_group, together, world_rank_size
 from harvest.training.average import WeightAverage
 

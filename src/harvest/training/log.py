@@ -8,6 +8,7 @@ from types import TracebackType
 
 from tensorboardX import SummaryWriter
 
+from harvest.files import write_file
 from harvest.progress import columns
 
 
@@ -68,6 +69,4 @@ class RunLog:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 break  # a kill while writing leaves half a line at the end
-        temporary = self.path.with_suffix(".jsonl.new")
-        temporary.write_text("".join(kept))
-        temporary.rename(self.path)
+        write_file(self.path, "".join(kept))

@@ -40,6 +40,7 @@ from harvest.data.manifest import boxed_example, read_manifest
 from harvest.data.miniworld import MiniWorld, acting_rows, write_miniworld
 from harvest.data.mixing import MixedLoader
 from harvest.data.shards import ShardSet, are_shards, read_shards
+from harvest.files import PART, write_file
 from harvest.interfaces import Batch, Example, HarvestError, RunStopped
 from harvest.machine import keep_memory
 from harvest.model.adaptation import merge
@@ -467,7 +468,6 @@ def _cache_teacher(config: RunConfig, objective: nn.Module, dataset: ClipDataset
 def _claim(run: Path, config: RunConfig, here: World) -> None:
     """Write config.json into a new run folder, or see that the folder holds this very run."""
     path = run / "config.json"
-    temporary = path.with_suffix(".json.new")
     if path.exists():
         other = differences(read_config(path), config)
         if other:
@@ -477,15 +477,13 @@ def _claim(run: Path, config: RunConfig, here: World) -> None:
             )
     elif run.is_file():
         raise HarvestError(f"{run} is a file: give a folder with --out")
-    elif run.exists() and any(inside != temporary for inside in run.iterdir()):
+    elif run.exists() and any(inside.suffix != PART for inside in run.iterdir()):
         raise HarvestError(f"{run} is not empty and holds no run: give another folder with --out")
     barrier()  # nobody may find the files that the main rank writes now
     with together():
         if here.is_main:
             try:
-                run.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(to_json(config))
-                temporary.rename(path)
+                write_file(path, to_json(config))
             except OSError as error:
                 raise HarvestError(f"cannot write into {run}: {error.strerror}") from error
 
@@ -577,9 +575,7 @@ def _write_broken(run: Path, loader: Loader, here: World) -> None:
             known, path = _read_broken(run), run / "broken.json"
             for id, (reason, position) in found.items():
                 known.setdefault(id, Refused(reason, position))
-            temporary = path.with_suffix(".json.new")
-            temporary.write_text(json.dumps({id: why._asdict() for id, why in known.items()}, indent=1))
-            temporary.rename(path)
+            write_file(path, json.dumps({id: why._asdict() for id, why in known.items()}, indent=1))
 
 
 def _finish(

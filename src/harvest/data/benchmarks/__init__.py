@@ -31,6 +31,7 @@ from harvest.data.benchmarks.record import (
 )
 from harvest.data.benchmarks.videos import Missing, VideoFolder, expected_path, missing
 from harvest.data.manifest import write_manifest
+from harvest.files import write_file
 from harvest.interfaces import Box, Example, HarvestError
 
 __all__ = [
@@ -127,7 +128,7 @@ def write_training(data: BenchmarkData, path: str | Path, *, allow_missing: bool
     write_manifest(path, rows)
     names = data.class_names or data.answers or data.action_names
     if names:
-        path.with_suffix(".names.json").write_text(json.dumps(names, indent=1, ensure_ascii=False), "utf-8")
+        write_file(path.with_suffix(".names.json"), json.dumps(names, indent=1, ensure_ascii=False))
     return rows
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harvest.data.benchmarks.record import BenchmarkData, Row
+from harvest.files import write_file
 from harvest.interfaces import HarvestError
 
 SUFFIXES = (
@@ -138,8 +139,7 @@ class Missing:
     def write(self, path: str | Path) -> None:
         """The expected paths, one a line."""
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text("".join(f"{video}\n" for video in self.videos), encoding="utf-8")
+            write_file(Path(path), "".join(f"{video}\n" for video in self.videos))
         except OSError as error:
             raise HarvestError(f"the list of missing videos {path} cannot be written: {error}") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from harvest.data.miniworld.drawing import FRAMES_PER_S, HELD_FRAMES, NUM_DRAWIN
 from harvest.data.miniworld.motions import LABELS
 from harvest.data.miniworld.scenes import rng_for, sample
 from harvest.data.miniworld.splits import MOST_RETRIEVAL, SPLITS, MiniWorld, MiniWorldConfig, make_clip
+from harvest.files import write_file
 
 _VERSION = 3  # raise it when the same config would give other files
 _CLIPS_PER_JOB = 100  # part of the config, so to say: see _Encoder
@@ -105,13 +105,6 @@ def _write_clips(folder: str, config: MiniWorldConfig, split: str, indices: rang
     return lines
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is seen whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-
-
 def write_miniworld(
     folder: Path,
     config: MiniWorldConfig,
@@ -182,7 +175,7 @@ def write_miniworld(
                 pool.shutdown(cancel_futures=True)
                 raise
     for manifest, rows in lines.items():
-        _write_whole(folder / f"{manifest}.jsonl", "".join(row + "\n" for row in rows))
-    _write_whole(world.labels, json.dumps(list(LABELS), indent=1) + "\n")
-    _write_whole(mark, json.dumps(wanted) + "\n")  # last: it says that all the rest is there
+        write_file(folder / f"{manifest}.jsonl", "".join(row + "\n" for row in rows))
+    write_file(world.labels, json.dumps(list(LABELS), indent=1) + "\n")
+    write_file(mark, json.dumps(wanted) + "\n")  # last: it says that all the rest is there
     return world
