@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from harvest.files import PART
 from harvest.interfaces import HarvestError
 from harvest.search import store as stores
 from harvest.search.results import Where
@@ -161,7 +163,7 @@ def test_no_room_for_the_approximate_index(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(stores, "EXACT_MOST", 300)
     store = LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
     store.put([video(f"v{number}", 100, seed=number) for number in range(5)])
-    (tmp_path / f".vectors-500.usearch.{os.getpid()}").symlink_to("/dev/full")
+    (tmp_path / f".vectors-500.usearch.{os.getpid()}.{threading.get_ident()}{PART}").symlink_to("/dev/full")
     with pytest.raises(HarvestError, match=r"vectors-500.usearch cannot be written.*Make room"):
         store.optimise()
     assert not list(tmp_path.glob("*vectors*"))
