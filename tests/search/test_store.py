@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 import sqlite3
+import threading
 from pathlib import Path
 
 import numpy as np
