@@ -20,7 +20,6 @@ def new_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
 
     Without `flush` it may be lost to a power cut, name and all, which is right for what is made anew cheaply.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{PART}")
     try:
         yield part
@@ -32,7 +31,8 @@ def new_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8."""
+    """Write a file, text as UTF-8, into a folder that is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 

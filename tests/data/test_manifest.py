@@ -236,4 +236,4 @@ def test_writing_leaves_nothing_half(tmp_path: Path) -> None:
         write_manifest(path, failing())
     assert [e.id for e in read_manifest(path)] == ["1"] and list(tmp_path.iterdir()) == [path]
     with pytest.raises(HarvestError, match="cannot write"):
-        write_manifest(path / "in-a-file.jsonl", [])
+        write_manifest(tmp_path / "nowhere/m.jsonl", [])

@@ -188,8 +188,6 @@ def measure_steps(settings: StepSettings, *, trace: Path | None = None) -> StepB
     if not 3 <= settings.words <= most:
         raise HarvestError(f"words: expected 3 to {most}, got {settings.words}")
     place = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if settings.keep_memory and place.type == "cpu":
-        keep_memory()
     variants: list[Variant] = []
     models: list[VideoTextModel] = []
     for name in ("harvest", "reference") if settings.reference else ("harvest",):
@@ -199,7 +197,9 @@ def measure_steps(settings: StepSettings, *, trace: Path | None = None) -> StepB
         objective.model.video.checkpointing = settings.checkpointing and not plain
         if settings.compile and not plain:
             compile_blocks(objective.model)
-        step = make_stepper(objective, "fp32" if plain else settings.precision, place)
+        step = make_stepper(
+            objective, "fp32" if plain else settings.precision, place, keeps_memory=settings.keep_memory
+        )
         variants += [
             Variant(
                 "reference" if plain else "harvest",
@@ -305,8 +305,13 @@ def random_batch(config: ModelConfig, batch: int, words: int, device: torch.devi
     )
 
 
-def make_stepper(objective: PostPretraining, precision: Precision, device: torch.device) -> Stepper:
-    """One training step as the loop does it; returns its seconds."""
+def make_stepper(
+    objective: PostPretraining, precision: Precision, device: torch.device, *, keeps_memory: bool = True
+) -> Stepper:
+    """One training step as the loop does it; returns its seconds. On a CPU the process keeps what it frees from now on,
+    as in training, unless it is told not to."""
+    if keeps_memory and device.type == "cpu":
+        keep_memory()
     optimizer = build_optimizer(objective, OptimConfig(lr=1e-6))
     objective.train()
 

@@ -33,7 +33,6 @@ from harvest.bench.step import (
 )
 from harvest.files import write_file
 from harvest.interfaces import Batch, HarvestError
-from harvest.machine import keep_memory
 from harvest.model.video_text import VideoTextModel, compile_blocks, own_attention
 from harvest.parallel import Precision, autocast, generator_for
 from harvest.tokens import Keep, Selection, choose
@@ -149,8 +148,6 @@ def measure_tokens(
         raise HarvestError(f"budgets: expected shares of more than 0, at most 1, got {budgets}")
     config = model_config(model, frames=frames, image_size=image_size)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type == "cpu":
-        keep_memory()
     N = config.video.num_times * config.video.num_places
     variants: list[tuple[bool, Variant]] = []
     for compiled in compile:

@@ -141,9 +141,8 @@ def _serve(function: Callable[..., Any], pipe: Connection, *, parent: int, limit
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        torch.set_num_threads(
-            1
-        )  # the threads that the parent computes with are not forked: they would be waited for
+        # The threads that the parent computes with are not forked: they would be waited for.
+        torch.set_num_threads(1)
         pipe.send_bytes(b"here")
         while True:
             while not pipe.poll(5.0):

@@ -173,7 +173,6 @@ def _claim(out: Path, examples: Sequence[Example], config: PrepareConfig) -> Non
             return
         if out.is_file() or (out.is_dir() and any(not file.name.startswith(".") for file in out.iterdir())):
             raise HarvestError(f"{out} is not empty and holds no prepared clips: give another folder")
-        out.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(asked, indent=1))
     except OSError as error:
         raise HarvestError(f"cannot write into {out}: {error.strerror or error}") from error
