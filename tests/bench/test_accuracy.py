@@ -61,7 +61,8 @@ def test_umt_is_compared_with_what_it_is_measured_against(
     starts, labels = ("stage1", "videomae", "scratch"), ("actions", "appearance")
     tuned = {f"{start}-{of}" for start in starts for of in labels}
     assert runs["stage1"]["steps"] == 3 and runs["stage1"]["spent_s"] == pytest.approx(0.3)
-    assert set(runs) == tuned | {"stage1", "videomae", "stage2", "stage2-qa", "harvest"}
+    tuned |= {"stage1-int8-appearance"}
+    assert set(runs) == tuned | {"stage1", "stage1-int8", "videomae", "stage2", "stage2-qa", "harvest"}
     assert {"t2v_r1", "t2v_r1, re-ranked", "motion", "motion, matching"} <= runs["stage2"]["scores"].keys()
     assert "questions" in runs["stage2-qa"]["scores"]
     assert runs["stage1-actions"]["curve"][-1][1] == runs["stage1-actions"]["scores"]["actions"]

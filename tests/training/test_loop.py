@@ -522,6 +522,33 @@ def test_umt_goes_on_to_the_bit(name: str, runs: Path, tiny_run: TinyRun) -> Non
 
 
 @pytest.mark.parametrize("name", ["umt-stage1-b16", "umt-stage2-b16"])
+def test_a_teacher_in_8_bits_teaches_the_same_and_has_a_cache_of_its_own(
+    name: str, runs: Path, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    cache = {
+        "teacher_cache": str(tmp_path / "cache"),
+        "teacher_cache_share": 1.0,
+        "teacher_cache_type": "fp16",
+    }
+    config = tiny_run(name, loop={"steps": 3}, data={"times": "middle", "crop_scale": (1.0, 1.0)})
+    config = dataclasses.replace(
+        config, objective=dataclasses.replace(config.objective, keep="random", **cache)
+    )
+    rounded = dataclasses.replace(config, objective=dataclasses.replace(config.objective, teacher_int8=True))
+    train(config, runs / f"teacher-exact-{name}")
+    with pytest.raises(HarvestError, match="a teacher cache of something else"):
+        train(rounded, runs / f"teacher-other-cache-{name}")
+    rounded = dataclasses.replace(
+        rounded, objective=dataclasses.replace(rounded.objective, teacher_cache=None)
+    )
+    train(rounded, runs / f"teacher-int8-{name}")
+    exact, other = (
+        [line["loss"] for line in metrics(runs / f"teacher-{run}-{name}")] for run in ("exact", "int8")
+    )
+    assert exact != other and exact == pytest.approx(other, rel=5e-3)
+
+
+@pytest.mark.parametrize("name", ["umt-stage1-b16", "umt-stage2-b16"])
 def test_the_teacher_s_cache_is_filled_once(name: str, runs: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
     """A second run with the same cache never asks the teacher, and takes the same steps; pictures are looked at."""
     config = tiny_run(name, loop={"steps": 3}, data={"times": "middle", "crop_scale": (1.0, 1.0)})

@@ -52,7 +52,7 @@ def umt_command(
     seconds: float = 30.0,
     device: str | None = None,
 ) -> None:
-    """Clips a second of UMT's stage 1, with the teacher and with its cache, and of stage 2.
+    """Clips a second of UMT's stage 1, with the teacher, with it in int8 and with its cache, and of stage 2.
 
     Args:
         model: b16 is ViT-B/16 taught by CLIP-B/16, with a BERT-base; mini is the size of the mini-world's.
@@ -78,6 +78,8 @@ def umt_command(
             runs.append(("stage 1, plain", objective, config, "fp32"))
         config, objective = _stage1(model, frames[0], place, precision)
         runs.append(("stage 1", objective, config, precision))
+        config, objective = _stage1(model, frames[0], place, precision, int8=True)
+        runs.append(("stage 1, teacher in int8", objective, config, precision))
         with_cache = _stage1(model, frames[0], place, precision)[1]
         _fill(Path(folder), with_cache, random_batch(_with_words(config), batch, 3, place), place, precision)
         runs.append(("stage 1, teacher cached", with_cache, config, precision))
@@ -99,19 +101,19 @@ def _video(model: str, frames: int) -> VideoEncoderConfig:
     return student_tower(num_frames=frames, **SIZES[model])
 
 
-def _teacher(model: str, precision: Precision) -> VideoEncoder:
+def _teacher(model: str, precision: Precision, *, int8: bool = False) -> VideoEncoder:
     taught = VideoEncoderConfig(num_frames=1, embed_dim=512, **SIZES[model])
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return as_teacher(VideoTextModel(ModelConfig(video=taught, text=None)), dtype=dtype)
+    return as_teacher(VideoTextModel(ModelConfig(video=taught, text=None)), dtype=dtype, int8=int8)
 
 
 def _stage1(
-    model: str, frames: int, place: torch.device, precision: Precision
+    model: str, frames: int, place: torch.device, precision: Precision, *, int8: bool = False
 ) -> tuple[ModelConfig, MaskedAlignment]:
     torch.manual_seed(0)
     config = ModelConfig(video=_video(model, frames), text=None)
     settings = MaskedAlignmentConfig(num_layers=min(6, config.video.depth))
-    made = MaskedAlignment(settings, VideoTextModel(config), _teacher(model, precision), seed=0)
+    made = MaskedAlignment(settings, VideoTextModel(config), _teacher(model, precision, int8=int8), seed=0)
     return config, made.to(place)
 
 

@@ -6,9 +6,11 @@ are of one thread's processor time, so that other work on the machine costs no r
 pretraining  stage 1, pixel reconstruction (VideoMAE), and nothing: then all are fine-tuned on action labels. What is
              trained from scratch gets the seconds of both stages
 appearance   the same on labels that one frame shows, colour and shape of the actor, few of them: an image teacher
-             knows these, and of the motions that make the action labels it knows nothing
+             knows these, and of the motions that make the action labels it knows nothing; and once more with the
+             teacher in 8 bits
 masks        stage 1 choosing by the teacher's attention, at random and as tubes; fine-tuned in the same way
-layers       stage 1 aligning the last 1, 2 or 4 layers
+layers       stage 1 aligning the last 1, 3 or 6 layers of six, taught by an image model of six blocks, which is
+             trained first
 stage2       stage 1 and 2 against Harvest: search, re-ranked and not, questions and multiple choice
 """
 
@@ -42,12 +44,12 @@ from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.recipes import (
     mini_actions,
     mini_harvest,
+    mini_image,
     mini_umt_qa,
     mini_umt_stage1,
     mini_umt_stage2,
     mini_videomae,
 )
-from harvest.tokens import Keep
 from harvest.training.loop import train
 
 Part = Literal["pretraining", "appearance", "masks", "layers", "stage2"]
@@ -55,6 +57,7 @@ Part = Literal["pretraining", "appearance", "masks", "layers", "stage2"]
 _TEST_WORLD = MiniWorldConfig(seed=77, train=1)  # other clips than any recipe's
 _CURVE = 3  # points of a fine-tuning's curve over seconds
 _RERANKED = 50
+_DEEP = 6  # blocks, where how many layers are aligned is compared
 _LABELS = ("-actions", "-appearance")  # how runs that learn them are called
 _LABELLED = 960
 """Clips with a label of their appearance: twenty of each colour and shape."""
@@ -143,14 +146,18 @@ class Lab:
             )
         if part in ("pretraining", "appearance"):
             starts["videomae"] = mini_videomae()
+            if part == "appearance":
+                starts["stage1-int8"] = _aligned(stage1, teacher_int8=True)
         elif part == "masks":
             starts |= {f"stage1-{keep}": _aligned(stage1, keep=keep) for keep in ("random", "tube")}
         else:
-            starts |= {f"stage1-k{k}": _aligned(stage1, num_layers=k) for k in (1, 4)}
+            deep = _aligned(_with_blocks(stage1, _DEEP), teacher=str(self._deep_teacher()))
+            starts = {f"stage1-k{k}": _aligned(deep, num_layers=k) for k in (1, 3, _DEEP)}
         for name, config in starts.items():
-            self.train(name, config, pretrain_s, like=name if name == "videomae" else "stage1")
+            depth = "-deep" if part == "layers" else ""
+            self.train(name, config, pretrain_s, like=name if name == "videomae" else f"stage1{depth}")
             tuned = dataclasses.replace(learn, start=StartConfig(model=str(self.out / name), fusion=None))
-            self.train(f"{name}-{labels}", tuned, finetune_s, like="actions", after=name)
+            self.train(f"{name}-{labels}", tuned, finetune_s, like=f"actions{depth}", after=name)
         if part in ("pretraining", "appearance"):
             self.train(f"scratch-{labels}", learn, pretrain_s + finetune_s, like="actions")
 
@@ -165,6 +172,13 @@ class Lab:
         qa = dataclasses.replace(base, start=StartConfig(model=str(self.out / "stage2")))
         self.train("stage2-qa", qa, finetune_s, like="qa", after="stage2")
         self.train("harvest", mini_harvest(), pretrain_s + stage2_s, like="harvest")
+
+    def _deep_teacher(self) -> Path:
+        """The run of an image model of six blocks: the recipe of the mini-world's own, which has four."""
+        run = self.out / "deep-teacher"
+        config = _with_blocks(mini_image(), _DEEP)
+        train(dataclasses.replace(config, loop=dataclasses.replace(config.loop, threads=1)), run)
+        return run
 
     # ---- how
 
@@ -282,15 +296,18 @@ class Lab:
         return path
 
 
-def _aligned(config: RunConfig, *, keep: Keep | None = None, num_layers: int | None = None) -> RunConfig:
-    objective = config.objective
-    assert isinstance(objective, MaskedAlignmentConfig)
-    return dataclasses.replace(
-        config,
-        objective=dataclasses.replace(
-            objective, keep=keep or objective.keep, num_layers=num_layers or objective.num_layers
-        ),
-    )
+def _with_blocks(config: RunConfig, depth: int) -> RunConfig:
+    """A recipe that starts from scratch, with a video tower of so many blocks."""
+    sizes = config.start.scratch
+    assert sizes is not None
+    sizes = dataclasses.replace(sizes, video=dataclasses.replace(sizes.video, depth=depth))
+    return dataclasses.replace(config, start=dataclasses.replace(config.start, scratch=sizes))
+
+
+def _aligned(config: RunConfig, **changes: Any) -> RunConfig:
+    """A recipe of stage 1 with changes to what is aligned."""
+    assert isinstance(config.objective, MaskedAlignmentConfig)
+    return dataclasses.replace(config, objective=dataclasses.replace(config.objective, **changes))
 
 
 def _for(config: RunConfig, steps: int, seed: int, *, save_every: int) -> RunConfig:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from harvest.interfaces import HarvestError
 from harvest.model.encoders import VideoEncoder
 from harvest.model.fusion import FusionConfig
+from harvest.model.int8 import in_8_bits
 from harvest.model.video_text import VideoTextModel
 
 
@@ -71,16 +72,21 @@ def as_video_model(
     return model, new
 
 
-def as_teacher(image_model: VideoTextModel, *, dtype: torch.dtype = torch.float32) -> VideoEncoder:
+def as_teacher(
+    image_model: VideoTextModel, *, dtype: torch.dtype = torch.float32, int8: bool = False
+) -> VideoEncoder:
     """The image tower as one that looks at every frame of a clip apart, in eval mode. It shares the weights.
 
-    `dtype` is that of its matrices: of weights that never learn, autocast would make a copy at every use.
+    `dtype` is that of its matrices: of weights that never learn, autocast would make a copy at every use. With `int8`
+    those of all blocks but the last are in 8 bits; the last is computed where it is asked for, and is not worth it.
     """
     old = image_model.config.video
     if old.num_frames != 1 or old.tubelet_size != 1:
         raise ValueError("as_teacher takes an image model: num_frames 1, tubelet_size 1")
     teacher = VideoEncoder(dataclasses.replace(old, attention="frame"))
     teacher.load_state_dict(image_model.video.state_dict(), assign=True)
+    if int8:
+        in_8_bits(teacher.blocks[:-1])
     for part in teacher.modules():
         if isinstance(part, nn.Linear):
             part.to(dtype)

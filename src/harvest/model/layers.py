@@ -172,7 +172,7 @@ class Attention(nn.Module):
         qkv = (
             self.qkv(x_BND)
             if self.query_value_bias is None
-            else F.linear(x_BND, self.qkv.weight, self._bias())
+            else F.linear(x_BND, self.qkv.weight, self.bias())
         )
         q, k, v = qkv.view(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v, mask, causal=causal, dropout=self.dropout if self.training else 0.0)
@@ -181,14 +181,14 @@ class Attention(nn.Module):
     def at(self, x_BND: Tensor, rows_BK: Tensor) -> Tensor:
         """What `forward` gives at the tokens `rows` alone, `[B, K, D]`; the others are only looked at."""
         (B, N, D), K = x_BND.shape, rows_BK.shape[1]
-        weight, bias = self.qkv.weight, self._bias()
+        weight, bias = self.qkv.weight, self.bias()
         q = F.linear(take(x_BND, rows_BK), weight[:D], bias[:D])
         key_value = F.linear(x_BND, weight[D:], bias[D:]).view(B, N, 2, self.num_heads, -1)
         k, v = key_value.permute(2, 0, 3, 1, 4)
         mixed = attend(q.view(B, K, self.num_heads, -1).transpose(1, 2), k, v)
         return self.out(mixed.transpose(1, 2).reshape(B, K, D))
 
-    def _bias(self) -> Tensor:
+    def bias(self) -> Tensor:
         """Of queries, keys and values, `[3 D]`."""
         if self.query_value_bias is None:
             return self.qkv.bias
@@ -201,7 +201,7 @@ class Attention(nn.Module):
         Keys are not computed: a query times the key weights is multiplied with the tokens themselves.
         """
         B, N, D = x_BND.shape
-        bias = self._bias()
+        bias = self.bias()
         with torch.autocast(x_BND.device.type, enabled=False):
             x_BND, weight = x_BND.float(), self.qkv.weight.float()
             q = F.linear(x_BND[:, :num_rows], weight[:D], bias[:D].float())

@@ -40,6 +40,9 @@ class MaskedAlignmentConfig(Selection):
     teacher_image_size: int | None = None
     """Frames are resized to this for the teacher; None is its own size. Its grid must be the student's: 196 for
     patches of 14, 224 for patches of 16."""
+    teacher_int8: bool = False
+    """The teacher multiplies in 8 bits, in all blocks but its last: a step of ViT-B/16 on a CPU takes a quarter less
+    time. What it costs: docs/method.md."""
     drop_ratio: float = 0.8
     """Share of the tubelets hidden from the student."""
     keep: Keep = "attention"

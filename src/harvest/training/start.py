@@ -214,7 +214,8 @@ def _teacher(config: RunConfig, objective: MaskedAlignmentConfig) -> VideoEncode
             "give an image model"
         )
     say(f"the teacher is {report}")
-    return as_teacher(teacher, dtype=torch.bfloat16 if config.loop.precision == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if config.loop.precision == "bf16" else torch.float32
+    return as_teacher(teacher, dtype=dtype, int8=objective.teacher_int8)
 
 
 def _student(config: RunConfig, sizes: ModelConfig) -> VideoTextModel:
