@@ -90,3 +90,13 @@ def test_the_image_model_keeps_its_own_matrices_and_the_last_block_is_left() -> 
     assert all(type(block.mlp.up) is nn.Linear for block in image.video.blocks)
     named = dict(teacher.named_buffers())
     assert named["blocks.0.attention.qkv.rounded"].dtype == torch.int8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_rounds_and_multiplies_as_a_cpu_does() -> None:
+    linear = nn.Linear(64, 32)
+    own = Int8Linear(linear.weight, linear.bias)
+    x = torch.randn(3, 20, 64, generator=torch.Generator().manual_seed(0))
+    here = own(x)
+    torch.testing.assert_close(own.cuda()(x.cuda()).cpu(), here, rtol=1e-5, atol=1e-5)
