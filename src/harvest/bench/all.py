@@ -54,13 +54,19 @@ def all_command(settings: AllSettings, out: Path | None = None) -> None:
     Args:
         out: Write the results as JSON to this file.
     """
-    found = measure_all(settings)
-    print("The training step\n")
-    step.print_result(found.step)
-    print("\nReading clips\n")
-    data.print_result(found.data)
-    print("\nChoosing tokens\n")
-    tokens.print_result(found.tokens)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    print("The training step\n", flush=True)
+    stepped = _measure_step(settings)
+    step.print_result(stepped)
+    print("\nReading clips\n", flush=True)
+    read = _measure_data(settings)
+    data.print_result(read)
+    print("\nChoosing tokens\n", flush=True)
+    chosen = _measure_tokens(settings)
+    tokens.print_result(chosen)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = MachineBench(stepped, read, chosen, copy_gb_per_s(device))
     print(f"\nCopies in the device's memory: {found.copy_gb_per_s:.0f} GB/s")
     if out is not None:
         write_file(out, json.dumps(dataclasses.asdict(found), indent=1))
@@ -75,23 +81,23 @@ class MachineBench:
     copy_gb_per_s: float
 
 
-def measure_all(settings: AllSettings) -> MachineBench:
-    """Each part by its own measure, `settings.seconds` for each of its variants."""
-    model, frames, seconds = settings.model, settings.frames, settings.seconds
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    stepped = step.measure_steps(
+def _measure_step(settings: AllSettings) -> step.StepBench:
+    return step.measure_steps(
         step.StepSettings(
-            model,
+            settings.model,
             drop_ratios=settings.drop_ratios,
-            frames=frames,
+            frames=settings.frames,
             batch=settings.batch,
             precision=settings.precision,
             compile=settings.compile,
-            seconds=seconds,
+            seconds=settings.seconds,
         )
     )
-    side = step.model_config(model, frames=frames).video.image_size
+
+
+def _measure_data(settings: AllSettings) -> data.DataBench:
+    frames, seconds = settings.frames, settings.seconds
+    side = step.model_config(settings.model, frames=frames).video.image_size
     with tempfile.TemporaryDirectory(prefix="harvest-bench-") as name:
         folder = Path(name)
         if settings.manifest is None:
@@ -103,21 +109,23 @@ def measure_all(settings: AllSettings) -> MachineBench:
         read = data.measure_data(clips, folder / "packed", frames=frames, image_size=side, seconds=seconds)
         waiting = data.measure_waiting(
             folder / "packed" / "video",
-            model,
+            settings.model,
             drop_ratio=settings.drop_ratios[-1],
             batch=settings.batch,
             frames=frames,
             workers=settings.workers,
             seconds=seconds,
         )
-    chosen = tokens.measure_tokens(
-        model,
+    return dataclasses.replace(read, waiting=waiting)
+
+
+def _measure_tokens(settings: AllSettings) -> tokens.TokenBench:
+    return tokens.measure_tokens(
+        settings.model,
         budgets=(0.1, 1.0),
         batches=(settings.batch or 16,),
-        frames=frames,
+        frames=settings.frames,
         precision=settings.precision,
         compile=(settings.compile,),
-        seconds=seconds,
+        seconds=settings.seconds,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return MachineBench(stepped, dataclasses.replace(read, waiting=waiting), chosen, copy_gb_per_s(device))

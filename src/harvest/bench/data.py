@@ -243,7 +243,7 @@ def measure_data(
         shards = read_shards(str(packed / name))
         size = sum(os.path.getsize(shard) for shard in shards.shards) / len(shards) / 1e6
         ways.append(_Way(f"shards of {name}", loaded(shards), size))
-    with bar("reading") as progress:
+    with bar("reading, seconds") as progress:
         _take_turns(ways, seconds=seconds, progress=progress)
     slowest = ways[0].clips / ways[0].cpu_s
     rows = tuple(
@@ -277,7 +277,7 @@ def _take_turns(ways: Sequence[_Way], *, seconds: float, progress: OnProgress) -
         if way.cpu_s >= seconds:
             return
         way.turn()
-        progress(round(1000 * sum(min(w.cpu_s, seconds) for w in ways)), round(1000 * seconds * len(ways)))
+        progress(round(sum(min(w.cpu_s, seconds) for w in ways)), round(seconds * len(ways)))
 
 
 def read_whole(
@@ -396,7 +396,7 @@ def measure_waiting(
     step = make_stepper(make_objective(config, cache_texts=False, plain=False).to(place), "bf16", place)
     said = random_batch(config, batch, _WORDS, place)
     steps, waited_s, total_s = -2, 0.0, 0.0  # two to warm up
-    with bar("training") as progress:
+    with bar("training, seconds") as progress:
         while steps < 2 or total_s < seconds:
             before = time.perf_counter()
             video = next(batches).video.to(place, non_blocking=True)
@@ -405,7 +405,7 @@ def measure_waiting(
             if steps >= 0:
                 waited_s += got - before
                 total_s += time.perf_counter() - before
-                progress(round(1000 * min(total_s, seconds)), round(1000 * seconds))
+                progress(round(min(total_s, seconds)), round(seconds))
             steps += 1
     return Waiting(
         model=model,

@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from torch import Tensor
 from harvest.bench.ceiling import matmul_gflop_per_s, wait_for
 from harvest.bench.trace import Traced, cells_of, trace_steps
 from harvest.files import write_file
-from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.interfaces import Batch, HarvestError, Losses, OnProgress
 from harvest.machine import cpu_name, keep_memory
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
@@ -356,19 +357,23 @@ class Variant:
 
 def warm_up(variants: Sequence[Variant]) -> None:
     """Run each twice: allocations, autotuning and compilation happen in the first."""
-    for variant in variants:
-        variant.run()
-        variant.run()
-        variant.times.clear()
+    with measuring("warming up") as progress:
+        for number, variant in enumerate(variants):
+            progress(number, len(variants))
+            variant.run()
+            variant.run()
+            variant.times.clear()
 
 
 def take_turns(variants: Sequence[Variant], *, seconds: float) -> None:
     """Run every variant for `seconds`, at least twice. Turns are one step long: who has had least time goes next."""
-    while True:
-        behind = min(variants, key=lambda v: (len(v.times) >= 2, sum(v.times)))
-        if len(behind.times) >= 2 and sum(behind.times) >= seconds:
-            return
-        behind.run()
+    with measuring("measuring, seconds") as progress:
+        while True:
+            behind = min(variants, key=lambda v: (len(v.times) >= 2, sum(v.times)))
+            if len(behind.times) >= 2 and sum(behind.times) >= seconds:
+                return
+            behind.run()
+            progress(round(sum(min(sum(v.times), seconds) for v in variants)), round(seconds * len(variants)))
 
 
 # ---- what it costs by formula ------------------------------------------------------------------------------------
@@ -546,6 +551,15 @@ def print_result(result: StepBench) -> None:
     settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
     print(f"{settings}\n{title}")
     print_table(_HEADINGS, cells)
+
+
+def measuring(title: str) -> AbstractContextManager[OnProgress]:
+    """A bar, where rich is installed."""
+    try:
+        from harvest.progress import bar
+    except ImportError:
+        return nullcontext(lambda done, of: None)
+    return bar(title)
 
 
 def print_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:

@@ -139,7 +139,7 @@ def measure_tokens(
     seconds: float = 5.0,
     device: str | None = None,
 ) -> TokenBench:
-    """Measure every combination, in turns within one run."""
+    """Measure every combination, in turns within one run; where all is seen, with the first way alone, for all see it."""
     if not keeps or not batches or not compile or any(batch < 1 for batch in batches) or seconds <= 0:
         raise HarvestError(
             "expected at least one of keeps, batches (of 1 or more) and compile, and some seconds"
@@ -158,6 +158,8 @@ def measure_tokens(
         for batch in batches:
             clips = _moving(random_batch(config, batch, min(32, config.words.context_length), place))
             for keep, share in itertools.product(keeps, budgets):
+                if share == 1 and keep != keeps[0]:
+                    continue
                 selection = Selection(budget=max(1, round(share * N)), keep=keep)
                 variants.append((compiled, Variant("harvest", selection, step, clips)))
     measured = [variant for _, variant in variants]
@@ -268,7 +270,13 @@ def _cells(row: TokenTime) -> tuple[str, ...]:
 
 def _drawn(result: TokenBench) -> str:
     series: dict[str, list[tuple[float, float]]] = {}
+    keeps = dict.fromkeys(row.keep for row in result.rows)
     for row in result.rows:
-        name = f"{row.keep}, {row.batch} clips{', compiled' if row.compiled else ''}"
-        series.setdefault(name, []).append((100 * row.share, row.clips_per_s))
-    return lines(series, x_title="tubelets seen, %", y_title="clips a second")
+        for keep in keeps if row.share == 1 else (row.keep,):
+            name = f"{keep}, {row.batch} clips{', compiled' if row.compiled else ''}"
+            series.setdefault(name, []).append((100 * row.share, row.clips_per_s))
+    return lines(
+        {name: sorted(points) for name, points in series.items()},
+        x_title="tubelets seen, %",
+        y_title="clips a second",
+    )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from harvest.bench.ceiling import wait_for
-from harvest.bench.step import describe_machine, print_table, random_batch
-from harvest.interfaces import Batch, HarvestError
+from harvest.bench.step import describe_machine, measuring, print_table, random_batch
+from harvest.interfaces import Batch, HarvestError, OnProgress
 from harvest.machine import keep_memory
 from harvest.model.alignment import student_tower
 from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
@@ -90,7 +90,9 @@ def umt_command(
                 compile_blocks(stage.model)
                 assert stage.teaching is not None
                 compile_blocks(stage.teaching.teacher)
-            times = _time(stage, random_batch(_with_words(sizes), batch, 12, place), how, place, seconds)
+            clips = random_batch(_with_words(sizes), batch, 12, place)
+            with measuring(f"{name}, seconds") as progress:
+                times = _time(stage, clips, how, place, seconds, progress=progress)
             rate = batch / median(times)
             rows.append((name, str(batch), str(len(times)), f"{1000 * median(times):.0f} ms", f"{rate:.2f}"))
     print(", ".join(str(value) for value in describe_machine(place).values()))
@@ -188,7 +190,13 @@ def _fill(
 
 
 def _time(
-    objective: nn.Module, batch: Batch, precision: Precision, place: torch.device, seconds: float
+    objective: nn.Module,
+    batch: Batch,
+    precision: Precision,
+    place: torch.device,
+    seconds: float,
+    *,
+    progress: OnProgress,
 ) -> list[float]:
     if len(batch.video) < 1 or seconds <= 0:
         raise HarvestError(
@@ -209,5 +217,6 @@ def _time(
         wait_for(place)
         if step >= 2:  # after the warm-up
             times.append(time.perf_counter() - before)
+        progress(round(min(sum(times), seconds)), round(seconds))
         step += 1
     return times
