@@ -63,3 +63,11 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"), new_folder(tmp_path / "model") as folder:
         raise ValueError("no")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_everybody_may_read_what_is_in_a_new_folder(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "inside").mkdir()
+        (folder / "inside" / "weights").write_text("w")
+        (folder / "inside" / "weights").chmod(0o600)  # as safetensors leaves it
+    assert (tmp_path / "model/inside/weights").stat().st_mode & 0o777 == 0o644

@@ -45,8 +45,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     temporary.chmod(0o755)  # mkdtemp makes it private; a model is shared like any other file
     try:
         yield temporary
-        for path in (*temporary.rglob("*"), temporary):  # on the disk before its name is
-            _flush(path)
+        for path in (*temporary.rglob("*"), temporary):
+            if path.is_file():
+                path.chmod(0o644)  # as above: safetensors writes for the owner alone
+            _flush(path)  # on the disk before its name is
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             os.rename(folder, old / "folder")

@@ -13,7 +13,7 @@ from harvest.data.check import BINS, CheckConfig, check, histogram, summary, wri
 from harvest.data.guard import Lost, guarded_map
 from harvest.data.manifest import columns_of, read_manifest
 from harvest.data.video import write_video
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import Box, Example, HarvestError
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +117,27 @@ def test_guarded_map_keeps_the_order() -> None:
     assert isinstance(results[4], HarvestError) and isinstance(results[7], Lost)
     for place, (args, result) in enumerate(zip(arguments, results, strict=True)):
         assert place in (4, 7) or result == args[0]
+
+
+def test_labels_and_boxes_say_something_too(examples: list[Example]) -> None:
+    video = examples[0].video
+    rows = [
+        Example("several", video, labels=(1, 2)),
+        Example("boxes", video, boxes=(Box((0.0, 0.0, 1.0, 1.0), (0,)),)),
+        Example("one", video, label=3),
+        Example("none", video),
+    ]
+    assert check(rows, CheckConfig()).silent == {"none": "no caption"}
+
+
+def test_clips_that_differ_in_colour_alone_are_no_duplicates(tmp_path: Path) -> None:
+    rows = []
+    for name, place in (("red", 0), ("green", 1), ("blue", 2)):
+        frames = torch.zeros(16, 3, 48, 64, dtype=torch.uint8)
+        frames[:, place] = 190
+        write_video(tmp_path / f"{name}.mp4", frames, fps=8, crf=18)
+        rows.append(Example(name, str(tmp_path / f"{name}.mp4"), (f"it is all {name}",)))
+    frames = torch.tensor([186, 3, 3]).byte()[:, None, None].expand(16, 3, 48, 64)
+    write_video(tmp_path / "red again.mp4", frames.contiguous(), fps=8, crf=30)
+    rows.append(Example("red again", str(tmp_path / "red again.mp4"), ("red once more",)))
+    assert check(rows, CheckConfig()).duplicate == {"red again": "shows what red shows"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvest.data.manifest import read_manifest, write_manifest
+from harvest.data.manifest import read_manifest, with_unique_ids, write_manifest
 from harvest.interfaces import Example, HarvestError
 
 WEBVID9 = Path(__file__).parents[3] / "shared/clips/webvid9/results_2M_val.csv"
@@ -237,3 +237,20 @@ def test_writing_leaves_nothing_half(tmp_path: Path) -> None:
     assert [e.id for e in read_manifest(path)] == ["1"] and list(tmp_path.iterdir()) == [path]
     with pytest.raises(HarvestError, match="cannot write"):
         write_manifest(tmp_path / "nowhere/m.jsonl", [])
+
+
+def test_rows_of_several_manifests_have_ids_of_their_own() -> None:
+    rows = [Example(id, f"{id}.mp4") for id in ("1", "2", "1", "3", "1")]
+    made = with_unique_ids(rows)
+    assert [row.id for row in made] == ["1", "2", "1#2", "3", "1#3"]
+    assert [row.video for row in made] == [row.video for row in rows]
+
+
+def test_half_a_character_becomes_a_mark(tmp_path: Path) -> None:
+    """JSON may hold half a surrogate pair, which no file and no tokenizer takes."""
+    line = r'{"video": "a.mp4", "caption": "moves \ud83d right", "question": "\ud83d?", "answer": "\ud83d\ude00"}'
+    (tmp_path / "m.jsonl").write_text(line + "\n")
+    [row] = read_manifest(tmp_path / "m.jsonl")
+    assert (row.texts, row.question, row.answer) == (("moves \ufffd right",), "\ufffd?", "\U0001f600")
+    write_manifest(tmp_path / "again.jsonl", [row])
+    assert read_manifest(tmp_path / "again.jsonl")[0].texts == row.texts

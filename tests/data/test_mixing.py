@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from harvest.data import loader
 from harvest.data.loader import ClipDataset, DataConfig
 from harvest.data.mixing import MixedLoader
+from harvest.data.video import VideoError
 from harvest.interfaces import Clip, Example, HarvestError
 
 
@@ -80,3 +82,28 @@ def test_stages_of_other_sizes_and_ranks() -> None:
 def test_a_share_that_is_none(share: float) -> None:
     with pytest.raises(HarvestError, match="image_share"):
         mixed(share=share)
+
+
+def test_a_broken_video_leaves_the_picture_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids are unique within a manifest; a run that goes on leaves out what it left out, and no more."""
+
+    def read(video: str, *, num_frames: int, image_size: int, **_: object) -> Clip:
+        if (video, num_frames) == ("2.mp4", 4):
+            raise VideoError(video, "broken")
+        frames = torch.zeros(num_frames, 3, image_size, image_size, dtype=torch.uint8)
+        return Clip(frames, torch.zeros(num_frames, dtype=torch.float64))
+
+    monkeypatch.setattr(loader, "read_clip", read)
+
+    def both(**settings: object) -> MixedLoader:
+        videos, pictures = dataset(20, 4), dataset(10, 1, first=100)
+        for rows in (videos, pictures):
+            rows.examples = [dataclasses.replace(e, id=e.video) for e in rows.examples]
+        return MixedLoader(videos, pictures, 4, **settings)
+
+    whole = both()
+    batches = take(whole, 30)
+    assert set(whole.broken) == {"video 2.mp4"}
+    went_on = both(first_step=12, refused=whole.broken)
+    for one, other in zip(batches[12:], take(went_on, 18), strict=True):
+        assert torch.equal(one.text_ids, other.text_ids)

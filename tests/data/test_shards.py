@@ -160,7 +160,8 @@ def test_damage_is_found_by_checksums(examples: list[Example], tmp_path: Path) -
     prepare(examples[:4], out, PrepareConfig(short_side=SIZE, clips_per_shard=2), workers=0)
     assert verify(out) == []
     shard = out / "shard-000001.tar"
-    data = bytearray(shard.read_bytes())
+    whole = shard.read_bytes()
+    data = bytearray(whole)
     data[1500] ^= 1
     shard.write_bytes(data)
     assert verify(out) == ["shard-000001.tar: its bytes have changed since it was written"]
@@ -168,6 +169,12 @@ def test_damage_is_found_by_checksums(examples: list[Example], tmp_path: Path) -
     assert "bytes" in verify(out)[0]
     with pytest.raises(HarvestError, match=r"copy it again, or remove .*shard-000001.index.json"):
         read_shards(str(out))
+    shard.unlink()
+    assert verify(out) == ["shard-000001.tar: it is gone, its index is there"]
+    shard.write_bytes(whole)
+    assert verify(out) == []
+    (out / "broken.json").unlink()  # written last
+    assert verify(out) == ["it was not finished: the same harvest prepare goes on"]
 
 
 def test_what_cannot_be_read_is_named_and_left_out(examples: list[Example], tmp_path: Path) -> None:
@@ -430,3 +437,11 @@ def test_an_epoch_over_many_samples_sees_each_once(tmp_path: Path) -> None:
 
 def test_the_index_lies_beside_the_shard() -> None:
     assert index_path("s3://b/shard-1.tar") == "s3://b/shard-1.index.json"
+
+
+def test_numbered_pictures_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    pictures = [(f"0001.{number}.jpg", jpeg(20 * number)) for number in range(12)]
+    write_tar(tmp_path / "a.tar", [*pictures, ("0001.txt", b"it grows lighter")])
+    _, video = read_shards(str(tmp_path / "a.tar")).fetch(0)
+    levels = read_clip(video, num_frames=12, image_size=8).frames.float().mean((1, 2, 3))
+    assert (levels.diff() > 0).all()

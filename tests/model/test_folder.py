@@ -104,7 +104,25 @@ def test_a_missing_file(saved, name):
 
 def test_saving_again_replaces_the_folder(saved):
     folder, model, tokenizer = saved
-    (folder / "stale").touch()
+    (folder / "head.json").touch()  # stale
     save_model(folder, model, tokenizer)
-    assert not (folder / "stale").exists()
+    assert not (folder / "head.json").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("what", ["thesis", "another library's model", "a file"])
+def test_only_a_model_makes_room_for_a_model(saved, tmp_path, what):
+    own, model, tokenizer = saved
+    out = tmp_path / "out"
+    if what == "a file":
+        out.write_text("precious")
+    else:
+        out.mkdir()
+        (out / ("thesis.txt" if what == "thesis" else "config.json")).write_text('{"model_type": "clip"}')
+        save_model(own, model, tokenizer)  # its own kind is replaced
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(HarvestError, match=r"is a file|give another folder"):
+        save_model(out, model, tokenizer)
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "empty").mkdir()
+    save_model(tmp_path / "empty", model, tokenizer)

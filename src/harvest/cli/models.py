@@ -35,10 +35,11 @@ def convert_command(args: list[str]) -> None:
             head_width: Width of an attention head, for state dicts, which do not say.
             classes: What a fine-tuned classifier of UMT tells apart, in its order: one a line or a JSON list.
         """
-        from harvest.model.folder import save_model
+        from harvest.model.folder import check_room, save_model
         from harvest.model.pretrained import load_any
         from harvest.model.pretrained_umt import convert_classifier
 
+        check_room(out)  # before anything is opened
         sizes: dict[str, Any] = {"image_size": image_size, "num_frames": num_frames, "head_width": head_width}
         if classes is not None:
             from harvest.data.labels import read_class_names

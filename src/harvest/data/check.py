@@ -142,7 +142,7 @@ def check(
             found.duplicate.update(dict.fromkeys(ids, f"shows what {first} shows"))
     for example in examples:
         words = max((len(text.split()) for text in example.texts), default=0)
-        if words < config.min_words and example.label is None and example.question is None:
+        if words < config.min_words and not _says_something_else(example):
             found.silent[example.id] = f"“{example.texts[0]}”" if example.texts else "no caption"
     if similarities is not None and config.min_similarity is not None:
         low = {id: s for id, s in similarities.items() if s < config.min_similarity}
@@ -166,14 +166,22 @@ def look(video: str, start_s: float, end_s: float | None) -> Looked:
     clip = read_clip(video, num_frames=3, image_size=9, start_s=start_s, end_s=end_s, crop="squash")
     end = info.duration_s if end_s is None else min(end_s, info.duration_s)
     # Which of two neighbours is brighter: that survives scaling and encoding again. Flat pictures are told by
-    # their brightness.
+    # their brightness and, more coarsely, for it is one figure of the whole clip, by their tint.
     grey = clip.frames.float().mean(1)  # [3, 9, 9]
     signs = (grey[:, :, 1:] > grey[:, :, :-1] + 2).flatten().tolist()
     coarse = (grey.mean((1, 2)) / 8).round().int().tolist()
+    red, green, blue = clip.frames.float().mean((0, 2, 3)).tolist()
+    tint = round((red - green) / 32), round((blue - green) / 32)
     pictures = hashlib.blake2b(
-        f"{signs} {coarse} {round(end - start_s)}".encode(), digest_size=12
+        f"{signs} {coarse} {tint} {round(end - start_s)}".encode(), digest_size=12
     ).hexdigest()
     return Looked(max(0.0, end - start_s), info.fps, info.width, info.height, info.codec, pictures)
+
+
+def _says_something_else(example: Example) -> bool:
+    """Than a caption: a class, a question, boxes with actions."""
+    labelled = example.label is not None or bool(example.labels) or bool(example.boxes)
+    return labelled or example.question is not None
 
 
 def _is_still(looked: Looked) -> bool:

@@ -24,6 +24,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,7 @@ class _Rows:
         self.names: dict[
             tuple[str, ...], dict[str, str]
         ] = {}  # of each set of columns: lower case -> as written
-        self.times_given: dict[str, int] = {}
+        self.ids = _Ids()
 
     def example(self, place: str, row: Mapping[str, Any]) -> Example:
         columns = self._columns(place, tuple(str(key) for key in row))
@@ -272,14 +273,14 @@ class _Rows:
         question, answer = value("question"), value("answer")
         try:
             return Example(
-                id=self._unique(str(written if id is None else id)),
+                id=self.ids.unique(str(written if id is None else id)),
                 video=written if is_address(written) else str(folder / written),
                 texts=self._texts(place, value(*TEXTS)),
                 label=self._label(place, value("label")),
                 start_s=0.0 if start_s is None else start_s,
                 end_s=self._number(place, "end", value(*END)),
-                question=None if question is None else str(question),
-                answer=None if answer is None else str(answer),
+                question=None if question is None else whole_text(str(question)),
+                answer=None if answer is None else whole_text(str(answer)),
                 labels=self._labels(place, value("labels")),
                 boxes=self._boxes(place, value("boxes")),
             )
@@ -335,9 +336,9 @@ class _Rows:
             with suppress(json.JSONDecodeError):  # a caption may happen to begin with a bracket
                 value = json.loads(value)
         if isinstance(value, str):
-            return (value.strip(),)
+            return (whole_text(value),)
         if isinstance(value, Sequence):
-            return tuple(str(text).strip() for text in value if not _is_blank(text))
+            return tuple(whole_text(str(text)) for text in value if not _is_blank(text))
         raise HarvestError(f"{self._at(place)}: a caption must be text or a list of texts, got {value!r}")
 
     def _label(self, place: str, value: Any) -> int | None:
@@ -395,17 +396,40 @@ class _Rows:
             raise HarvestError(f"{self._at(place)}: {name} must be seconds from 0 on, got {value!r}")
         return number
 
-    def _unique(self, id: str) -> str:
+
+class _Ids:
+    """The ids that were given away. One that comes again gets `#2`, `#3`, …"""
+
+    def __init__(self) -> None:
+        self.times_given: dict[str, int] = {}
+
+    def unique(self, id: str) -> str:
         times = self.times_given.get(id, 0) + 1
         self.times_given[id] = times
         if times == 1:
             return id
         candidate = f"{id}#{times}"
-        return self._unique(candidate) if candidate in self.times_given else self._given(candidate)
+        return self.unique(candidate) if candidate in self.times_given else self._given(candidate)
 
     def _given(self, id: str) -> str:
         self.times_given[id] = 1
         return id
+
+
+def with_unique_ids(examples: Iterable[Example]) -> list[Example]:
+    """Rows of several manifests, in which an id that comes again gets `#2`, `#3`, … as in one."""
+    ids = _Ids()
+    named = ((ids.unique(example.id), example) for example in examples)
+    return [example if id == example.id else replace(example, id=id) for id, example in named]
+
+
+def whole_text(text: str) -> str:
+    """Without blanks around it, and with U+FFFD for half a character, as captions cut at so many UTF-16 units have it:
+    JSON may hold that, and no file of text may."""
+    text = text.strip()
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _is_blank(value: Any) -> bool:

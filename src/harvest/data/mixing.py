@@ -15,6 +15,8 @@ from harvest.data.loader import ClipDataset, Refused, TrainLoader
 from harvest.interfaces import Batch, HarvestError, OnProgress
 
 NONE: Mapping[str, Refused] = {}
+VIDEO, PICTURE = "video ", "picture "
+"""In front of the ids of what was broken: a video and a picture may have the same."""
 
 
 class MixedLoader:
@@ -50,7 +52,7 @@ class MixedLoader:
             world,
             first_step=first_step - before,
             progress=progress,
-            refused=refused,
+            refused=_named(VIDEO, refused),
             device=device,
         )
         self.pictures = TrainLoader(
@@ -60,7 +62,7 @@ class MixedLoader:
             world,
             first_step=before,
             progress=progress,
-            refused=refused,
+            refused=_named(PICTURE, refused),
             device=device,
         )
 
@@ -84,7 +86,8 @@ class MixedLoader:
 
     @property
     def broken(self) -> dict[str, Refused]:
-        return self.videos.broken | self.pictures.broken
+        both = ((VIDEO, self.videos), (PICTURE, self.pictures))
+        return {kind + id: why for kind, loader in both for id, why in loader.broken.items()}
 
     @property
     def broken_share(self) -> float:
@@ -101,3 +104,8 @@ class MixedLoader:
         while True:
             yield next(pictures if self.shows_pictures(step) else videos)
             step += 1
+
+
+def _named(kind: str, refused: Mapping[str, Refused]) -> dict[str, Refused]:
+    """What was refused of one kind, by the ids of its own rows."""
+    return {id.removeprefix(kind): why for id, why in refused.items() if id.startswith(kind)}

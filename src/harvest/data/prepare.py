@@ -137,13 +137,20 @@ def prepare(
 
 def verify(out: Path, *, progress: OnProgress = lambda done, of: None) -> list[str]:
     """Shards of a prepared folder whose bytes are not those that were written, with what is wrong."""
-    shards = sorted(out.glob("*.tar"))
+    indexed = (
+        index.with_name(index.name.removesuffix(".index.json") + ".tar") for index in out.glob("*.index.json")
+    )
+    shards = sorted({*out.glob("*.tar"), *indexed})
     if not shards:
         raise HarvestError(f"{out} holds no shards")
     wrong = []
+    if (out / "prepare.json").exists() and not (out / "broken.json").exists():
+        wrong.append("it was not finished: the same harvest prepare goes on")
     for done, shard in enumerate(shards, 1):
         index = Path(index_path(str(shard)))
-        if not index.exists():
+        if not shard.exists():
+            wrong.append(f"{shard.name}: it is gone, its index is there")
+        elif not index.exists():
             wrong.append(f"{shard.name}: no index beside it")
         elif shard.stat().st_size != read_index(index).num_bytes:
             wrong.append(

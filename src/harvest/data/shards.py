@@ -39,7 +39,7 @@ import fsspec
 import numpy as np
 import torch
 
-from harvest.data.manifest import TEXTS
+from harvest.data.manifest import TEXTS, whole_text
 from harvest.data.video import IMAGE_SUFFIXES, PackedVideo, VideoError
 from harvest.files import write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
@@ -453,7 +453,8 @@ def _sample(members: Sequence[tuple[str, bytes]], id: str) -> tuple[PackedVideo,
     by_suffix = {_split(name)[1]: content for name, content in members}
     said = _object(by_suffix.get("json"), id)
     video = next((s for s in VIDEO_SUFFIXES if s in by_suffix), None)
-    frames = sorted(s for s in by_suffix if re.fullmatch(rf"\d+\.({'|'.join(_PICTURES)})", s))
+    frames = [s for s in by_suffix if re.fullmatch(rf"\d+\.({'|'.join(_PICTURES)})", s)]
+    frames.sort(key=lambda suffix: int(suffix.partition(".")[0]))  # 2 before 10
     picture = next((s for s in _PICTURES if s in by_suffix), None)
     if video is not None:
         packed = PackedVideo(id, (by_suffix[video],))
@@ -500,11 +501,11 @@ def decoded(data: bytes) -> str:
 def _texts(said: Mapping[str, Any], txt: bytes | None) -> tuple[str, ...]:
     texts = said.get("texts")
     if isinstance(texts, list):
-        found = [str(text).strip() for text in texts]
+        found = [whole_text(str(text)) for text in texts]
     elif txt is not None:
         found = [decoded(txt).strip()]
     else:
-        found = [str(said[name]).strip() for name in TEXTS if isinstance(said.get(name), str)][:1]
+        found = [whole_text(str(said[name])) for name in TEXTS if isinstance(said.get(name), str)][:1]
     return tuple(text for text in found if text)
 
 

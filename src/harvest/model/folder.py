@@ -28,6 +28,7 @@ from harvest.model.tokenizer import Tokenizer, TokenizerConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 
 FORMAT = 1
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "head.json", "head.safetensors")
 SENTENCE = "a red circle moves to the left"
 FINGERPRINT_TOLERANCE = 2e-3
 
@@ -60,10 +61,11 @@ def save_model(
     head: Head | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model folder atomically, with the head of a fine-tuned model.
+    """Write a model folder atomically, with the head of a fine-tuned model. It takes the place of a model alone.
 
     `notes` (recipe, licence, source, …) go into its config. A model without a text tower has no tokenizer.
     """
+    check_room(folder)
     if (tokenizer is None) != (model.config.text is None):
         raise ValueError("a tokenizer goes with a text tower, and none without one")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -87,6 +89,27 @@ def save_model(
             (temporary / "config.json").write_text(json.dumps(config, indent=1))
     except (OSError, safetensors.SafetensorError) as error:
         raise HarvestError(f"could not write the model folder {folder}: {error}") from error
+
+
+def check_room(folder: Path) -> None:
+    """HarvestError where a model folder would take the place of what is none."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise HarvestError(f"{folder} is a file: give a folder for the model")
+    found = sorted(path.name for path in folder.iterdir())
+    others = [name for name in found if name not in FILES]
+    if others or (found and not _is_own(folder / FILES[0])):
+        raise HarvestError(
+            f"{folder} is not empty and holds no Harvest model alone ({(others or found)[0]}): give another folder"
+        )
+
+
+def _is_own(config: Path) -> bool:
+    try:
+        return "format" in json.loads(config.read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tokenizer | None]:

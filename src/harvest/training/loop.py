@@ -36,7 +36,7 @@ from harvest.data.labels import (
     read_class_names,
 )
 from harvest.data.loader import ClipDataset, DataConfig, Refused, TrainLoader, eval_batches, lost_workers
-from harvest.data.manifest import boxed_example, read_manifest
+from harvest.data.manifest import boxed_example, read_manifest, with_unique_ids
 from harvest.data.miniworld import MiniWorld, acting_rows, write_miniworld
 from harvest.data.mixing import MixedLoader
 from harvest.data.shards import ShardSet, are_shards, read_shards
@@ -234,8 +234,9 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
     examples, listed = _rows(config, run, here, config.data.train)
     names: list[str] = []
     if isinstance(examples, list):
-        for further in config.data.more:
-            examples += read_manifest(further)
+        if config.data.more:
+            further = [row for manifest in config.data.more for row in read_manifest(manifest)]
+            examples = with_unique_ids([*examples, *further])
         examples, names = _numbered(config.objective, examples, listed)
     elif isinstance(config.objective, ClassificationConfig):
         names = _classes_of_shards(config.objective, examples)
