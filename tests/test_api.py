@@ -38,5 +38,9 @@ def test_mistakes(image_model: Path, videos: list[Path], tmp_path: Path) -> None
         model.fill(videos[0], "a [mask] circle")  # an image model has no decoder
     with pytest.raises(harvest.HarvestError):
         harvest.load(tmp_path)
+    with pytest.raises(harvest.HarvestError, match=r"a list of paths: \['a.mp4'\]"):
+        model.embed_videos("a.mp4")
+    with pytest.raises(harvest.HarvestError, match=r"a list of sentences: \['a red ball'\]"):
+        model.embed_texts("a red ball")
     with pytest.raises(AttributeError, match="nothing"):
         harvest.nothing  # noqa: B018

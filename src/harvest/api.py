@@ -40,6 +40,8 @@ class VideoText:
         `budget` is how many tubelets of each video are seen, chosen as `keep` says; None sees all. `dim` keeps the
         first so many entries, for models trained with nested sizes: give `embed_texts` the same.
         """
+        if isinstance(paths, str | Path):
+            raise HarvestError(f"embed_videos takes a list of paths: [{str(paths)!r}]")
         found = embed_videos(
             self.model,
             [Example(id=str(path), video=str(path)) for path in paths],
@@ -56,6 +58,8 @@ class VideoText:
 
     def embed_texts(self, texts: Sequence[str], *, dim: int | None = None) -> Tensor:
         """Unit vectors of sentences, fp32 `[len(texts), E]`, or their first `dim` entries."""
+        if isinstance(texts, str):
+            raise HarvestError(f"embed_texts takes a list of sentences: [{texts!r}]")
         return embed_texts(self.model, self.tokenizer, texts, dim=dim)
 
     def fill(self, path: str | Path, sentence: str) -> list[tuple[str, float]]:
@@ -71,7 +75,8 @@ class VideoText:
 def load(source: str | Path) -> VideoText:
     """Open a Harvest model folder, a hub name, or any weights that `harvest convert` takes.
 
-    An image model sees a video as the mean of its frames. Load or fail: HarvestError says what does not fit.
+    An image model sees a video as the mean of its frames. The model is on the CPU; after `.model.to("cuda")` its methods
+    compute there. Load or fail: HarvestError says what does not fit.
     """
     model, tokenizer, _ = load_pretrained(source)
     return VideoText(model, tokenizer, mode="image" if model.config.video.num_frames == 1 else "video")

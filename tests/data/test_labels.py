@@ -54,6 +54,49 @@ def test_a_name_twice_is_refused(tmp_path: Path) -> None:
         read_class_names(tmp_path / "names.json")
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("a.txt", "red\n\nblue\n7\n"),
+        ("a.json", '["red", "blue", "7"]'),
+        ("a.json", '\ufeff ["red", "blue", "7"]'),
+        ("a.json", '{"7": 2, "red": 0, "blue": 1}'),
+        ("a.json", '{"7": "2", "red": "0", "blue": "1"}'),  # so Something-Something's labels.json
+        ("a.json", '{"2": "7", "0": "red", "1": "blue"}'),
+        ("a.csv", "id,name\n0,red\n1,blue\n2,7\n"),
+        ("a.csv", "name,id,videos\n7,2,9\nred,0,9\nblue,1,9\n"),
+    ],
+)
+def test_class_names_come_in_the_order_of_their_numbers(file: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(text, encoding="utf-8")
+    assert read_class_names(tmp_path / file) == ["red", "blue", "7"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("a.json", '{"red": 0, "blue": 2}', "not 0 to 1, each once"),
+        ("a.json", '{"red": 1, "blue": 1}', "not 0 to 1, each once"),
+        ("a.json", '{"red": 0, "blue": true}', "not 0 to 1, each once"),
+        ("a.json", '{"0": "red", "0": "blue"}', "not 0 to 1, each once"),
+        ("a.json", '{"1": "red", "2": "blue"}', "not 0 to 1, each once"),
+        ("a.json", '{"0": "red", "1": "red"}', "'red' is there 2 times"),
+        ("a.json", '{"0": "red", "1": ["blue"]}', "not 0 to 1, each once"),
+        ("a.json", '{"red": 0,', "begins as a JSON object and is none"),
+        ("a.json", "{}", "expected a list of names"),
+        ("a.csv", "id,name\n1,red\n2,blue\n", "not 0 to 1, each once"),
+        ("a.csv", "id,name\n", "expected a list of names"),
+        ("a.csv", "id,name\n0\n", "expected a list of names"),
+        ("a.csv", "red\nblue\n", r"columns id and name, found red; names one a line belong in a \.txt"),
+        ("a.csv", "", "columns id and name, found nothing"),
+    ],
+)
+def test_class_names_with_wrong_numbers(file: str, text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(text)
+    with pytest.raises(HarvestError, match=rf"{file}.*{said}"):
+        read_class_names(tmp_path / file)
+
+
 def test_lists_of_labels_in_manifests(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('video,labels\na.mp4,"[3, 1, 3]"\nb.mp4,[]\n')
     examples = read_manifest(tmp_path / "a.csv")

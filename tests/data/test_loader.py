@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from harvest.data import loader as module
 from harvest.data.loader import (
     ClipDataset,
     DataConfig,
@@ -22,7 +23,7 @@ from harvest.data.loader import (
     order,
 )
 from harvest.data.video import read_clip, write_video
-from harvest.interfaces import Batch, Example, HarvestError
+from harvest.interfaces import Batch, Clip, Example, HarvestError
 
 NUM_CLIPS = 11
 SIZE = 16
@@ -354,6 +355,18 @@ def test_evaluation_survives_a_crash(examples: list[Example], hostile: list[Exam
         )
     )
     assert batches[0][0].tolist() == [0, 2] and refused == [("crash", "the decoder crashed (SIGSEGV)")]
+
+
+def test_a_mistake_in_a_worker_is_told_as_it_is(
+    examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistake(*_: object, **__: object) -> Clip:
+        raise RuntimeError("a mistake in the reader")
+
+    monkeypatch.setattr(module, "read_clip", mistake)
+    with pytest.raises(RuntimeError, match="a mistake in the reader") as error:
+        next(iter(loader(examples, workers=1)))
+    assert not isinstance(error.value, HarvestError) and "memory" not in str(error.value)
 
 
 def test_a_killed_worker_is_told_in_words(examples: list[Example]) -> None:

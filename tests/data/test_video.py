@@ -353,6 +353,28 @@ def test_unreadable_files_say_why(plain: Path, folder: Path, kind: str, says: st
             probe(path)
 
 
+def test_a_path_that_the_system_refuses_is_a_broken_video(folder: Path) -> None:
+    path = folder / ("a caption in the column of videos " * 12)
+    for read in (lambda: read_clip(path, num_frames=2, image_size=8), lambda: probe(path)):
+        with pytest.raises(VideoError, match="name too long"):
+            read()
+
+
+def test_a_stretch_begins_at_its_frame_far_into_a_file(tmp_path: Path) -> None:
+    """In 32 bits a time past 32 s is off by more than the rounding that is allowed for."""
+    levels = torch.tensor([60, 180], dtype=torch.uint8).repeat(520)
+    write_video(tmp_path / "a.mp4", levels[:, None, None, None].expand(-1, 3, 16, 16).contiguous(), fps=25)
+    for number in range(1001, 1030, 2):
+        data, info = video.transcode(
+            tmp_path / "a.mp4", short_side=16, start_s=number / 25, end_s=(number + 5) / 25
+        )
+        assert info.num_frames == 5
+        first = (
+            read_clip(PackedVideo("cut", (data,)), num_frames=5, image_size=16).frames.float().mean((1, 2, 3))
+        )
+        assert (first > 120).tolist() == [True, False, True, False, True]
+
+
 def test_a_cut_file_still_gives_what_lies_before_the_cut(plain: Path, folder: Path) -> None:
     path = damage(plain, folder, "cut")
     clip = read_clip(path, num_frames=4, image_size=64, end_s=4)

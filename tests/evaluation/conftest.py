@@ -87,3 +87,16 @@ def make_models(tokenizer: Tokenizer) -> tuple[VideoTextModel, VideoTextModel]:
             image_model, num_frames=4, tubelet_size=2, time_positions="gated", fusion=FusionConfig(2, 2)
         )
     return image_model, model
+
+
+def moved_to(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """The devices that a command moves models to from now on: without it they compute where they were loaded."""
+    moved: list[torch.device] = []
+    old = VideoTextModel.to
+
+    def to(self: VideoTextModel, device: torch.device) -> VideoTextModel:
+        moved.append(device)
+        return old(self, device)
+
+    monkeypatch.setattr(VideoTextModel, "to", to)
+    return moved

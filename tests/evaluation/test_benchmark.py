@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harvest.cli import main
-from harvest.data.benchmarks import BenchmarkData, Published, read, write_training
+from harvest.data.benchmarks import BenchmarkData, Published, read, widen, write_training
 from harvest.data.manifest import read_manifest
 from harvest.evaluation import evaluate
 from harvest.evaluation.benchmark import check_complete, score_benchmark
@@ -40,6 +40,8 @@ def test_a_whole_benchmark_is_scored_as_its_rows_are(
 ) -> None:
     data = retrieval_data(tmp_path, videos)
     result = score_benchmark(world.model, world.tokenizer, data)
+    with pytest.raises(HarvestError, match=r"detected: .*; msrvtt is a benchmark of retrieval"):
+        score_benchmark(world.model, world.tokenizer, data, detected={})
     plain = evaluate(world.model, world.tokenizer, data.examples, task="retrieval")
     assert result.metrics == plain.metrics and "share_of_rows" not in result.metrics
     assert result.protocol == f"{data.protocol} {plain.protocol}"
@@ -178,6 +180,35 @@ def test_the_command_lists_says_what_is_missing_and_refuses(
     assert "share_of_rows" in out and "Only 3 of 1,000 rows were scored" in " ".join(out.split())
     assert json.loads((tmp_path / "out/card.json").read_text())["metrics"]["share_of_rows"] == 0.003
     assert (tmp_path / "list.txt").exists()
+
+
+def test_options_that_would_do_nothing_are_refused(
+    videos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = retrieval_data(tmp_path, videos)
+    monkeypatch.chdir(tmp_path)
+    read_only = ["--annotations", tmp_path / "annotations"]
+    with_videos = [*read_only, "--videos", tmp_path / "videos"]
+    before = set(tmp_path.iterdir())
+    for words, said in (
+        ([*read_only, "--manifest", "a.jsonl"], "--manifest: needs --videos"),
+        ([*read_only, "--missing-list", "a.txt"], "--missing-list: needs --videos"),
+        ([*with_videos, "--out", "a.json", "--card", "a"], "--out, --card: needs --model"),
+        ([*with_videos, "--motion-truth"], "--motion-truth: needs --model"),
+        ([*with_videos, "--boxes", "a.csv"], "--boxes: needs --model"),
+        ([*with_videos, "--zero-shot"], "--zero-shot: needs --model"),
+        (
+            [*with_videos, "--model", "m", "--boxes", "a.csv", "--span-s", "0"],
+            "--span-s, --boxes: for action detection only; msrvtt is a benchmark of retrieval",
+        ),
+        ([*read_only, "--span-s", "2"], "--span-s: for action detection only; msrvtt is a benchmark"),
+    ):
+        assert typed("msrvtt", *words) == 2
+        answer = capsys.readouterr()
+        assert said in " ".join(answer.err.split()) and answer.out == ""
+    assert set(tmp_path.iterdir()) == before
+    with pytest.raises(HarvestError, match=r"span_s: .*; msrvtt is a benchmark of retrieval"):
+        widen(data, 2.0)
 
 
 def test_a_split_is_written_to_train_on(world: World, videos: list[Path], tmp_path: Path, capsys) -> None:

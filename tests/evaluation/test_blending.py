@@ -17,7 +17,7 @@ from harvest.model.folder import load_model, save_model
 from harvest.model.inflation import blend
 from harvest.model.video_text import VideoTextModel
 
-from .conftest import World
+from .conftest import World, moved_to
 
 
 def point(share: float, image: float, video: float) -> Point:
@@ -94,13 +94,17 @@ def test_the_picture_has_every_share() -> None:
     assert any(e.text == "choice <a>, %" for e in svg)
 
 
-def test_from_the_command_line(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_command_line(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_model(tmp_path / "image", world.image_model, world.tokenizer)
     save_model(tmp_path / "video", world.model, world.tokenizer)
     write_manifest(tmp_path / "rows.jsonl", world.examples)
     line = f"blend {tmp_path / 'image'} {tmp_path / 'video'} --evaluate {tmp_path / 'rows.jsonl'} --workers 0"
     line += f" --image-evaluate {tmp_path / 'rows.jsonl'} --shares 0 0.5 --out {tmp_path / 'out'}"
+    moved = moved_to(monkeypatch)
     assert main(line.split()) == 0
+    assert moved == [torch.device("cpu")] * 2  # both models, once
     told = json.loads((tmp_path / "out" / "curve.json").read_text())
     assert [p["video_share"] for p in told["points"]] == [0.0, 0.5, 1.0]
     assert ET.fromstring((tmp_path / "out" / "curve.svg").read_text()) is not None

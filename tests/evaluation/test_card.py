@@ -145,6 +145,32 @@ def test_a_small_difference_is_seen_where_it_is_of_the_same_clips(world: World) 
     assert same.interval == (0.0, 0.0) and not same.is_sure
 
 
+def test_without_time_more_is_not_better(world: World) -> None:
+    """A skill has a better side; of what is left without time, or with another clip, it is said only that they differ."""
+    skills = ("accuracy", "accuracy.mixture", "accuracy.no_direction.reversed", "right_clip")
+    others = (
+        *(
+            "accuracy.reversed",
+            "accuracy.direction.reversed",
+            "t2v_r1.reversed",
+            "accuracy.no_direction.shuffled",
+        ),
+        *("accuracy.shuffled", "accuracy.one_frame", "other_clip", "other_clip.shuffled"),
+    )
+
+    def scored(value: float) -> tuple[Card, Result]:
+        names = (*skills, *others)
+        credit = Credits(torch.full((4,), value, dtype=torch.float64), torch.arange(4))
+        metrics = {**dict.fromkeys(names, value), "chance": 0.25}
+        result = Result("choice", "video", "Asked.", metrics, credits=dict.fromkeys(names, credit))
+        return card_of(world, result), result
+
+    for a, b, better in ((0.2, 0.6, "B is better"), (0.6, 0.2, "A is better")):
+        said = {one.name: one.verdict for one in compare(scored(a), scored(b)).differences}
+        assert said == {**dict.fromkeys(skills, better), **dict.fromkeys(others, "they differ"), "chance": ""}
+    assert compare(scored(0.2), scored(0.2)).differences[-2].verdict == "not told apart"
+
+
 def test_different_questions_are_refused(world: World) -> None:
     values = torch.ones(10)
     one = answered(world, values)

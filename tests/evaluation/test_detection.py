@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from harvest.data.benchmarks import BenchmarkData, Published
+from harvest.data.benchmarks import BenchmarkData, Published, widen
 from harvest.data.loader import eval_batches
 from harvest.data.manifest import read_manifest, write_manifest
 from harvest.evaluation.benchmark import score_benchmark
@@ -224,6 +224,15 @@ def test_a_benchmark_of_boxes(world: World, tmp_path: Path) -> None:
     result = score_benchmark(world.model, world.tokenizer, data, head=load_head(tmp_path / "m"))
     assert result.metrics["frame_map"] == pytest.approx(wanted(world, head, examples))
     assert result.protocol.startswith("Toy, val. Frame-mAP")
+    wide = widen(
+        dataclasses.replace(
+            data, examples=tuple(dataclasses.replace(e, start_s=0.4, end_s=0.6) for e in examples)
+        ),
+        0.5,
+    )
+    assert [(e.start_s, e.end_s) for e in wide.examples] == [(0.25, 0.75)] * 4
+    told = score_benchmark(world.model, world.tokenizer, wide, head=head).protocol
+    assert told.startswith("Toy, val. Around each picture 0.5 s of video are shown. Frame-mAP")
     with pytest.raises(HarvestError, match="fine-tuned to detect actions"):
         score_benchmark(world.model, world.tokenizer, data)
     with pytest.raises(HarvestError, match="another order"):

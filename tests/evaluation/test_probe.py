@@ -16,7 +16,7 @@ from harvest.evaluation.probe import draw_shots, fit_attentive, fit_linear, prob
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import save_model
 
-from .conftest import World
+from .conftest import World, moved_to
 
 CPU = torch.device("cpu")
 
@@ -125,6 +125,27 @@ def test_a_clip_on_both_sides_is_refused(world: World) -> None:
         probe(world.model, train, test, class_names=("a",))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shots": 0},
+        {"shots": -1},
+        {"shots": 1, "draws": 0},
+        {"batch_size": 0},
+        {"num_frames": 0},
+        {"epochs": 0},
+    ],
+)
+def test_what_is_less_than_one(wrong: dict[str, int], world: World, monkeypatch) -> None:
+    monkeypatch.setattr(room, "eval_batches", lambda *a, **k: pytest.fail("decoded before it was checked"))
+    train, test = sets(world)
+    (name, value) = list(wrong.items())[-1]
+    with pytest.raises(HarvestError, match=f"^{name}: expected at least 1, got {value}$"):
+        probe(world.model, train, test, class_names=("a", "b"), **wrong)
+    with pytest.raises(HarvestError, match=r"^workers: expected 0 or more, got -1$"):
+        probe(world.model, train, test, class_names=("a", "b"), workers=-1)
+
+
 def test_a_benchmark_is_probed_whole_or_with_its_share(world: World) -> None:
     train, test = sets(world)
 
@@ -158,7 +179,7 @@ def test_a_benchmark_is_probed_whole_or_with_its_share(world: World) -> None:
     assert some.protocol.endswith("Only 3 of 4 rows were scored.")
 
 
-def test_the_command(world: World, tmp_path: Path, capsys) -> None:
+def test_the_command(world: World, tmp_path: Path, capsys, monkeypatch) -> None:
     train, test = sets(world)
     save_model(tmp_path / "model", world.model, world.tokenizer)
     write_manifest(tmp_path / "train.jsonl", train)
@@ -168,5 +189,9 @@ def test_the_command(world: World, tmp_path: Path, capsys) -> None:
     assert main(args) == 2
     assert "probe needs --train, --test and --classes" in capsys.readouterr().err
     args += ["--train", str(tmp_path / "train.jsonl"), "--test", str(tmp_path / "test.jsonl")]
+    assert main([*args, "--classes", str(tmp_path / "names.txt"), "--shots", "0"]) == 2
+    assert "shots: expected at least 1, got 0" in capsys.readouterr().err
+    moved = moved_to(monkeypatch)
     assert main([*args, "--classes", str(tmp_path / "names.txt")]) == 0
+    assert moved == [CPU]
     assert json.loads((tmp_path / "found.json").read_text())["task"] == "linear_probe"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from harvest.cli.parsing import run
+from harvest.cli.scoring import on_device
 
 
 def convert_command(args: list[str]) -> None:
@@ -33,7 +34,8 @@ def convert_command(args: list[str]) -> None:
             image_size: Another picture size than the model's: positions are resized (bicubic), and the report says so.
             num_frames: Frames a clip, for UMT's files, whose positions go on or are resized.
             head_width: Width of an attention head, for state dicts, which do not say.
-            classes: What a fine-tuned classifier of UMT tells apart, in its order: one a line or a JSON list.
+            classes: What a fine-tuned classifier of UMT tells apart, in its order: one a line or a JSON list; or with
+                their numbers, a JSON object or a .csv with the columns id and name.
         """
         from harvest.model.folder import check_room, save_model
         from harvest.model.pretrained import load_any
@@ -112,13 +114,15 @@ def blend_command(args: list[str]) -> None:
         from harvest.evaluation.embed import Mode
         from harvest.evaluation.result import Result
         from harvest.files import write_file
-        from harvest.model.folder import save_model
+        from harvest.model.folder import check_room, save_model
         from harvest.model.inflation import blend as mix
         from harvest.model.pretrained import load_pretrained
         from harvest.model.video_text import VideoTextModel
+        from harvest.parallel import world
         from harvest.progress import bar
         from harvest.training.start import source_of
 
+        check_room(out / "model")  # before hours of scoring
         start = load_pretrained(source_of(image_model))[0]
         model, tokenizer, _ = load_pretrained(source_of(video_model))
         sets = {
@@ -134,32 +138,36 @@ def blend_command(args: list[str]) -> None:
         )
         of = 2 * len({1.0, *shares}) + 1
 
-        with bar("scoring blends") as progress:
+        with world() as here:
+            on_device(here, start, model)
+            with bar("scoring blends", quiet=not here.is_main) as progress:
 
-            def skill(kind: str, scored: VideoTextModel, mode: Mode) -> Result:
-                nonlocal done
-                examples, how = sets[kind]
-                result = score(
-                    scored,
-                    tokenizer,
-                    examples,
-                    task=how,
-                    settings=dataclasses.replace(settings, image=mode == "image"),
-                    progress=lambda *_: None,
+                def skill(kind: str, scored: VideoTextModel, mode: Mode) -> Result:
+                    nonlocal done
+                    examples, how = sets[kind]
+                    result = score(
+                        scored,
+                        tokenizer,
+                        examples,
+                        task=how,
+                        settings=dataclasses.replace(settings, image=mode == "image"),
+                        progress=lambda *_: None,
+                    )
+                    done += 1
+                    progress(done, of)
+                    return result
+
+                found = sweep(
+                    start,
+                    model,
+                    image_skill=lambda scored, mode: skill("image", scored, mode),
+                    video_skill=lambda scored, mode: skill("video", scored, mode),
+                    shares=shares,
+                    image_limit=image_limit,
+                    video_limit=video_limit,
                 )
-                done += 1
-                progress(done, of)
-                return result
-
-            found = sweep(
-                start,
-                model,
-                image_skill=lambda scored, mode: skill("image", scored, mode),
-                video_skill=lambda scored, mode: skill("video", scored, mode),
-                shares=shares,
-                image_limit=image_limit,
-                video_limit=video_limit,
-            )
+        if not here.is_main:
+            return
         best = found.best
         grid = Table(show_edge=False)
         for title in ("share", "image skill", "95 %", "video skill", "95 %", ""):

@@ -71,6 +71,15 @@ def _is_given(args: list[str], flag: str) -> bool:
     return any(arg.replace("_", "-") == flag for arg in args)
 
 
+def _refuse(flags: dict[str, Any], why: str) -> None:
+    """HarvestError where one of the flags was given, as it would do nothing; `why` says what it needs or is for."""
+    from harvest.interfaces import HarvestError
+
+    given = [flag for flag, value in flags.items() if value is not None and value is not False]
+    if given:
+        raise HarvestError(f"{', '.join(given)}: {why}")
+
+
 def evaluate_command(args: list[str]) -> None:
     import tyro
 
@@ -109,7 +118,8 @@ def evaluate_command(args: list[str]) -> None:
                 is the class. qa: question and answer. masked_words: words filled with the right and another clip.
                 classification: by the head of a fine-tuned model; qa uses it too, where there is one.
             videos: Folder that video paths are relative to; without it the manifest's own.
-            classes: Class names for recognition, one a line or a JSON list.
+            classes: Class names for recognition: one a line, a JSON list, a JSON object of names and numbers, or a .csv
+                with the columns id and name.
             templates: Prompts for recognition, with {} for the class; several are averaged.
             zero_shot: Leave the head of a fine-tuned model aside.
             motion_truth: Score again with the frames reversed, shuffled, and one frame alone, as columns of their own.
@@ -241,9 +251,19 @@ def benchmark_command(args: list[str]) -> None:
             out: Write the result as JSON to this file.
         """
         from harvest.data.benchmarks import missing, read, widen, write_training
-        from harvest.interfaces import HarvestError
 
+        flags: dict[str, Any]
+        if videos is None:
+            flags = {"--model": model, "--manifest": manifest, "--missing-list": missing_list}
+            _refuse(flags, "needs --videos, without which only the annotations are read")
+        if model is None:
+            flags = {"--out": out, "--card": card, "--motion-truth": motion_truth}
+            flags |= {"--boxes": boxes, "--zero-shot": zero_shot}
+            _refuse(flags, "needs --model, without which nothing is scored")
         data = read(name, annotations, split=split, videos=videos)
+        if data.task != "detection":
+            flags = {"--span-s": span_s, "--boxes": boxes}
+            _refuse(flags, f"for action detection only; {data.name} is a benchmark of {data.task}")
         if span_s is not None:
             data = widen(data, span_s)
         for count, number in data.counts.items():
@@ -251,8 +271,6 @@ def benchmark_command(args: list[str]) -> None:
             beside = "" if published is None else f" (published: {published:,}, {data.published.source})"
             print(f"{count.replace('_', ' ')}: {number:,}{beside}")
         if videos is None:
-            if model is not None:
-                raise HarvestError("scoring a model needs --videos")
             return
         absent = missing(data)
         print(absent if absent else f"{data.name} {data.split}: nothing is missing")
@@ -346,7 +364,8 @@ def probe_command(args: list[str]) -> None:
             model: A Harvest model folder, or any source that `harvest convert` takes.
             train: Manifest of labelled clips to learn from.
             test: Manifest of labelled clips to score.
-            classes: Class names in the order of the labels, one a line or a JSON list.
+            classes: Class names in the order of the labels: one a line or a JSON list; or with their numbers, a JSON
+                object or a .csv with the columns id and name.
             videos: Folder that video paths are relative to, or that holds the benchmark's videos.
             benchmark: A recognition benchmark (docs/benchmarks.md) instead of manifests.
             annotations: Folder of its official annotation files.
@@ -360,13 +379,18 @@ def probe_command(args: list[str]) -> None:
             cache: Folder in which features are kept for the next probe.
             out: Write the result as JSON to this file.
         """
+        from collections.abc import Callable
+        from functools import partial
+
         from harvest.data.benchmarks import read
         from harvest.data.labels import read_class_names
         from harvest.data.manifest import read_manifest
         from harvest.evaluation.benchmark import probe_benchmark
         from harvest.evaluation.probe import probe as run
+        from harvest.evaluation.result import Result
         from harvest.interfaces import HarvestError
         from harvest.model.pretrained import load_any
+        from harvest.parallel import world
         from harvest.progress import bar
 
         how: dict[str, Any] = dict(
@@ -380,28 +404,30 @@ def probe_command(args: list[str]) -> None:
             workers=workers,
             cache=cache,
         )
+        score: Callable[..., Result]
+        sets: list[Any]
         if benchmark is not None and annotations is not None and videos is not None:
-            splits = [
+            sets = [
                 read(benchmark, annotations, split=split, videos=videos)
                 for split in (train_split, test_split)
             ]
-            loaded = load_any(model)[0]
-            with bar("encoding") as progress:
-                result = probe_benchmark(
-                    loaded, *splits, allow_missing=allow_missing, progress=progress, **how
-                )
+            score = partial(probe_benchmark, allow_missing=allow_missing, **how)
         elif benchmark is None and train is not None and test is not None and classes is not None:
             sets = [read_manifest(path, videos=videos) for path in (train, test)]
-            names = read_class_names(classes)
-            loaded = load_any(model)[0]
-            with bar("encoding") as progress:
-                result = run(loaded, *sets, class_names=names, progress=progress, **how)
+            score = partial(run, class_names=read_class_names(classes), **how)
         else:
             raise HarvestError(
                 "probe needs --train, --test and --classes, or --benchmark with --annotations and --videos"
             )
-        show(result)
-        write_result(result, out)
+        loaded = load_any(model)[0]
+
+        with world() as here:
+            on_device(here, loaded)
+            with bar("encoding", quiet=not here.is_main) as progress:
+                result = score(loaded, *sets, progress=progress)
+            if here.is_main:
+                show(result)
+                write_result(result, out)
 
     run(probe, args)
 
@@ -416,6 +442,8 @@ def compare_command(args: list[str]) -> None:
         allow: tuple[str, ...] = (),
     ) -> None:
         """Which differences between two models are larger than their intervals, by a paired bootstrap over videos.
+
+        Figures without time (reversed, shuffled, one frame) and of another clip get no better or worse.
 
         $ harvest evaluate runs/a/model --data clips.jsonl --card cards/a
         $ harvest evaluate runs/b/model --data clips.jsonl --card cards/b
@@ -440,12 +468,9 @@ def compare_command(args: list[str]) -> None:
         for title in ("A", "B", "B - A, points", "95 % interval", ""):
             grid.add_column(title, justify="right")
         for one in found.differences:
-            ends, verdict = "", ""
+            ends = ""
             if one.interval is not None:
                 ends = f"{100 * one.interval[0]:+.1f} to {100 * one.interval[1]:+.1f}"
-                verdict = (
-                    ("B is better" if one.b > one.a else "A is better") if one.is_sure else "not told apart"
-                )
             unit = 100 if is_fraction(one.name) else 1
             grid.add_row(
                 one.name,
@@ -453,7 +478,7 @@ def compare_command(args: list[str]) -> None:
                 shown(one.name, one.b),
                 f"{unit * (one.b - one.a):+.1f}",
                 ends,
-                verdict,
+                one.verdict,
             )
         console = Console()
         for name, (card, _) in zip("AB", cards, strict=True):

@@ -2,37 +2,82 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harvest.interfaces import Example, HarvestError
 
 
 def read_class_names(path: str | Path) -> list[str]:
-    """Class names in the order of their labels: a JSON list, or text with one name a line."""
+    """Class names in the order of their labels.
+
+    A JSON list, a JSON object from names to numbers or from numbers to names, a .csv with the columns id and name, or
+    text with one name a line.
+    """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a mark before the bracket would make a list of it lines
     except (OSError, UnicodeDecodeError) as error:
-        raise HarvestError(f"cannot read class names from {path}: {error}") from error
-    if text.lstrip().startswith("["):
+        raise HarvestError(f"cannot read names from {path}: {error}") from error
+    names: list[Any]
+    if path.suffix.lower() == ".csv":
+        names = _in_order(path, _table(path, text))
+    elif text.lstrip().startswith(("[", "{")):
         try:
-            names = json.loads(text)
+            value = json.loads(text, object_pairs_hook=_Pairs)
         except json.JSONDecodeError as error:
-            raise HarvestError(f"{path} begins as a JSON list and is none: {error}") from error
+            kind = "list" if text.lstrip().startswith("[") else "object"
+            raise HarvestError(f"{path} begins as a JSON {kind} and is none: {error}") from error
+        names = _in_order(path, _numbered(value)) if isinstance(value, _Pairs) else value
     else:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names or not all(isinstance(name, str) for name in names):
-        raise HarvestError(f"{path}: expected a list of class names, one a line or a JSON list of strings")
+        raise HarvestError(
+            f"{path}: expected a list of names, one a line or in JSON, or a JSON object of names and their numbers"
+        )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise HarvestError(
             f"{path}: {twice[0]!r} is there {Counter(names)[twice[0]]} times; names must differ"
         )
     return list(names)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it is written: a dictionary would hide that a key comes twice."""
+
+
+def _numbered(pairs: _Pairs) -> list[tuple[Any, Any]]:
+    """(number, name) of each entry of an object, whichever of the two its keys are."""
+    if all(key.isdecimal() and isinstance(value, str) for key, value in pairs):
+        return list(pairs)
+    return [(value, key) for key, value in pairs]
+
+
+def _table(path: Path, text: str) -> list[tuple[Any, Any]]:
+    """(number, name) of each row of a table with the columns id and name, as kinetics_400_labels.csv is."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    if not {"id", "name"} <= set(reader.fieldnames or ()):
+        found = ", ".join(reader.fieldnames or ()) or "nothing"
+        raise HarvestError(
+            f"{path}: expected a table with the columns id and name, found {found:.200}; names one a line belong in a .txt"
+        )
+    return [(row["id"], row["name"]) for row in reader]
+
+
+def _in_order(path: Path, numbered: Sequence[tuple[Any, Any]]) -> list[Any]:
+    """The names by their numbers, which must be all of 0, 1, …; numbers may be written as text."""
+    names = {str(number): name for number, name in numbered}
+    wanted = [str(number) for number in range(len(numbered))]
+    if names.keys() != set(wanted):
+        raise HarvestError(f"{path}: the numbers of the names are not 0 to {len(numbered) - 1}, each once")
+    return [names[number] for number in wanted]
 
 
 def class_names_of(examples: Sequence[Example]) -> list[str]:
@@ -59,20 +104,7 @@ def class_names_of(examples: Sequence[Example]) -> list[str]:
 
 def read_answers(path: str | Path) -> list[str]:
     """An official vocabulary of answers in the order of its numbers, in the form that answers are compared in."""
-    path = Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise HarvestError(f"cannot read answers from {path}: {error}") from error
-    except json.JSONDecodeError:
-        value = read_class_names(path)
-    if isinstance(value, dict):
-        if sorted(value.values(), key=str) != sorted(range(len(value)), key=str):
-            raise HarvestError(f"{path}: the answers' numbers are not 0 to {len(value) - 1}, each once")
-        value = sorted(value, key=value.__getitem__)
-    if not isinstance(value, list) or not value or not all(isinstance(answer, str) for answer in value):
-        raise HarvestError(f"{path}: expected a list of answers, or an object from answers to numbers")
-    answers = [plain_answer(answer) for answer in value]
+    answers = [plain_answer(answer) for answer in read_class_names(path)]
     if len(set(answers)) < len(answers):
         twice = next(answer for answer, count in Counter(answers).items() if count > 1)
         raise HarvestError(f"{path}: the answer {twice!r} is there more than once")

@@ -22,6 +22,7 @@ from harvest.data.video import (
     _opened,
     _orientation,
     _shown_size,
+    is_folder,
 )
 from harvest.interfaces import Grid, HarvestError
 
@@ -39,7 +40,7 @@ def codec_change(path: str | Path | PackedVideo, times_s: Tensor, grid: Grid) ->
     T, side = len(times_s), round(grid.num_places**0.5)
     if grid.num_times * grid.tubelet_size < T or side**2 != grid.num_places:
         raise HarvestError(f"{T} frames do not fit into {grid.num_times} tubelets of {grid.tubelet_size}")
-    is_pictures = path.times_s is not None if isinstance(path, PackedVideo) else path.is_dir()
+    is_pictures = path.times_s is not None if isinstance(path, PackedVideo) else is_folder(path)
     if is_pictures:
         raise VideoError(path, "a folder of pictures has no motion vectors; choose with keep motion")
     moved = np.zeros((T, side, side))

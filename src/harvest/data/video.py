@@ -231,7 +231,8 @@ def probe(path: str | Path | PackedVideo) -> VideoInfo:
         first, count = probe(PackedVideo(path.name, path.files[:1])), len(path.files)
         fps = count / path.duration_s if path.duration_s > 0 else None
         return VideoInfo(path.duration_s, count, fps, first.width, first.height, first.codec)
-    if isinstance(path, Path) and path.is_dir():
+    if is_folder(path):
+        assert isinstance(path, Path)
         pictures = _pictures(path)
         first = probe(pictures[0])
         return VideoInfo(
@@ -323,8 +324,8 @@ def transcode(
         duration = _duration(path, container, stream)
     with _opened(path) as (container, stream):
         clock = _Clock(stream.time_base, stream.start_time or 0)
-        first = clock.ticks(torch.tensor([start_s]))[0]
-        last = None if end_s is None else clock.ticks(torch.tensor([end_s]))[0]
+        first = clock.ticks(torch.tensor([start_s], dtype=torch.float64))[0]
+        last = None if end_s is None else clock.ticks(torch.tensor([end_s], dtype=torch.float64))[0]
         if start_s > _SEEK_S and container.format.name in _SEEKABLE:
             container.seek(first, stream=stream, backward=True)
         fps = float(stream.average_rate or 25)
@@ -473,6 +474,12 @@ def _named(path: Source) -> Iterator[None]:
         raise VideoError(path, _reason(error)) from error
 
 
+def is_folder(path: Source) -> bool:
+    """VideoError for a name that the system does not take, or a place that may not be looked into."""
+    with _named(path):
+        return isinstance(path, Path) and path.is_dir()
+
+
 def _reason(error: BaseException) -> str:
     """What the decoder said, without its `[Errno …]` and without the path, which VideoError names itself."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -531,7 +538,7 @@ def _read(
     if isinstance(path, PackedVideo):
         if path.times_s is not None:
             return _read_pictures(path, pick, image_size=image_size, crop=crop)
-    elif path.is_dir():
+    elif is_folder(path):
         return _read_folder(path, pick, image_size=image_size, crop=crop, fps=folder_fps)
     # Nothing of a stream is touched once its container is closed: its memory is gone.
     with _opened(path) as (container, stream):
@@ -616,7 +623,9 @@ def _read_picture(path: Source, image_size: int, crop: Crop) -> tuple[np.ndarray
 
 def _pictures(folder: Path) -> list[Path]:
     """The pictures of a folder in order of the numbers in their names (2 before 10)."""
-    names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
+    with _named(folder):
+        found = os.listdir(folder)
+    names = [name for name in found if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
     if not names:
         raise VideoError(folder, f"no pictures in this folder (expected {', '.join(IMAGE_SUFFIXES)})")
     return [folder / name for name in sorted(names, key=_by_numbers)]

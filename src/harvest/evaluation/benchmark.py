@@ -52,6 +52,10 @@ def score_benchmark(
     cannot be read. `allow_missing` scores what is there instead: `metrics["share_of_rows"]` is then the share of
     the benchmark that was scored, and `missing` names the rest.
     """
+    if detected is not None and data.task != "detection":
+        raise HarvestError(
+            f"detected: boxes of persons for action detection; {data.name} is a benchmark of {data.task}"
+        )
     absent = check_complete(data, allow_missing=allow_missing)
     task = cast(Task, "qa" if data.task == "count" else data.task)  # other tasks are unscored
     of_task: dict[str, Any] = {}

@@ -10,7 +10,8 @@ import torch
 
 from harvest.evaluation.card import Card
 from harvest.evaluation.metrics import interval_of
-from harvest.evaluation.result import Result
+from harvest.evaluation.motion_truth import NO_DIRECTION
+from harvest.evaluation.result import Result, parts_of
 from harvest.interfaces import HarvestError
 
 TOLD = ("mode", "image_size", "precision", "seen", "dim", "motion_truth")
@@ -31,6 +32,17 @@ class Difference:
     def is_sure(self) -> bool:
         """Whether the difference is larger than its interval: zero is not in it."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+    @property
+    def verdict(self) -> str:
+        """Who is better, where that can be said; "" where there is no interval."""
+        if self.interval is None:
+            return ""
+        if not self.is_sure:
+            return "not told apart"
+        if not _more_is_better(self.name):
+            return "they differ"
+        return "B is better" if self.b > self.a else "A is better"
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,17 @@ def compare(a: tuple[Card, Result], b: tuple[Card, Result], *, allow: Sequence[s
             interval = interval_of(draws[1] - draws[0])
         found.append(Difference(name, one, result_b.metrics[name], interval))
     return Comparison(tuple(found), tuple(told))
+
+
+def _more_is_better(name: str) -> bool:
+    """Whether a figure is a skill. Without time, or with another clip, chance is what a model that looks should score.
+
+    Backwards a motion that comes back to itself is the same motion, so there more is better again.
+    """
+    plain, variant = parts_of(name)
+    if variant == "reversed":
+        return plain.endswith(f".{NO_DIRECTION}")
+    return variant not in ("shuffled", "one_frame") and plain != "other_clip"
 
 
 _ROWS = ("task", "split", "missing rows")

@@ -27,6 +27,7 @@ from harvest.evaluation.classification import report, views_said
 from harvest.evaluation.embed import evaluating, share_broken, shared
 from harvest.evaluation.metrics import choice_credit
 from harvest.evaluation.result import Result
+from harvest.evaluation.settings import check_counts
 from harvest.files import new_file, write_file
 from harvest.interfaces import Example, HarvestError, OnProgress, VideoFeatures
 from harvest.model.heads import AttentiveHead, HeadConfig
@@ -73,6 +74,9 @@ def probe(
     fewer than 5 clips a class it is 0.01. `epochs` and `lr` are of the attentive probe. `cache` is a folder in which
     features are kept for the next probe of the same model and clips.
     """
+    check_counts(shots=shots, draws=draws, epochs=epochs, num_frames=num_frames, batch_size=batch_size)
+    if workers < 0:
+        raise HarvestError(f"workers: expected 0 or more, got {workers}")
     for examples in (train, test):
         check_labels(examples, len(class_names))
     if any(e.labels for e in (*train, *test)):

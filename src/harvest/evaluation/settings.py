@@ -10,6 +10,13 @@ from harvest.parallel import Precision
 from harvest.tokens import Keep, Selection, see
 
 
+def check_counts(**counts: int | None) -> None:
+    """HarvestError that names the first of the settings that is less than 1; None is a setting that was not made."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise HarvestError(f"{name}: expected at least 1, got {value}")
+
+
 @dataclass(frozen=True)
 class EvalSettings:
     """What a model is shown of each clip, and which figures stand beside the plain ones."""
@@ -42,10 +49,12 @@ class EvalSettings:
     """Processes that decode; with 0 this one does."""
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "num_clips", "num_crops", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise HarvestError(f"{name}: expected at least 1, got {value}")
+        check_counts(
+            num_frames=self.num_frames,
+            num_clips=self.num_clips,
+            num_crops=self.num_crops,
+            batch_size=self.batch_size,
+        )
         for name in ("rerank_top_k", "workers"):
             if getattr(self, name) < 0:
                 raise HarvestError(f"{name}: expected 0 or more, got {getattr(self, name)}")

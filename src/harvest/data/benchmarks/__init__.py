@@ -133,7 +133,15 @@ def write_training(data: BenchmarkData, path: str | Path, *, allow_missing: bool
 
 
 def widen(data: BenchmarkData, span_s: float) -> BenchmarkData:
-    """The same pictures with `span_s` of video around each, which is what a detector of actions is shown."""
+    """The same pictures with `span_s` of video around each, which is what a detector of actions is shown.
+
+    Raises HarvestError for a benchmark that is not one of detection: its rows are stretches, not pictures.
+    """
+    if data.task != "detection":
+        raise HarvestError(
+            f"span_s: the seconds of video around a picture of action detection; {data.name} is a benchmark of"
+            f" {data.task}"
+        )
     if span_s <= 0:
         raise HarvestError(f"span_s: expected more than 0 seconds, got {span_s}")
     middle = [((e.end_s or 0.0) + e.start_s) / 2 for e in data.examples]
@@ -141,7 +149,8 @@ def widen(data: BenchmarkData, span_s: float) -> BenchmarkData:
         dataclasses.replace(e, start_s=max(0.0, m - span_s / 2), end_s=m + span_s / 2)
         for e, m in zip(data.examples, middle, strict=True)
     )
-    return dataclasses.replace(data, examples=tuple(examples))
+    said = f" Around each picture {span_s:g} s of video are shown."
+    return dataclasses.replace(data, examples=tuple(examples), protocol=data.protocol + said)
 
 
 def _example(row: Row, video: str, found: Found) -> Example:
