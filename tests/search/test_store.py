@@ -116,7 +116,7 @@ def test_the_approximate_index_of_a_large_library(
     if not narrow:
         monkeypatch.setattr(stores, "_TAIL_MOST", 10)
         store.optimise()  # what is late is added to it
-        assert [file.name for file in tmp_path.glob("vectors-*")] == ["vectors-5020.usearch"]
+        assert [file.name for file in tmp_path.glob("vectors-*")] == ["vectors-5020-5020.usearch"]
     every = np.concatenate([spans.vectors for _, spans in put])
     names = [(entry.id, number) for entry, spans in put for number in range(len(spans.vectors))]
     found = found_inside = 0
@@ -142,6 +142,172 @@ def test_the_approximate_index_of_a_large_library(
     assert again.is_exact() and again.nearest(query, 1)[0].video == "late"
 
 
+def cluster(name: str, n: int, *, seed: int, spread: float = 0.1, width: int = WIDTH) -> tuple[Entry, Spans]:
+    """A video whose moments resemble each other and those of no other, its first most of all."""
+    random = np.random.default_rng(seed)
+    vectors = (
+        random.standard_normal(width)
+        + spread * random.standard_normal((n, width)) * (np.arange(n) > 0)[:, None]
+    )
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    entry, spans = video(name, n, seed=seed)
+    return entry, spans._replace(vectors=vectors.astype(np.float16).astype(np.float32))
+
+
+@pytest.fixture
+def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[LocalStore, list[tuple[Entry, Spans]]]:
+    """A library of ten videos with an approximate index, which proposes far fewer moments than a video has."""
+    pytest.importorskip("usearch")
+    for name, value in {"EXACT_MOST": 800, "_TAIL_MOST": 400, "_CANDIDATES": 8, "_BLOCK": 150}.items():
+        monkeypatch.setattr(stores, name, value)
+    put = [cluster(f"v{number}", 100, seed=number) for number in range(10)]
+    store = LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
+    store.put(put)
+    store.optimise()
+    assert not store.is_exact()
+    return store, put
+
+
+def scores_of(query: np.ndarray, videos: list[tuple[Entry, Spans]]) -> np.ndarray:
+    return -np.sort(-np.concatenate([spans.vectors for _, spans in videos]) @ query)
+
+
+@pytest.mark.parametrize("num_late", [0, 30])
+@pytest.mark.parametrize("is_read_whole", [False, True])
+def test_what_was_nearest_is_deleted(
+    clusters: tuple[LocalStore, list[tuple[Entry, Spans]]],
+    monkeypatch: pytest.MonkeyPatch,
+    num_late: int,
+    is_read_whole: bool,
+) -> None:
+    store, put = clusters
+    gone = put.pop(7)
+    if num_late:  # newer moments do not stand in for those that the approximate index does not reach
+        put.append(video("late", num_late, seed=99))
+        store.put([put[-1]])
+    store.put([], gone=["v7"])
+    if is_read_whole:
+        monkeypatch.setattr(stores, "EXACT_MOST", 4)
+    most_off = 1e-3 if is_read_whole else 0.03  # the graph may miss one of many that score nearly the same
+    query = gone[1].vectors[0]
+    best = scores_of(query, put)
+    for k in (1, 5) if is_read_whole else (1, 10, 60):
+        near = store.nearest(query, k)
+        assert all(n.video != "v7" for n in near)
+        np.testing.assert_allclose([n.score for n in near], best[:k], atol=most_off)
+    assert len(store.nearest(query, 5000)) == store.num_moments()  # all there is
+    queries = np.stack([query, put[2][1].vectors[0]])
+    np.testing.assert_allclose(store.best_scores(queries), [best[0], 1.0], atol=most_off)
+
+
+@pytest.mark.parametrize("is_read_whole", [False, True])
+def test_a_wide_filter_leaves_out_what_is_nearest(
+    clusters: tuple[LocalStore, list[tuple[Entry, Spans]]],
+    monkeypatch: pytest.MonkeyPatch,
+    is_read_whole: bool,
+) -> None:
+    store, put = clusters
+    if is_read_whole:
+        monkeypatch.setattr(stores, "EXACT_MOST", 4)
+    query = put[7][1].vectors[0]
+    some = frozenset(f"v{number}" for number in range(10) if number != 7)
+    for k in (1, 5) if is_read_whole else (1, 10, 60):
+        near = store.nearest(query, k, some)
+        assert {n.video for n in near} <= some
+        best = scores_of(query, [pair for pair in put if pair[0].id in some])
+        np.testing.assert_allclose([n.score for n in near], best[:k], atol=1e-3 if is_read_whole else 0.03)
+    assert len(store.nearest(query, 5000, some)) == 900
+
+
+def test_a_hole_is_bridged_by_the_approximate_index(
+    clusters: tuple[LocalStore, list[tuple[Entry, Spans]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, put = clusters
+    gone = put.pop(7)
+    store.put([], gone=["v7"])
+    query = gone[1].vectors[0]
+    reads: list[int] = []
+    monkeypatch.setattr(stores, "EXACT_MOST", 4000)  # the index may propose 1000
+    monkeypatch.setattr(store, "_nearest_rows", lambda *_: reads.append(1) or [])
+    assert (
+        len(store.nearest(query, 5)) == 5 and not reads
+    )  # more was asked of it, and not everything was read
+    near = store.nearest(put[3][1].vectors[0], 1)[0]
+    assert (near.video, near.number) == ("v3", 0) and not reads
+
+
+def test_an_ordinary_search_asks_once(
+    clusters: tuple[LocalStore, list[tuple[Entry, Spans]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, put = clusters
+    looked: list[int] = []
+    look_up = store._look_up
+    monkeypatch.setattr(store, "_look_up", lambda *given: looked.append(1) or look_up(*given))
+    monkeypatch.setattr(store, "num_moments", lambda: pytest.fail("counted for nothing"))
+    store.put([], gone=["v7"])
+    assert len(store.nearest(put[3][1].vectors[0], 10)) == 10
+    assert len(looked) == 1
+
+
+def test_an_approximate_index_that_is_mostly_gone(
+    clusters: tuple[LocalStore, list[tuple[Entry, Spans]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, put = clusters
+    reader = LocalStore(Database(tmp_path / "library.db", create=False), width=WIDTH)
+    assert not reader.is_exact()
+    monkeypatch.setattr(stores, "EXACT_MOST", 500)
+    store.put([], gone=["v0", "v1"])
+    store.optimise()
+    assert [file.name for file in tmp_path.glob("vectors-*")] == [
+        "vectors-1000-1000.usearch"
+    ]  # a fifth is too few
+    store.put([], gone=["v2", "v3"])
+    for _ in range(2):  # the second time there is nothing to do
+        store.optimise()
+        assert [file.name for file in tmp_path.glob("vectors-*")] == ["vectors-1000-600.usearch"]
+    assert len(reader._refresh()[1]) == 600  # a new file, although its newest row is the same
+    near = reader.nearest(put[6][1].vectors[0], 1)[0]
+    assert (near.video, near.number) == ("v6", 0)
+    store.put([], gone=["v4", "v5"])
+    store.optimise()  # what is left is small enough to be searched exactly
+    assert not list(tmp_path.glob("vectors-*")) and store.database.get("vectors") is None
+    assert reader.is_exact() and len(reader.nearest(put[6][1].vectors[0], 5000)) == 400
+
+
+def test_a_new_model_of_another_width(
+    clusters: tuple[LocalStore, list[tuple[Entry, Spans]]], tmp_path: Path
+) -> None:
+    store, put = clusters
+    reader = LocalStore(Database(tmp_path / "library.db", create=False), width=WIDTH)
+    assert not reader.is_exact()
+    store.begin()
+    assert not list(tmp_path.glob("vectors-*"))
+    assert reader.is_exact() and reader.nearest(put[7][1].vectors[0], 5) == []
+    again = LocalStore(store.database, width=16)
+    new = cluster("new", 50, seed=3, width=16)
+    again.put([new])
+    again.optimise()
+    assert again.is_exact()
+    query = new[1].vectors[0]
+    assert again.nearest(query, 1)[0].number == 0
+    np.testing.assert_allclose(again.best_scores(query[None]), [1.0], atol=1e-3)
+    again.put([cluster(f"n{number}", 100, seed=number, width=16) for number in range(20, 30)])
+    again.optimise()
+    assert not again.is_exact() and again.nearest(query, 1)[0].video == "new"
+
+
+def test_the_approximate_index_of_an_older_version(
+    clusters: tuple[LocalStore, list[tuple[Entry, Spans]]], tmp_path: Path
+) -> None:
+    store, put = clusters
+    (tmp_path / "vectors-1000-1000.usearch").rename(tmp_path / "vectors-1000.usearch")
+    store.database.set(vectors=b"vectors-1000.usearch")
+    reader = LocalStore(Database(tmp_path / "library.db", create=False), width=WIDTH)
+    assert not reader.is_exact() and reader.nearest(put[6][1].vectors[0], 1)[0].video == "v6"
+    store.optimise()
+    assert [file.name for file in tmp_path.glob("vectors-*")] == ["vectors-1000.usearch"]
+
+
 def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     database = Database(tmp_path / "library.db", create=True)
     store = LocalStore(database, width=WIDTH)
@@ -163,8 +329,10 @@ def test_no_room_for_the_approximate_index(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(stores, "EXACT_MOST", 300)
     store = LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
     store.put([video(f"v{number}", 100, seed=number) for number in range(5)])
-    (tmp_path / f".vectors-500.usearch.{os.getpid()}.{threading.get_ident()}{PART}").symlink_to("/dev/full")
-    with pytest.raises(HarvestError, match=r"vectors-500.usearch cannot be written.*Make room"):
+    (tmp_path / f".vectors-500-500.usearch.{os.getpid()}.{threading.get_ident()}{PART}").symlink_to(
+        "/dev/full"
+    )
+    with pytest.raises(HarvestError, match=r"vectors-500-500.usearch cannot be written.*Make room"):
         store.optimise()
     assert not list(tmp_path.glob("*vectors*"))
     assert store.is_exact() and store.nearest(video("v3", 100, seed=3)[1].vectors[7], 1)[0].number == 7
@@ -226,3 +394,16 @@ def test_a_locked_database_is_said_so(tmp_path: Path, monkeypatch: pytest.Monkey
     other.execute("ROLLBACK")
     other.close()
     store.put([video("a", 1, seed=1)])
+
+
+def test_threads_that_are_gone_leave_no_open_files(tmp_path: Path) -> None:
+    """A server's threads come and go with its visitors."""
+    database = Database(tmp_path / "library.db", create=True)
+    for _ in range(30):
+        thread = threading.Thread(target=lambda: database.rows("SELECT 1"))
+        thread.start()
+        thread.join()
+    held = [link for link in Path("/proc/self/fd").iterdir() if str(tmp_path) in os.path.realpath(link)]
+    assert len(held) <= 6  # the database and its log, for this thread and for the last
+    assert database.rows("SELECT 1") == [(1,)]
+    database.close()

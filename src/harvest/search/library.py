@@ -1,7 +1,7 @@
 """A library's folder: what it is, which model it belongs to, and who may write to it.
 
 library/library.db        facts, files, moments and vectors (store.py)
-library/vectors-N.usearch the approximate index of a large library; made again when it is gone
+library/vectors-*.usearch the approximate index of a large library; made again when it is gone
 library/quarantine.jsonl  files that could not be indexed, or not in whole, and why
 library/.lock             held by the one indexer that is at work
 """
