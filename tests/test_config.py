@@ -75,6 +75,11 @@ def test_round_trip(config: RunConfig, tmp_path: Path) -> None:
         ({"loop__log_every": 0}, "loop.log_every must be at least 1, got 0"),
         ({"loop__keep_last": 0}, "loop.keep_last must be at least 1, got 0"),
         ({"tuning__drop_ratio": 1.0}, "tuning: expected"),
+        ({"start__tubelet_size": 0}, "start.tubelet_size must be at least 1, got 0"),
+        ({"optim__lr": -1.0}, "optim.lr: expected 0 or more, got -1.0"),
+        ({"optim__eps": -1.0}, "optim.eps: expected 0 or more, got -1.0"),
+        ({"optim__weight_decay": -1.0}, "optim.weight_decay: expected 0 or more, got -1.0"),
+        ({"optim__betas": [0.9, 1.0]}, r"optim.betas: expected 0 or more and less than 1, got \[0.9, 1.0\]"),
     ],
 )
 def test_a_wrong_setting_is_named(leaves: dict, message: str, tmp_path: Path) -> None:
@@ -139,6 +144,9 @@ def test_frames_of_a_student(tmp_path: Path) -> None:
     values = changed(tiny("umt-stage1-b16"), start__scratch__video__tubelet_size=2, data__num_frames=7)
     with pytest.raises(HarvestError, match=r"not a multiple of start.scratch.video.tubelet_size 2"):
         read_config(written(tmp_path, values))
+    values = changed(tiny("umt-stage1-b16"), start__scratch__video__tubelet_size=0)
+    with pytest.raises(HarvestError, match=r"start.scratch.video.tubelet_size must be at least 1"):
+        read_config(written(tmp_path, values))
 
 
 def test_a_recipe_from_scratch_that_starts_from_a_model_has_no_sizes(tmp_path: Path) -> None:
@@ -164,3 +172,9 @@ def test_stages() -> None:
     assert kept == ["motion", "random"], "what moves first; chance, which is nearer to a whole clip, last"
     alone = dataclasses.replace(config, tuning=dataclasses.replace(config.tuning, steps=0))
     assert alone.global_batches == ((0, 1024),)
+
+
+def test_pictures_do_not_go_with_a_cache_of_captions() -> None:
+    config = RECIPES["mini-harvest"]()
+    with pytest.raises(HarvestError, match="cache_texts False"):
+        dataclasses.replace(config, data=dataclasses.replace(config.data, images="mini-world/stills"))

@@ -84,6 +84,12 @@ class StartConfig:
             object.__setattr__(self, "scratch", None)
         elif self.scratch is None:
             raise HarvestError("start.model scratch needs sizes: start.scratch")
+        sizes = {"start.tubelet_size": self.tubelet_size}
+        if self.scratch is not None:
+            sizes["start.scratch.video.tubelet_size"] = self.scratch.video.tubelet_size
+        for name, size in sizes.items():
+            if size < 1:
+                raise HarvestError(f"{name} must be at least 1, got {size}")
 
 
 @dataclass(frozen=True)
@@ -195,6 +201,18 @@ class RunConfig:
             raise HarvestError(
                 f"tuning: expected steps of at least 0 and a drop_ratio of 0 or more and less than 1, "
                 f"got {self.tuning.steps} and {self.tuning.drop_ratio}"
+            )
+        caches_texts = isinstance(self.objective, PostPretrainingConfig) and self.objective.cache_texts
+        if caches_texts and self.data.images:
+            raise HarvestError(
+                "data.images brings captions that the cache of the clips' does not hold: set objective.cache_texts False"
+                " (and objective.text_bank 0)"
+            )
+        rebuilds = isinstance(self.objective, PixelReconstructionConfig)
+        if rebuilds and self.tuning.steps and self.tuning.drop_ratio == 0:
+            raise HarvestError(
+                "tuning.drop_ratio: the last stage, too, must hide something for it to be rebuilt: set it, or"
+                " tuning.steps 0"
             )
 
     @property

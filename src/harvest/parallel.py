@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store, _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import tree_map_only
 
 from harvest.interfaces import HarvestError
@@ -260,7 +261,8 @@ def shard(objective: nn.Module, here: World) -> None:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_average_gradient)  # type: ignore[no-untyped-call]
     for parent in objective.modules():
-        if isinstance(parent, nn.ModuleList):
+        # The low-rank changes of a matrix are a list too, but are computed with the block that they are in.
+        if isinstance(parent, nn.ModuleList) and not isinstance(parent, ParametrizationList):
             for block in parent:
                 fully_shard(block, mesh=mesh, ignored_params=scalars)
     fully_shard(objective, mesh=mesh, ignored_params=scalars)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from unittest.mock import patch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.model.joining import with_answers
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.contrast import contrast
 from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
@@ -54,6 +56,21 @@ def test_nested_sizes_each_add_their_contrastive_loss() -> None:
     for wrong in (0, 12):
         with pytest.raises(HarvestError, match=r"objective\.dims: expected 1 to 11"):
             objective(dims=(wrong,))
+
+
+@pytest.mark.parametrize("masked_words_weight", [0.0, 1.0])
+def test_what_no_loss_reaches_is_not_trained(masked_words_weight: float) -> None:
+    """Of a model with all parts: DDP would wait for a gradient of each that trains."""
+    whole = small_model().config
+    assert whole.fusion is not None
+    fusion = dataclasses.replace(whole.fusion, matches=True)
+    torch.manual_seed(0)
+    model, _ = with_answers(VideoTextModel(dataclasses.replace(whole, fusion=fusion)))
+    made = objective(model, masked_words_weight=masked_words_weight)
+    made(small_batch(4), 0).total.backward()
+    trained = {name for name, p in made.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in made.named_parameters() if p.grad is not None}
+    assert any(name.startswith("model.fusion.") for name in trained) == (masked_words_weight > 0)
 
 
 def test_motion_and_a_budget_choose_what_is_seen() -> None:

@@ -16,7 +16,7 @@ from harvest.config import RunConfig
 from harvest.data.loader import DataConfig
 from harvest.interfaces import Batch, HarvestError
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
-from harvest.objectives.teacher_cache import TeacherCache, describe, fill, finish
+from harvest.objectives.teacher_cache import TeacherCache, begin, describe, fill, finish
 
 CLIPS = 6
 
@@ -38,8 +38,10 @@ def cached(
 
     shards = [(0, partial(batches, 0, 4)), (1, partial(batches, 4, CLIPS))]
     settings = {"share": share, "stored": stored, "seed": seed}
+    numbers = [str(i) for i in range(CLIPS)]
+    made_of = describe(objective.teaching, grid, crop="center", clips=numbers, **settings)
+    begin(folder, made_of)
     fill(folder, objective.teaching, shards, grid, device=torch.device("cpu"), **settings)
-    made_of = describe(objective.teaching, grid, clips=[str(i) for i in range(CLIPS)], **settings)
     finish(folder, made_of)
     return TeacherCache(folder, made_of=made_of), made_of
 
@@ -110,31 +112,49 @@ def test_draws_come_from_what_is_stored(tmp_path: Path) -> None:
     assert torch.equal(*keeps)  # what is kept is all that is stored
 
 
+def stop(folder: Path) -> None:
+    """Make a finished cache one whose filling was stopped before the end."""
+    (folder / "cache.json").rename(folder / "filling.json")
+
+
 def test_a_stopped_filling_goes_on_and_gives_the_same(tmp_path: Path) -> None:
     objective = objective_of()
     cached(tmp_path / "whole", objective, share=0.5)
     cached(tmp_path / "stopped", objective, share=0.5)
-    (tmp_path / "stopped" / "cache.json").unlink()
+    stop(tmp_path / "stopped")
     (tmp_path / "stopped" / "shard-00001.safetensors").unlink()
     with pytest.raises(HarvestError, match="no finished teacher cache"):
         TeacherCache(tmp_path / "stopped", made_of={})
     cached(tmp_path / "stopped", objective, share=0.5)
     for name in ("shard-00000.safetensors", "shard-00001.safetensors", "cache.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+    assert not (tmp_path / "stopped" / "filling.json").exists()
+
+
+def test_a_stopped_filling_of_something_else_is_not_taken_over(tmp_path: Path) -> None:
+    objective = objective_of()
+    _, made_of = cached(tmp_path, objective, share=0.5)
+    stop(tmp_path)
+    for change in ({"crop": "squash"}, {"seed": 1}, {"teacher": "another"}):
+        with pytest.raises(HarvestError, match=f"{next(iter(change))}: .*\n.*remove this one"):
+            begin(tmp_path, made_of | change)
+    begin(tmp_path, made_of)
+    (tmp_path / "filling.json").unlink()
+    with pytest.raises(HarvestError, match=r"no filling\.json"):
+        begin(tmp_path, made_of)
 
 
 def test_another_teacher_or_other_clips_are_another_cache(tmp_path: Path) -> None:
     objective = objective_of()
     _, made_of = cached(tmp_path, objective)
-    for change in ({"clips": "other"}, {"stored": "fp8"}, {"layers": [1]}):
+    for change in ({"clips": "other"}, {"stored": "fp8"}, {"layers": [1]}, {"crop": "squash"}):
         with pytest.raises(HarvestError, match=next(iter(change))):
             TeacherCache(tmp_path, made_of=made_of | change)
     with torch.no_grad():
         next(objective.teaching.teacher.parameters()).add_(1.0)
     grid = objective.model.grid(clips().video)
-    other = describe(
-        objective.teaching, grid, share=1.0, stored="fp16", clips=[str(i) for i in range(CLIPS)], seed=0
-    )
+    numbers = [str(i) for i in range(CLIPS)]
+    other = describe(objective.teaching, grid, share=1.0, stored="fp16", crop="center", clips=numbers, seed=0)
     with pytest.raises(HarvestError, match="teacher: "):
         TeacherCache(tmp_path, made_of=other)
     (tmp_path / "shard-00000.safetensors").write_bytes(b"broken")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -20,8 +21,10 @@ import torch
 from torch import Tensor
 
 from harvest.config import RunConfig, StartConfig, read_config, to_json
+from harvest.data.loader import eval_batches
 from harvest.files import PART
 from harvest.interfaces import Batch, HarvestError, Losses
+from harvest.model.adaptation import AdaptConfig
 from harvest.model.folder import load_model
 from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.image_text import ImageTextConfig
@@ -394,6 +397,25 @@ def test_two_processes_train_the_same_model(runs: Path, tiny_run: TinyRun, paral
     assert losses == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("umt-ft-msrvtt-qa-b16", {}),  # its objective is built with a tokenizer
+        ("umt-stage2-b16", {}),  # its vocabulary is learned from captions of clips and of pictures
+        ("mini-ft-actions", {"adapt": AdaptConfig("lora", rank=4)}),
+    ],
+)
+def test_a_sharded_run_writes_its_model(name: str, changes: dict, runs: Path, tiny_run: TinyRun) -> None:
+    loop = {"steps": 2, "parallel": "fsdp"}
+    config, run = tiny_run(name, loop=loop, tuning={"steps": 0}, **changes), runs / f"writes-{name}"
+    if name.startswith("umt-ft"):
+        config = dataclasses.replace(config, start=tiny_run("mini-harvest").start)
+    on_ranks(2, config, run)
+    model, tokenizer = load_model(run / "model")
+    assert (tokenizer is not None) == (model.config.text is not None)
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+
+
 def forget_after(step: int, run: Path) -> None:
     """As a run is that was killed when this step was the last one saved."""
     shutil.rmtree(run / "model")
@@ -569,3 +591,21 @@ def test_the_teacher_s_cache_is_filled_once(name: str, runs: Path, tiny_run: Tin
         for run in ("cache-none", "cache-first", "cache-second")
     )
     assert first == second and first == pytest.approx(plain, rel=5e-3)
+
+
+def test_the_teacher_s_cache_holds_clips_as_the_run_shows_them(
+    runs: Path, tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crops = []
+
+    def read(*given: Any, **settings: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        crops.append(settings["crop"])
+        return eval_batches(*given, **settings)
+
+    monkeypatch.setattr("harvest.training.loop.eval_batches", read)
+    data = {"times": "middle", "crop_scale": (1.0, 1.0), "crop": "squash"}
+    config = tiny_run("mini-umt-stage1", loop={"steps": 1}, data=data)
+    cached = dataclasses.replace(config.objective, teacher_cache=str(tmp_path / "cache"))
+    train(dataclasses.replace(config, objective=cached), runs / "cache-squashed")
+    assert set(crops) == {"squash"}
+    assert json.loads((tmp_path / "cache" / "cache.json").read_text())["crop"] == "squash"

@@ -48,6 +48,8 @@ def test_frames_are_evenly_spaced(frames: int) -> None:
     assert len(seen) == frames and (seen.diff() >= 1).all()
     assert frames == 1 or seen.diff().max() - seen.diff().min() <= 1
     assert show_frames(batch, None) is batch
+    picture = batch._replace(video=batch.video[:, :1])
+    assert show_frames(picture, frames) is picture
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,43 @@ def test_a_budget_that_a_clip_has_not_is_refused_before_the_first_step(runs: Pat
         HarvestError, match="a budget of 129 tubelets is more than a clip has: 2 times 64 places"
     ):
         train(tiny_run(vary={"budgets": (5, 129), "num_frames": (4, 8)}), runs / "too-many")
+
+
+HIDES_NOTHING = {"steps": 2, "drop_ratio": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("videomae-b16", {"vary": {"budgets": (8, 512)}}, "pixel reconstruction needs hidden tubelets"),
+        ("mini-umt-stage1", {"tuning": HIDES_NOTHING}, r"\d+ tubelets are kept and \d+ stored"),
+        (
+            "mini-umt-stage1",
+            {"tuning": {"steps": 2, "drop_ratio": 0.8, "keep": "random"}},
+            "keep random may want any tubelet",
+        ),
+        ("mini-harvest", {"tuning": {"steps": 2, "drop_ratio": 0.6, "keep": "merge"}}, "keep merge"),
+        ("mini-harvest", {"tuning": {"steps": 2, "drop_ratio": 0.6, "keep": "codec"}}, "keep codec"),
+        ("mini-image", {"tuning": {"steps": 2, "drop_ratio": 0.6, "keep": "attention"}}, "where it looks"),
+    ],
+)
+def test_a_stage_that_cannot_train_is_refused_before_the_first_step(
+    name: str, changes: dict, message: str, tmp_path: Path, runs: Path, tiny_run: TinyRun
+) -> None:
+    config = tiny_run(name, **changes)
+    if name == "mini-umt-stage1":
+        fixed = dataclasses.replace(config.data, times="middle", crop_scale=(1.0, 1.0))
+        cached = dataclasses.replace(config.objective, teacher_cache=str(tmp_path / "cache"))
+        config = dataclasses.replace(config, data=fixed, objective=cached)
+    run = runs / tmp_path.name
+    with pytest.raises(HarvestError, match=message):
+        train(config, run)
+    assert not (run / "metrics.jsonl").exists() and not (tmp_path / "cache").exists()
+
+
+def test_a_last_stage_that_hides_nothing_has_nothing_to_rebuild(tiny_run: TinyRun) -> None:
+    with pytest.raises(HarvestError, match=r"tuning\.drop_ratio"):
+        tiny_run("videomae-b16", tuning=HIDES_NOTHING)
 
 
 def test_a_run_with_nested_sizes_turns_the_shared_space(runs: Path, tiny_run: TinyRun) -> None:

@@ -69,6 +69,12 @@ class MultimodalConfig(MaskedAlignmentConfig):
         hides = self.drop_ratio > 0 or self.image_drop_ratio > 0 or self.budget is not None
         return self.alignment_weight > 0 or (self.keep == "attention" and hides)
 
+    def selection_for(self, selection: Selection, grid: Grid) -> Selection:
+        """What is seen of clips of this many times; a clip of one frame is an image."""
+        if grid.num_times > 1:
+            return selection
+        return dataclasses.replace(selection, drop_ratio=self.image_drop_ratio, budget=None)
+
 
 class Multimodal(nn.Module):
     """Alignment, contrastive, matching and masked words, each with its weight."""
@@ -186,10 +192,7 @@ class Multimodal(nn.Module):
         return Losses(total, {name: part.detach() for name, part in parts.items()})
 
     def selection_for(self, grid: Grid) -> Selection:
-        """What is seen of clips of this many times; a clip of one frame is an image."""
-        if grid.num_times > 1:
-            return self.selection
-        return dataclasses.replace(self.selection, drop_ratio=self.config.image_drop_ratio, budget=None)
+        return self.config.selection_for(self.selection, grid)
 
     def matching(
         self, video: VideoFeatures, text: TextFeatures, example: Tensor, generator: torch.Generator

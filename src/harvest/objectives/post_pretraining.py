@@ -96,6 +96,14 @@ class PostPretraining(nn.Module):
         # The embedding of a hidden word is new, so it is trained even where the tower is not.
         if model.text.mask_embedding is not None:
             model.text.mask_embedding.requires_grad_(config.masked_words_weight > 0)
+        # What a model brings that no loss of this run reaches gets no gradient, and DDP would wait for it.
+        if model.answers is not None:
+            model.answers.requires_grad_(False)
+        if model.fusion is not None:
+            if config.masked_words_weight == 0:
+                model.fusion.requires_grad_(False)
+            if model.fusion.head_match is not None:
+                model.fusion.head_match.requires_grad_(False)
 
     @torch.no_grad()
     def fill_text_cache(

@@ -2,7 +2,8 @@
 
 FOLDER/shard-00000.safetensors   of 64 clips: their numbers, the places that are stored, the teacher's attention there,
                                  and its aligned layers there, unit vectors in fp16 or fp8
-FOLDER/cache.json                what it was made of; written last, and compared when it is opened
+FOLDER/filling.json              what the shards are made of, before the first of them; gone when the last is there
+FOLDER/cache.json                the same; written last, and compared when it is opened
 
 It holds for clips that look the same each time: middle frames, no random crop, no mirror.
 
@@ -41,18 +42,7 @@ class TeacherCache:
         path = folder / "cache.json"
         if not path.is_file():
             raise HarvestError(f"{folder} is no finished teacher cache: it has no cache.json")
-        found = json.loads(path.read_text())
-        differ = [
-            f"{key}: {found.get(key)!r} there, {made_of.get(key)!r} now"
-            for key in sorted(found.keys() | made_of.keys())
-            if found.get(key) != made_of.get(key)
-        ]
-        if differ:
-            raise HarvestError(
-                f"{folder} is a teacher cache of something else:\n  "
-                + "\n  ".join(differ)
-                + "\nGive another folder."
-            )
+        _compare(path, made_of)
         self.place_of: dict[int, tuple[int, int]] = {}  # clip -> shard, row
         self.shards: list[Any] = []
         for number, shard in enumerate(sorted(folder.glob("shard-*.safetensors"))):
@@ -91,30 +81,67 @@ class TeacherCache:
         """The tubelets to keep `[B, K]`, drawn from the stored ones, and the teacher's layers there `[B, K, E]`."""
         places, attention, layers = (part.to(video.device) for part in self.read(clips.tolist()))
         M, K = places.shape[1], budget_of(selection, grid)
-        if K > M:
-            raise HarvestError(f"{K} tubelets are kept and {M} stored: raise objective.teacher_cache_share")
+        check(selection, grid, num_stored=M)
         if K == M:
             chosen = torch.arange(M, device=places.device).expand(len(places), -1)
         elif selection.keep == "attention":
             chosen = attention_keep(attention, grid.num_times, budget=K, generator=generator)
-        elif grid.num_tubelets == M:
+        else:  # all are stored
             picked = choose_equally(selection, video, grid, generator=generator)
             assert picked is not None  # fewer than all
             chosen = picked
-        else:
-            raise HarvestError(
-                f"keep {selection.keep} may want any tubelet, and the teacher cache stores {M} of {grid.num_tubelets}: "
-                "set objective.teacher_cache_share 1, or keep attention"
-            )
         keep = places.gather(1, chosen)
         rows = chosen[..., None].expand(-1, -1, layers.shape[-1])
         return keep, [layer.gather(1, rows) for layer in layers.unbind(1)]
 
 
+def num_stored(grid: Grid, share: float) -> int:
+    """M: as many places of each frame, at least one."""
+    return max(1, round(share * grid.num_places)) * grid.num_times
+
+
+def check(selection: Selection, grid: Grid, *, num_stored: int) -> None:
+    """See that what a selection sees of a clip can be drawn from the stored tubelets."""
+    M, K, N = num_stored, budget_of(selection, grid), grid.num_tubelets
+    if K > M:
+        raise HarvestError(
+            f"{K} tubelets are kept and {M} stored: raise objective.teacher_cache_share, or keep fewer"
+            " (tuning.drop_ratio in the last stage)"
+        )
+    if K < M < N and selection.keep != "attention":
+        raise HarvestError(
+            f"keep {selection.keep} may want any tubelet, and the teacher cache stores {M} of {N}: "
+            "set objective.teacher_cache_share 1, or keep attention"
+        )
+
+
+def _compare(path: Path, made_of: dict[str, Any]) -> None:
+    """See that the file `path` of a cache says `made_of`."""
+    found = {"crop": "center"} | json.loads(path.read_text())  # older ones do not say it, and knew no other
+    differ = [
+        f"{key}: {found.get(key)!r} there, {made_of.get(key)!r} now"
+        for key in sorted(found.keys() | made_of.keys())
+        if found.get(key) != made_of.get(key)
+    ]
+    if differ:
+        raise HarvestError(
+            f"{path.parent} is a teacher cache of something else:\n  "
+            + "\n  ".join(differ)
+            + "\nGive another folder, or remove this one."
+        )
+
+
 def describe(
-    teaching: Teaching, grid: Grid, *, share: float, stored: Stored, clips: Sequence[str], seed: int
+    teaching: Teaching,
+    grid: Grid,
+    *,
+    share: float,
+    stored: Stored,
+    crop: str,
+    clips: Sequence[str],
+    seed: int,
 ) -> dict[str, Any]:
-    """What a cache is made of: another teacher, other layers or other clips are another cache."""
+    """What a cache is made of: another teacher, other layers, another crop or other clips are another cache."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(teaching.teacher.state_dict().items()):
         digest.update(name.encode())
@@ -127,9 +154,24 @@ def describe(
         "grid": list(grid),
         "share": share,
         "stored": stored,
+        "crop": crop,
         "clips": named.hexdigest(),
         "seed": seed,
     }
+
+
+def begin(folder: Path, made_of: dict[str, Any]) -> None:
+    """Say what the shards to come are made of, or see that those of a stopped filling are made of the same."""
+    path = folder / "filling.json"
+    if path.is_file():
+        _compare(path, made_of)
+        return
+    if any(folder.glob("shard-*.safetensors")):
+        raise HarvestError(
+            f"{folder} holds shards of a teacher cache and no filling.json that says what they are made of: give"
+            " another folder, or remove this one"
+        )
+    write_file(path, json.dumps(made_of, indent=1))
 
 
 @torch.no_grad()
@@ -147,6 +189,7 @@ def fill(
 ) -> None:
     """Write the shards that are not there yet: (number, a function that gives (clip numbers, video) batches).
 
+    `begin` sees before that those that are there are made of the same.
     In each frame `share` of the places are stored, drawn in proportion to attention, the same ones in every run.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +217,7 @@ def _look(
     looks, attention = teaching.look(video, grid, attention=True)
     assert attention is not None  # asked for
     N = grid.num_tubelets
-    budget = max(1, round(share * grid.num_places)) * grid.num_times
+    budget = num_stored(grid, share)
     places = torch.arange(N, device=video.device).expand(len(clips), -1)
     if budget < N:
         rows = [
@@ -197,3 +240,4 @@ def _look(
 def finish(folder: Path, made_of: dict[str, Any]) -> None:
     """Say what the shards are made of: the cache is whole from now on."""
     write_file(folder / "cache.json", json.dumps(made_of, indent=1))
+    (folder / "filling.json").unlink(missing_ok=True)

@@ -53,9 +53,11 @@ from harvest.objectives import teacher_cache
 from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.detection import DetectionConfig
-from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
-from harvest.objectives.multimodal import Multimodal
+from harvest.objectives.image_text import ImageTextConfig
+from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig, is_guided
+from harvest.objectives.multimodal import Multimodal, MultimodalConfig
 from harvest.objectives.multiple_choice import MultipleChoiceConfig
+from harvest.objectives.pixel_reconstruction import PixelReconstructionConfig
 from harvest.objectives.post_pretraining import PostPretraining
 from harvest.objectives.question_answering import QuestionAnsweringConfig
 from harvest.parallel import (
@@ -74,7 +76,7 @@ from harvest.parallel import (
     wrap,
 )
 from harvest.progress import bar, say
-from harvest.tokens import Selection, budget_of
+from harvest.tokens import Selection, choose, choose_equally
 from harvest.training.average import WeightAverage
 from harvest.training.checkpoint import CheckpointWriter, load_checkpoint
 from harvest.training.log import RunLog
@@ -99,19 +101,19 @@ def train(config: RunConfig, run: Path) -> Path:
             torch.set_num_threads(config.loop.threads)
         if here.device.type == "cpu":
             keep_memory()
-        dataset, pictures, model, tokenizer, image_model, names = prepare(config, run, here)
+        dataset, pictures, captions, model, tokenizer, image_model, names = prepare(config, run, here)
         if config.blend < 1 and image_model is None:
             raise HarvestError("blend needs an image model to blend with: this run does not start from one")
         _check_budgets(config, model)
-        objective = build_objective(
+        built = partial(
+            build_objective,
             config,
-            model,
-            names,
+            names=names,
             tokenizer=tokenizer,
             several=dataset.labels.ndim > 1,
             clips=_boxed_clips(config, dataset),
         )
-        objective = objective.to(here.device)
+        objective = built(model).to(here.device)
         if config.loop.compile:
             compile_blocks(model)
             if isinstance(objective, MaskedAlignment | Multimodal) and objective.teaching is not None:
@@ -203,9 +205,7 @@ def train(config: RunConfig, run: Path) -> Path:
             with together():
                 if here.is_main:
                     if whole is not None:  # a module cannot leave its shards: build it anew
-                        captions = dataset.captions() if needs_captions(config) else []
-                        again = start_model(config, captions)[0]
-                        objective = build_objective(config, again, names, several=dataset.labels.ndim > 1)
+                        objective = built(start_model(config, captions)[0])
                         objective.load_state_dict(whole)
                     _finish(run, config, objective, tokenizer, image_model, loader)
     return run / "model"
@@ -219,6 +219,7 @@ class Prepared(NamedTuple):
 
     dataset: ClipDataset
     pictures: ClipDataset | None  # mixed into the run
+    captions: list[str]  # what the model starts from; none where it needs none
     model: VideoTextModel
     tokenizer: Tokenizer | None  # None where there is no text tower
     image_model: VideoTextModel | None  # what the model was made from; None from scratch
@@ -261,6 +262,7 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
     return Prepared(
         dataset(examples, config.data),
         dataset(pictures, dataclasses.replace(config.data, num_frames=1)) if pictures else None,
+        captions,
         model,
         tokenizer,
         image_model,
@@ -426,10 +428,14 @@ def _cache_teacher(config: RunConfig, objective: nn.Module, dataset: ClipDataset
         grid,
         share=settings.teacher_cache_share,
         stored=settings.teacher_cache_type,
+        crop=config.data.crop,
         clips=[f"{clip.video} {clip.start_s} {clip.end_s}" for clip in clips],
         seed=config.loop.seed,
     )
     if not (folder / "cache.json").exists():
+        with together():
+            if here.is_main:
+                teacher_cache.begin(folder, made_of)
 
         def batches(start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             some = clips[start : start + teacher_cache.CLIPS_A_SHARD]
@@ -439,6 +445,7 @@ def _cache_teacher(config: RunConfig, objective: nn.Module, dataset: ClipDataset
                 image_size=size,
                 batch_size=32,
                 workers=config.data.workers,
+                crop=config.data.crop,
             ):
                 yield numbers + start, video
 
@@ -490,20 +497,66 @@ def _claim(run: Path, config: RunConfig, here: World) -> None:
 
 
 def _check_budgets(config: RunConfig, model: VideoTextModel) -> None:
-    """See that every budget of the run fits into clips of every number and size of frames, before the first step."""
+    """See that every stage can train at every budget, number and size of frames, before the first step."""
     own, patch = model.config.video.image_size, model.config.video.patch_size
     for size in config.vary.image_sizes:
         if size > own or size % patch:
             raise HarvestError(
                 f"vary.image_sizes: expected multiples of {patch}, the model's patches, up to its {own} pixels, got {size}"
             )
-    shapes = itertools.product(
-        (*config.vary.num_frames, config.data.num_frames), (*config.vary.image_sizes, own)
+    last: tuple[int, ...] = (config.data.num_frames,)
+    if config.data.images:
+        last += (1,)
+    frames = (*config.vary.num_frames, *last)
+    if isinstance(config.objective, ImageTextConfig):  # it looks at one of them
+        frames = last = (1,)
+    main = config.selection_at(0)
+    for num_frames, size in itertools.product(frames, (*config.vary.image_sizes, own)):
+        for budget in config.vary.budgets or (main.budget,):
+            _check_selection(config, model, dataclasses.replace(main, budget=budget), num_frames, size)
+    if config.tuning.steps:
+        for num_frames in last:
+            _check_selection(config, model, config.selection_at(config.loop.steps), num_frames, own)
+
+
+def _check_selection(
+    config: RunConfig, model: VideoTextModel, selection: Selection, num_frames: int, size: int
+) -> None:
+    """See that the objective can train on what is seen of a clip, by choosing it of a black one."""
+    objective, tower = config.objective, model.config.video
+    if isinstance(objective, DetectionConfig):  # sees all in any case
+        return
+    video = torch.zeros(1, num_frames, 3, size, size, dtype=torch.uint8)
+    grid = model.grid(video)
+    if isinstance(objective, MultimodalConfig):
+        selection = objective.selection_for(selection, grid)
+        has_look = objective.needs_teacher
+    elif isinstance(objective, MaskedAlignmentConfig):
+        has_look = True
+    elif isinstance(objective, ImageTextConfig | AnswerDecodingConfig | PixelReconstructionConfig):
+        has_look = False
+    else:  # `own_attention`
+        has_look = tower.prefix != "none" or tower.pooling == "attention"
+    is_equal = isinstance(objective, MaskedAlignmentConfig | PixelReconstructionConfig)
+    keep = (choose_equally if is_equal else choose)(
+        selection,
+        video,
+        grid,
+        generator=torch.Generator(),
+        look=lambda: torch.ones(1, grid.num_tubelets) if has_look else None,
     )
-    for num_frames, size in shapes:
-        grid = model.grid(torch.empty(1, num_frames, 3, size, size, device="meta"))
-        for budget in config.vary.budgets or (config.selection_at(0).budget,):
-            budget_of(Selection(budget=budget), grid)
+    if isinstance(objective, PixelReconstructionConfig) and keep is None:
+        raise HarvestError(
+            f"pixel reconstruction needs hidden tubelets, and a stage of this run sees all {grid.num_tubelets}: lower"
+            " vary.budgets, or hide more (drop_ratio)"
+        )
+    if not isinstance(objective, MaskedAlignmentConfig) or objective.teacher_cache is None:
+        return
+    aligns = not isinstance(objective, MultimodalConfig) or objective.alignment_weight > 0
+    if grid.num_times == tower.num_times and (aligns or is_guided(selection, grid)):
+        teacher_cache.check(
+            selection, grid, num_stored=teacher_cache.num_stored(grid, objective.teacher_cache_share)
+        )
 
 
 # ---- small parts of a step ---------------------------------------------------------------------------------------

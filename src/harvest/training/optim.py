@@ -32,6 +32,11 @@ class OptimConfig:
     of the first block; what follows the last block, heads among it, learns at `lr` (BEiT, VideoMAE, UMT)."""
 
     def __post_init__(self) -> None:
+        for name in ("lr", "lr_end", "weight_decay", "eps"):
+            if not getattr(self, name) >= 0:
+                raise HarvestError(f"optim.{name}: expected 0 or more, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise HarvestError(f"optim.betas: expected 0 or more and less than 1, got {list(self.betas)}")
         if not 0 < self.layer_decay <= 1:
             raise HarvestError(f"optim.layer_decay: expected more than 0, at most 1, got {self.layer_decay}")
 

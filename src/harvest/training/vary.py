@@ -59,6 +59,8 @@ def value_at(
 def show_frames(batch: Batch, num_frames: int | None) -> Batch:
     """The batch with `num_frames` frames of each clip, the middle ones of equal stretches; None leaves all.
 
+    A clip of fewer frames stays as it is: a picture among clips is one frame, and repeated it would be a still video.
+
     >>> import torch
     >>> clip = torch.arange(8).view(1, 8, 1, 1, 1)
     >>> empty = torch.empty(0)
@@ -66,7 +68,7 @@ def show_frames(batch: Batch, num_frames: int | None) -> Batch:
     [1, 3, 5, 7]
     """
     T = batch.video.shape[1]
-    if num_frames is None or num_frames == T:
+    if num_frames is None or num_frames >= T:
         return batch
     chosen = [(2 * i + 1) * T // (2 * num_frames) for i in range(num_frames)]
     return batch._replace(video=batch.video[:, chosen])
