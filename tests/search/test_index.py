@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_video_model
 from harvest.search.background import chance_of, default_bank, read_bank
 from harvest.search.cutting import Cutting
+from harvest.search.files import digest
 from harvest.search.index import MAX_QUERY_CHARACTERS, UnknownId
 from harvest.search.library import Library, writing
 from harvest.search.results import Where
@@ -282,6 +284,50 @@ def test_new_changed_moved_and_vanished_files(some_clips: Path, image_model: Pat
     assert content(out) == kept
 
 
+def test_a_folder_that_was_renamed_or_is_not_mounted(
+    some_clips: Path, image_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "library"
+    other = tmp_path / "other"
+    (some_clips / "trip").rename(other)
+    (some_clips / "broken.mp4").write_text("not a video")
+    with harvest.Index.build(
+        [some_clips, other], out=out, model=image_model, cutting=CUTTING, background=BANK
+    ) as index:
+        [lost] = [video for video in index.videos() if video.path == "0.mp4"]
+        [away] = [video for video in index.videos() if video.path == "7.mp4"]
+        new = some_clips.rename(tmp_path / "new")
+        with pytest.raises(HarvestError, match="nor is its folder"):
+            index.file(lost.id)
+    shutil.copy(new / "0.mp4", new / "again.mp4")
+    other.rename(tmp_path / "not-mounted")
+    with build(new, out) as index:
+        report = index.report
+        assert report is not None
+        assert (report.new, report.moved, report.vanished, report.unchanged) == (
+            1,
+            6,
+            6,
+            0,
+        )  # the broken is new
+        hits = index.search("a red circle", k=100).hits
+        assert len({(hit.path, hit.start_s) for hit in hits}) == len(hits) == report.moments == 27
+        assert [video.path for video in index.videos()][-3:] == ["6.mp4", "7.mp4", "again.mp4"]
+        assert len(index.broken()) == 1
+        assert index.video(away.id)  # its disk may only not be mounted
+        with pytest.raises(UnknownId):
+            index.file(lost.id)
+    (tmp_path / "not-mounted").rename(other)
+    copy = Path(shutil.copytree(new, tmp_path / "copy"))
+    with build(copy, out) as index:  # what is there twice is indexed twice
+        assert index.report is not None and (index.report.moved, index.report.vanished) == (6, 0)
+        assert index.file(away.id)
+    shutil.rmtree(copy)
+    with build(new, out) as index:  # nor does this tell a deleted copy from one that is not mounted
+        assert index.report is not None and (index.report.vanished, index.report.unchanged) == (0, 7)
+        assert index.report.moments == 27 + 18
+
+
 def test_content_that_changes_behind_the_same_size_and_time(
     some_clips: Path, image_model: Path, tmp_path: Path
 ) -> None:
@@ -338,6 +384,31 @@ def test_broken_files_are_in_quarantine_and_links_lead_nowhere(
         assert index.report is not None and index.report.unchanged == 14 and len(index.report.broken) == 5
 
 
+def test_a_file_that_could_not_be_read_is_tried_again(
+    some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is mended (permissions, a disk) changes neither its size nor its time."""
+    out = tmp_path / "library"
+
+    def refuse(path: Path) -> str:
+        if path.name == "1.mp4":
+            raise PermissionError(13, "Permission denied")
+        return digest(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("harvest.search.building.digest", refuse)
+        with build(some_clips, out, image_model) as index:
+            assert index.report is not None and index.report.new == 7
+            assert [(file.path, file.reason) for file in index.broken()] == [("1.mp4", "Permission denied")]
+        patch.setattr("harvest.search.building._calibrate", None)  # nothing new: nothing to calibrate
+        with build(some_clips, out) as index:
+            assert index.report is not None and index.report.unchanged == 8 and len(index.report.broken) == 1
+    with build(some_clips, out) as index:
+        assert index.report is not None and index.report.unchanged == 7 and index.broken() == ()
+    build(some_clips, tmp_path / "fresh", image_model).close()
+    assert content(out) == content(tmp_path / "fresh")
+
+
 def test_a_file_that_becomes_a_link_is_not_served(
     some_clips: Path, image_model: Path, tmp_path: Path
 ) -> None:
@@ -389,8 +460,6 @@ def test_another_model_is_named(
 
 
 def test_a_model_that_was_moved(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
-    import shutil
-
     moved = tmp_path / "moved"
     shutil.copytree(image_model, moved)
     out = tmp_path / "library"
@@ -403,6 +472,44 @@ def test_a_model_that_was_moved(some_clips: Path, image_model: Path, tmp_path: P
     with build(some_clips, out, tmp_path / "there", cutting=None, background=None) as index:
         assert index.report is not None and index.report.unchanged == 8
         assert index.search("a red circle").hits  # the library knows the new place
+
+
+def test_a_run_stopped_before_calibration_is_made_up_for(
+    some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether something is there is told from all that is there, also where the next run finds no file to do."""
+    few, out = tmp_path / "few", tmp_path / "library"
+    few.mkdir()
+    (some_clips / "0.mp4").rename(few / "0.mp4")
+    build(few, out, image_model).close()
+
+    def stop(*asked: object) -> None:
+        raise KeyboardInterrupt
+
+    for change in (lambda: (some_clips / "1.mp4").rename(few / "1.mp4"), (few / "0.mp4").unlink):
+        change()
+        before = content(out)["", "tops"]
+        with monkeypatch.context() as patch:
+            patch.setattr("harvest.search.building.tops_of", stop)
+            with pytest.raises(KeyboardInterrupt):
+                build(few, out)
+        assert content(out)["", "tops"] == before  # searches go on with what there was
+        with build(few, out) as index:
+            assert index.report is not None and index.report.unchanged == len(list(few.iterdir()))
+        fresh = tmp_path / f"fresh-{len(list(tmp_path.iterdir()))}"
+        build(few, fresh, image_model).close()
+        assert content(out) == content(fresh) and content(out)["", "tops"] != before
+    monkeypatch.setattr("harvest.search.building.tops_of", stop)
+    os.utime(few / "1.mp4")
+    build(few, out).close()  # of the same content: nothing to calibrate
+
+
+def test_a_background_that_is_not_there_costs_no_run(
+    some_clips: Path, image_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(HarvestError, match=r"background .*typo\.txt"):
+        build(some_clips, tmp_path / "library", image_model, background=tmp_path / "typo.txt")
+    assert not (tmp_path / "library").exists()
 
 
 def test_libraries_that_cannot_be_opened(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
@@ -525,7 +632,7 @@ def test_what_an_indexer_removes_during_a_search_is_left_out(
 
 
 def test_the_matching_head_orders_the_first_again(
-    some_clips: Path, image_model: Path, tmp_path: Path
+    some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, tokenizer = load_model(image_model)
     with torch.random.fork_rng():
@@ -567,7 +674,16 @@ def test_the_matching_head_orders_the_first_again(
         assert all(hit.agreement is None for hit in plain.hits + again.hits[6:])
         assert any("calibrate" in note for note in again.notes)
 
-    with build(some_clips, tmp_path / "library", rerank=6) as index:  # from now on always, and calibrated
+    with build(some_clips, tmp_path / "library", rerank=1) as index:
+        of_one = index._library.database.get("tops_reranked")
+    for step in ("tops_of", "_reranked_tops"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"harvest.search.building.{step}", None)  # it stops there
+            with pytest.raises(TypeError):
+                build(some_clips, tmp_path / "library", rerank=6 if step == "tops_of" else None)
+    with build(some_clips, tmp_path / "library") as index:  # from now on always, and calibrated
+        assert index._library.facts.rerank == 6
+        assert index._library.database.get("tops_reranked") not in (None, of_one)
         third = index.search("a red circle", k=12)
         assert [hit.moment for hit in third.hits] == [hit.moment for hit in again.hits]
         stored = index._library.database.get("tops_reranked")
@@ -652,8 +768,6 @@ def test_an_indexer_killed_at_any_moment_ends_with_the_same_library(
 
 def test_real_files(image_model: Path, tmp_path: Path) -> None:
     """Files that decoders stumble over: nothing crashes, and what cannot be read is named. HARVEST_CLIPS=all takes all."""
-    import shutil
-
     shared = Path(__file__).parents[3] / "shared" / "clips"
     if not shared.is_dir():
         pytest.skip("no real clips here")

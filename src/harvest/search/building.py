@@ -19,10 +19,10 @@ from harvest.data.video import VideoError
 from harvest.evaluation.embed import embed_texts
 from harvest.interfaces import HarvestError, OnProgress
 from harvest.parallel import Precision, barrier, world_rank_size
-from harvest.search.background import default_bank, knows_everyday_words, read_bank
+from harvest.search.background import default_bank, knows_everyday_words
 from harvest.search.cutting import Cutting
 from harvest.search.embedding import Embedded, check_choice, embed_moments
-from harvest.search.files import File, digest, video_files
+from harvest.search.files import File, digest, is_gone, video_files
 from harvest.search.library import (
     Facts,
     Library,
@@ -46,7 +46,7 @@ class Settings(NamedTuple):
 
     model: str | None
     cutting: Cutting | None
-    background: str | Path | Sequence[str] | None
+    background: Sequence[str] | None
     store: str | None
     rerank: int | None
     precision: Precision
@@ -67,6 +67,8 @@ class _Job(NamedTuple):
 class _Plan(NamedTuple):
     jobs: list[_Job]
     gone: list[str]
+    elsewhere: dict[str, list[Entry]]
+    """Files of folders that are not asked for now, by content."""
     num_unchanged: int
 
 
@@ -101,11 +103,11 @@ def _build(
         groups = [plan.jobs[start : start + GROUP] for start in range(0, len(plan.jobs), GROUP)]
         at_work = {video_id(job.root, job.file.path) for job in plan.jobs}
         known = {e.digest: e for e in entries.values() if e.num_moments and e.id not in at_work}
-        counts = dict.fromkeys(("new", "changed", "moved", "same"), 0)
+        counts = dict.fromkeys(("new", "changed", "moved", "left", "same"), 0)
         done = 0
         for number, group in enumerate(groups):
             if number % size == rank:
-                model = _index_group(library, model, group, known, settings, counts)
+                model = _index_group(library, model, group, known, plan.elsewhere, settings, counts)
                 if rank == 0:
                     store.optimise()
             done += len(group)
@@ -114,11 +116,9 @@ def _build(
         barrier()
         if rank == 0:
             if plan.gone:
-                store.put([], gone=plan.gone)
-            needed = ["tops", "tops_reranked"] if library.facts.rerank else ["tops"]
-            is_calibrated = all(library.database.get(name) is not None for name in needed)
+                _put(library, [], gone=plan.gone)
             is_new = settings.background is not None or settings.rerank is not None
-            if plan.jobs or plan.gone or is_new or not is_calibrated:
+            if is_new or not _is_calibrated(library):
                 _calibrate(library, model, settings.background, progress)
                 store.optimise()
         broken = _quarantine(library, store) if rank == 0 else ()
@@ -126,7 +126,7 @@ def _build(
             new=counts["new"],
             changed=counts["changed"],
             moved=counts["moved"],
-            vanished=len(plan.gone),
+            vanished=len(plan.gone) + counts["left"],
             unchanged=plan.num_unchanged + counts["same"],
             broken=broken,
             moments=store.num_moments(),
@@ -157,7 +157,7 @@ def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
             if settings.rerank:
                 check_matches(model)
             facts = library.facts = dataclasses.replace(facts, rerank=settings.rerank)
-            database.set(facts=facts.to_json())
+            database.set(facts=facts.to_json(), stale=b"yes")
         if settings.model is not None and (
             named(settings.model) != facts.model or signature(facts.model) != facts.model_signature
         ):
@@ -200,14 +200,25 @@ def _compare(found: dict[Path, list[File]], entries: dict[str, Entry], *, verify
             id = video_id(str(root), file.path)
             seen.add(id)
             before = entries.get(id)
-            is_same = before is not None and (before.size_bytes, before.modified_ns) == file[1:3]
-            if is_same and not verify and (file.reason is None or before.reason == file.reason):  # type: ignore[union-attr]
+            if before is not None and not verify and _is_unchanged(file, before):
                 num_unchanged += 1
             else:
                 jobs.append(_Job(str(root), file, before))
     roots = {str(root) for root in found}
     gone = sorted(id for id, entry in entries.items() if entry.root in roots and id not in seen)
-    return _Plan(jobs, gone, num_unchanged)
+    elsewhere: dict[str, list[Entry]] = {}
+    for entry in entries.values():
+        if entry.digest and entry.root not in roots:
+            elsewhere.setdefault(entry.digest, []).append(entry)
+    return _Plan(jobs, gone, elsewhere, num_unchanged)
+
+
+def _is_unchanged(file: File, before: Entry) -> bool:
+    if (file.size_bytes, file.modified_ns) != (before.size_bytes, before.modified_ns):
+        return False
+    if file.reason is None:  # one that could not be read says nothing of its content: it may be readable now
+        return before.reason is None or before.digest != ""
+    return file.reason == before.reason
 
 
 def _index_group(
@@ -215,12 +226,14 @@ def _index_group(
     model: Model | None,
     group: Sequence[_Job],
     known: dict[str, Entry],
+    elsewhere: dict[str, list[Entry]],
     settings: Settings,
     counts: dict[str, int],
 ) -> Model | None:
     """Encode what is new in a group of files and write the group. Returns the model, opened if it was needed."""
     done: list[tuple[Entry, Spans | None]] = []
     touched: list[Entry] = []
+    arrived: set[str] = set()
     wanted: list[tuple[Path, Entry]] = []
     for root, file, before in group:
         path = Path(root) / file.path
@@ -232,7 +245,11 @@ def _index_group(
                 entry = dataclasses.replace(entry, reason=error.strerror or str(error))
         else:
             entry = dataclasses.replace(entry, reason=file.reason)
-        if entry.reason is not None:
+        if entry.digest and (before is None or not before.digest):
+            arrived.add(entry.digest)
+        if entry.reason is not None and entry == before:
+            counts["same"] += 1
+        elif entry.reason is not None:
             done.append((entry, None))
         elif before is not None and before.digest == entry.digest:
             touched.append(entry)
@@ -261,11 +278,23 @@ def _index_group(
         )
         done += [_entry_of(entry, found) for (_, entry), found in zip(wanted, made, strict=True)]
     if done:
-        library.store.put(sorted(done, key=lambda pair: pair[0].path))
+        # Content that has come here and is no longer where it was has been moved. An absence alone says nothing: a
+        # disk may not be mounted.
+        twins = [old for content in sorted(arrived) for old in elsewhere.pop(content, [])]
+        left = [old.id for old in twins if is_gone(Path(old.root) / old.path)]
+        counts["left"] += len(left)
+        _put(library, sorted(done, key=lambda pair: pair[0].path), gone=left)
         known.update({entry.digest: entry for entry, _ in done if entry.num_moments})
     if touched:
         library.store.update(touched)
     return model
+
+
+def _put(library: Library, videos: Sequence[tuple[Entry, Spans | None]], *, gone: Sequence[str] = ()) -> None:
+    """Write to the store, after noting that the calibration no longer fits: this run may be stopped before the next
+    one, which then finds nothing to write."""
+    library.database.set(stale=b"yes")
+    library.store.put(videos, gone=gone)
 
 
 def _twin(store: Store, entry: Entry | None) -> tuple[Entry, Spans] | None:
@@ -287,10 +316,16 @@ def _entry_of(entry: Entry, found: Embedded | VideoError) -> tuple[Entry, Spans 
     )
 
 
+def _is_calibrated(library: Library) -> bool:
+    needed = ["tops", "tops_reranked"] if library.facts.rerank else ["tops"]
+    is_stale = bool(library.database.get("stale"))
+    return not is_stale and all(library.database.get(name) is not None for name in needed)
+
+
 def _calibrate(
     library: Library,
     model: Model | None,
-    background: str | Path | Sequence[str] | None,
+    background: Sequence[str] | None,
     progress: OnProgress | None,
 ) -> None:
     """Embed the bank of background queries, if it is new, and note how high each scores in the library now."""
@@ -298,7 +333,7 @@ def _calibrate(
     stored, texts = database.get("background"), json.loads(database.get("background_texts") or b"[]")
     new_texts: tuple[str, ...] = ()
     if background is not None:
-        new_texts = read_bank(background)
+        new_texts = tuple(background)
     elif stored is None:
         model = model or Model(library.facts.model)
         tokenizer = model.tokenizer
@@ -313,11 +348,13 @@ def _calibrate(
     if texts:
         facts["background_texts"] = json.dumps(texts).encode()
     database.remove("tops_reranked")  # never those of another state of the library
-    database.set(**facts)
-    if library.facts.rerank:
+    if not library.facts.rerank:
+        database.set(**facts, stale=b"")
+    else:
+        database.set(**facts)
         model = model or Model(library.facts.model)
         tops = _reranked_tops(library, model, bank, texts, progress)
-        database.set(tops_reranked=tops.tobytes())
+        database.set(tops_reranked=tops.tobytes(), stale=b"")
 
 
 def tops_of(store: Store, bank: Floats) -> Floats:

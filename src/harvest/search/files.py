@@ -91,6 +91,17 @@ def _walk(root: Path) -> Iterator[File]:
                 yield File(relative, about.st_size, about.st_mtime_ns)
 
 
+def is_gone(path: Path) -> bool:
+    """Whether there is no such file; not so where that cannot be told."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def digest(path: Path) -> str:
     """A digest of a file's content: 128 bits of BLAKE2b."""
     made = hashlib.blake2b(digest_size=16)

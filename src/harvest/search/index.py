@@ -30,7 +30,7 @@ from harvest.evaluation.embed import default_frames, encode_clips
 from harvest.interfaces import Example, HarvestError, OnProgress
 from harvest.parallel import Precision
 from harvest.search import building
-from harvest.search.background import Calibration
+from harvest.search.background import Calibration, read_bank
 from harvest.search.cutting import Cutting
 from harvest.search.embedding import mode_of
 from harvest.search.library import Library, Model
@@ -93,7 +93,7 @@ class Index:
         """Index folders of videos into the library `out`, or bring it up to date.
 
         Only new and changed files are read; files that vanished from these folders are forgotten; a file that was
-        moved is known by its content. A stopped run goes on with the same call. Files that cannot be read are named
+        moved, also from another folder, is known by its content. A stopped run goes on with the same call. Files that cannot be read are named
         in `report.broken` and `out`/quarantine.jsonl.
 
         `model` is needed once; `cutting` and `store` ("local", or the address of a Qdrant server,
@@ -112,9 +112,10 @@ class Index:
             raise HarvestError("expected at least one folder, batch_size and workers of at least 1")
         if rerank is not None and not 0 <= rerank <= MAX_RERANK:
             raise HarvestError(f"rerank: expected 0 to {MAX_RERANK}, got {rerank}")
+        bank = None if background is None else read_bank(background)  # before hours of work, not after them
         settings = building.Settings(
             str(model) if model is not None else None,
-            *(cutting, background, store, rerank, precision, batch_size, workers, verify, reindex),
+            *(cutting, bank, store, rerank, precision, batch_size, workers, verify, reindex),
         )
         report = building.build(paths, Path(out), settings, progress)
         index = cls.open(out)
@@ -272,7 +273,14 @@ class Index:
         if not path.is_relative_to(Path(entry.root).resolve()):
             raise HarvestError(f"{entry.path} has become a link to a file outside the library")
         if not path.is_file():
-            raise HarvestError(f"{entry.path} is not there any more: run harvest index again")
+            if Path(entry.root).is_dir():
+                raise HarvestError(
+                    f"{entry.path} is not there any more: run harvest index on its folder again"
+                )
+            raise HarvestError(
+                f"{entry.path} is not there any more, nor is its folder: mount it, or run harvest index on the folder "
+                "that holds its files now"
+            )
         return path
 
     def thumbnail(self, video: str, time_s: float, *, height: int = 180) -> bytes:
