@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+import json
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,12 @@ def test_what_cannot_be_drawn_says_so(tmp_path: Path) -> None:
         MaskedAlignmentConfig(teacher_cache_share=0.0)
     with pytest.raises(HarvestError, match=r"--data\.times middle"):
         RunConfig("x", MaskedAlignmentConfig(teacher_cache="folder"), data=DataConfig(times="random"))
+
+
+def test_a_cache_from_before_crops_were_noted_is_of_the_middle(tmp_path: Path) -> None:
+    _, made_of = cached(tmp_path, objective_of())
+    path = tmp_path / "cache.json"
+    path.write_text(json.dumps({key: value for key, value in made_of.items() if key != "crop"}))
+    TeacherCache(tmp_path, made_of=made_of)
+    with pytest.raises(HarvestError, match="crop: 'center' there, 'squash' now"):
+        TeacherCache(tmp_path, made_of=made_of | {"crop": "squash"})

@@ -29,8 +29,9 @@ from harvest.tokens import Selection, choose
 @dataclass(frozen=True)
 class ClassificationConfig(Selection):
     classes: str | None = None
-    """File of the classes' names in the order of the labels: a JSON list, or a name a line. Without it the text of
-    every row is the name of its class; in the mini-world they are its motions."""
+    """File of the classes' names in the order of the labels: a JSON list, a name a line, or names with their
+    numbers (docs/tasks.md). Without it the text of every row is the name of its class; in the mini-world they are its
+    motions."""
     head: Literal["linear", "attentive"] = "linear"
     label_smoothing: float = 0.1
     mixup: float = 0.8
