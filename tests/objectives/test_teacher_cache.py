@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
