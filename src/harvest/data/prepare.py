@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from harvest.data.guard import Guard, Lost
-from harvest.data.shards import ShardIndex, index_path, read_index, write_index
+from harvest.data.shards import INDEX, ShardIndex, index_path, read_index, shard_path, write_index
 from harvest.data.video import IMAGE_SUFFIXES, VideoError, read_clip, transcode, write_pictures
 from harvest.files import new_file, write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
@@ -137,10 +137,8 @@ def prepare(
 
 def verify(out: Path, *, progress: OnProgress = lambda done, of: None) -> list[str]:
     """Shards of a prepared folder whose bytes are not those that were written, with what is wrong."""
-    indexed = (
-        index.with_name(index.name.removesuffix(".index.json") + ".tar") for index in out.glob("*.index.json")
-    )
-    shards = sorted({*out.glob("*.tar"), *indexed})
+    indexed = {Path(shard_path(str(index))) for index in out.glob(f"*{INDEX}")}
+    shards = sorted(indexed.union(out.glob("*.tar")))
     if not shards:
         raise HarvestError(f"{out} holds no shards")
     wrong = []

@@ -77,9 +77,18 @@ def are_shards(path: str) -> bool:
     )
 
 
+INDEX = ".index.json"
+"""How the name of a shard's index ends, in place of `.tar`."""
+
+
 def index_path(shard: str) -> str:
     """Where `harvest prepare` writes the index of a shard."""
-    return shard.removesuffix(".tar") + ".index.json"
+    return shard.removesuffix(".tar") + INDEX
+
+
+def shard_path(index: str) -> str:
+    """The shard that an index is of."""
+    return index.removesuffix(INDEX) + ".tar"
 
 
 class ShardSet(Sequence[Example]):

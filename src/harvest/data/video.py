@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import av
 import numpy as np
@@ -232,7 +232,6 @@ def probe(path: str | Path | PackedVideo) -> VideoInfo:
         fps = count / path.duration_s if path.duration_s > 0 else None
         return VideoInfo(path.duration_s, count, fps, first.width, first.height, first.codec)
     if is_folder(path):
-        assert isinstance(path, Path)
         pictures = _pictures(path)
         first = probe(pictures[0])
         return VideoInfo(
@@ -474,7 +473,7 @@ def _named(path: Source) -> Iterator[None]:
         raise VideoError(path, _reason(error)) from error
 
 
-def is_folder(path: Source) -> bool:
+def is_folder(path: Source) -> TypeGuard[Path]:
     """VideoError for a name that the system does not take, or a place that may not be looked into."""
     with _named(path):
         return isinstance(path, Path) and path.is_dir()

@@ -25,8 +25,8 @@ from harvest.parallel import generator_for, mean_over_ranks, seed_for, world_ran
 @dataclass(frozen=True)
 class DetectionConfig:
     classes: str | None = None
-    """File of the actions' names in the order of the labels: a JSON list, a name a line, or names with
-    their numbers (docs/tasks.md)."""
+    """File of the actions' names in the order of the labels: a JSON list, a name a line, or names with their
+    numbers (docs/tasks.md)."""
     drop_path: float = 0.2
     head_dropout: float = 0.0
     flip: bool = True

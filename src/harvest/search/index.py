@@ -93,8 +93,8 @@ class Index:
         """Index folders of videos into the library `out`, or bring it up to date.
 
         Only new and changed files are read; files that vanished from these folders are forgotten; a file that was
-        moved, also from another folder, is known by its content. A stopped run goes on with the same call. Files that cannot be read are named
-        in `report.broken` and `out`/quarantine.jsonl.
+        moved, also from another folder, is known by its content. A stopped run goes on with the same call. Files that
+        cannot be read are named in `report.broken` and `out`/quarantine.jsonl.
 
         `model` is needed once; `cutting` and `store` ("local", or the address of a Qdrant server,
         `http://host:6333/name`) are settled by the first run. `background` is a list, or a text file, of sentences
