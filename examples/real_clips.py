@@ -98,7 +98,7 @@ def accuracy(model: Path, start: str, halves: Halves, run: Path, *, seed: int, s
     config = dataclasses.replace(
         base,
         start=begin,
-        objective=dataclasses.replace(base.objective, classes=str(names), drop_ratio=0.5, keep="random"),
+        objective=dataclasses.replace(base.objective, classes=str(names), drop_ratio=0.5, selector="random"),
         data=dataclasses.replace(
             base.data, train=str(run.with_suffix(".jsonl")), flip=True, crop_scale=(0.5, 1.0), workers=0
         ),

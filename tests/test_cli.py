@@ -17,6 +17,7 @@ from harvest.cli import COMMANDS, main
 from harvest.data.manifest import read_manifest, write_manifest
 from harvest.interfaces import Example
 from harvest.recipes import RECIPES
+from harvest.tokens import Selector
 
 COMMAND_HELP = [[name, "--help"] for name in COMMANDS if name != "recipes"] + [
     ["bench", name, "--help"] for name in ("step", "tokens")
@@ -297,9 +298,9 @@ def test_miniworld_writes_manifests(harvest, tmp_path: Path, monkeypatch) -> Non
 def test_none_is_none_however_it_is_written() -> None:
     from harvest.cli.training import _config
 
-    typed = "mini-umt-stage2 --data.images none --data.videos none --loop.threads=None --tuning.keep NONE"
+    typed = "mini-umt-stage2 --data.images none --data.videos none --loop.threads=None --tuning.selector NONE"
     config = _config([*typed.split(), "--data.cache", "none"], command="train")
-    found = (config.data.images, config.data.videos, config.loop.threads, config.tuning.keep)
+    found = (config.data.images, config.data.videos, config.loop.threads, config.tuning.selector)
     assert found == ("", None, None, None) and config.data.cache == "none"
     assert _config(["harvest-b16", "--start.model", "none"], command="train").start.model == "none"
 
@@ -312,12 +313,11 @@ def test_a_folder_that_cannot_be_written(harvest, tmp_path: Path, image_model: P
 
 
 def test_evaluate_offers_every_way_of_choosing_tokens(capsys: pytest.CaptureFixture[str]) -> None:
-    from harvest.tokens import Keep
 
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     shown = capsys.readouterr().out
-    assert all(name in shown for name in get_args(Keep))
+    assert all(name in shown for name in get_args(Selector))
 
 
 def test_clips_are_packed_and_trained_on(

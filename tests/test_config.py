@@ -166,9 +166,9 @@ def test_stages() -> None:
     assert config.total_steps == 104_000 + 5_200
     assert config.global_batches == ((0, 1024), (104_000, 256))
     assert [config.selection_at(step).drop_ratio for step in (0, 103_999, 104_000)] == [0.9, 0.9, 0.0]
-    assert {config.selection_at(step).keep for step in (0, 104_000)} == {"random"}
+    assert {config.selection_at(step).selector for step in (0, 104_000)} == {"random"}
     mini = RECIPES["mini-harvest"]()
-    kept = [mini.selection_at(step).keep for step in (0, mini.loop.steps)]
+    kept = [mini.selection_at(step).selector for step in (0, mini.loop.steps)]
     assert kept == ["motion", "random"], "what moves first; chance, which is nearer to a whole clip, last"
     alone = dataclasses.replace(config, tuning=dataclasses.replace(config.tuning, steps=0))
     assert alone.global_batches == ((0, 1024),)

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from harvest.interfaces import HarvestError
-from harvest.parallel import World, clip_gradients, full_state, is_sharded, shard, together, world
+from harvest.parallel import World, clip_gradients, full_state, is_sharded, shard, sync_errors, world
 
 
 def on_a_rank(rank: int, meeting: dict[str, str], folder: str) -> None:
@@ -19,11 +19,11 @@ def on_a_rank(rank: int, meeting: dict[str, str], folder: str) -> None:
     os.environ |= meeting | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     said = []
     with world() as here:
-        with together():
+        with sync_errors():
             pass
         for failing in ({0}, {1}, {0, 1}):
             try:
-                with together():
+                with sync_errors():
                     if rank in failing:
                         raise HarvestError(f"disk {rank} is full")
             except HarvestError as error:
@@ -77,7 +77,7 @@ def test_failures_reach_every_rank_and_shares_are_clipped_as_a_whole(tmp_path: P
 
 
 def test_alone_an_error_is_itself() -> None:
-    with pytest.raises(ZeroDivisionError), together():
+    with pytest.raises(ZeroDivisionError), sync_errors():
         _ = 1 / 0
     layer = Blocks()
     shard(layer, World())

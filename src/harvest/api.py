@@ -14,7 +14,7 @@ from harvest.interfaces import Example, HarvestError
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
-from harvest.tokens import Keep, see
+from harvest.tokens import Selector, see
 
 
 class VideoText:
@@ -30,14 +30,14 @@ class VideoText:
         paths: Sequence[str | Path],
         *,
         budget: int | None = None,
-        keep: Keep = "motion",
+        selector: Selector = "motion",
         dim: int | None = None,
         batch_size: int = 16,
         workers: int = 0,
     ) -> Tensor:
         """Unit vectors of whole videos, fp32 `[len(paths), E]`. A video that cannot be read raises HarvestError.
 
-        `budget` is how many tubelets of each video are seen, chosen as `keep` says; None sees all. `dim` keeps the
+        `budget` is how many tubelets of each video are seen, chosen as `selector` says; None sees all. `dim` keeps the
         first so many entries, for models trained with nested sizes: give `embed_texts` the same.
         """
         if isinstance(paths, str | Path):
@@ -46,7 +46,7 @@ class VideoText:
             self.model,
             [Example(id=str(path), video=str(path)) for path in paths],
             mode=self.mode,
-            selection=see(budget, keep),
+            selection=see(budget, selector),
             dim=dim,
             batch_size=batch_size,
             workers=workers,

@@ -34,7 +34,7 @@ from harvest.objectives.pixel_reconstruction import PixelReconstructionConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.objectives.question_answering import QuestionAnsweringConfig
 from harvest.parallel import Parallel, Precision
-from harvest.tokens import Keep, Selection
+from harvest.tokens import Selection, Selector
 from harvest.training.optim import OptimConfig
 from harvest.training.vary import VaryConfig, value_at
 
@@ -122,7 +122,7 @@ class TuningConfig:
 
     steps: int = 0
     drop_ratio: float = 0.0
-    keep: Keep | None = None
+    selector: Selector | None = None
     """Who picks what is seen in this stage; None: as before. At test time nobody picks, so chance comes nearest to it."""
     lr: float = 1e-7
     global_batch: int | None = None
@@ -238,8 +238,12 @@ class RunConfig:
             budget = self._varied(self.vary.budgets, step, 0)
             return selection if budget is None else dataclasses.replace(selection, budget=budget)
         # With run_length, a last stage that sees all would still leave out repeats.
-        keep = self.tuning.keep or ("random" if selection.keep == "run_length" else selection.keep)
-        return dataclasses.replace(selection, drop_ratio=self.tuning.drop_ratio, budget=None, keep=keep)
+        selector = self.tuning.selector or (
+            "random" if selection.selector == "run_length" else selection.selector
+        )
+        return dataclasses.replace(
+            selection, drop_ratio=self.tuning.drop_ratio, budget=None, selector=selector
+        )
 
     def num_frames_at(self, step: int) -> int | None:
         """Frames of each clip that a step sees; None for all that are read."""
@@ -258,7 +262,7 @@ class RunConfig:
 # How a run is kept may differ when it goes on; what it computes may not.
 FREE_TO_CHANGE = (
     "data.workers",
-    "data.max_broken_share",
+    "data.max_broken_ratio",
     "data.video_limit_s",
     "loop.parallel",
     "loop.threads",

@@ -75,7 +75,7 @@ from harvest.report import (
     percent,
     write_report,
 )
-from harvest.tokens import Keep
+from harvest.tokens import Selector
 from harvest.training import loop
 
 CHOICES = {
@@ -87,7 +87,7 @@ CHOICES = {
     "appearance_choice": ("appearance, 4 options", "options differ in colour or shape"),
     "order_choice": ("order of events, 2 options", "which of two things vanishes or jumps first"),
 }
-LEFT_OUT: Mapping[Keep, str] = {
+LEFT_OUT: Mapping[Selector, str] = {
     "random": ", at random",
     "tube": ", the same places all along",
     "motion": ", mostly what moves least",
@@ -142,7 +142,7 @@ def run_demo(out: Path, *, seed: int = 0, config: RunConfig | None = None) -> Pa
             seen = config.selection_at(0)
             say(
                 f"3/5  post-pretraining on {clips_seen(config):,} clips, {seen.drop_ratio:.0%} of each left out"
-                f"{LEFT_OUT[seen.keep]}"
+                f"{LEFT_OUT[seen.selector]}"
             )
             loop.train(config, run)
         with new_folder(out / "model") as folder:
@@ -491,7 +491,7 @@ def summary(image: Scores, video: Scores, config: RunConfig, *, out: Path, seed:
         "clips_seen": clips_seen(config),
         "training_clips": config.world.train,
         "drop_ratio": config.selection_at(0).drop_ratio,
-        "keep": config.selection_at(0).keep,
+        "selector": config.selection_at(0).selector,
         "command": f"harvest demo --out {shlex.quote(str(out))}" + (f" --seed {seed}" if seed else ""),
         "date": datetime.date.today().isoformat(),
         "seconds": {},
@@ -603,7 +603,7 @@ def write_page(
         )
     tuned = config.selection_at(config.loop.steps)
     tuning = (
-        f"; then for {config.tuning.steps} steps {tuned.drop_ratio:.0%}{LEFT_OUT[tuned.keep]}"
+        f"; then for {config.tuning.steps} steps {tuned.drop_ratio:.0%}{LEFT_OUT[tuned.selector]}"
         if config.tuning.steps
         else ""
     )
@@ -612,7 +612,7 @@ def write_page(
         ("training", f"{facts['clips_seen']:,} clips seen, drawn from {facts['training_clips']:,}"),
         (
             "left out of each clip",
-            f"{facts['drop_ratio']:.0%} of its patches{LEFT_OUT[facts['keep']]}{tuning}",
+            f"{facts['drop_ratio']:.0%} of its patches{LEFT_OUT[facts['selector']]}{tuning}",
         ),
         ("training took", duration(took["train"])),
         (

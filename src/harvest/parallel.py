@@ -193,7 +193,7 @@ def merge_over_ranks(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def in_turns(own: Iterable[Any], device: torch.device | str = "cpu") -> Iterator[Any]:
+def all_gather_ordered(own: Iterable[Any], device: torch.device | str = "cpu") -> Iterator[Any]:
     """The items of all ranks on every rank, the first of each in rank order, then the second of each, to the last.
 
     Tensors in them, also inside tuples, come to `device`. Every rank must read it to its end; alone, it gives `own`.
@@ -221,7 +221,7 @@ def barrier() -> None:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def sync_errors() -> Iterator[None]:
     """A stretch in which one rank may fail, as the one that writes on a full disk: then all ranks leave it so.
 
     Every rank must enter it, and must do nothing in it that waits for other ranks. The rank that failed raises
@@ -275,17 +275,17 @@ def _average_gradient(parameter: Tensor) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    return any(is_share(parameter) for parameter in module.parameters())
+    return any(is_shard(parameter) for parameter in module.parameters())
 
 
-def is_share(tensor: Tensor) -> bool:
+def is_shard(tensor: Tensor) -> bool:
     """Does this rank hold only its part of the tensor?"""
     return hasattr(tensor, "full_tensor")
 
 
-def share_like(whole: Tensor, like: Tensor) -> Tensor:
+def shard_like(whole: Tensor, like: Tensor) -> Tensor:
     """Of a tensor that every rank holds whole, this rank's share, cut as `like` is; itself where `like` is whole."""
-    if not is_share(like):
+    if not is_shard(like):
         return whole
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -301,27 +301,27 @@ def side_group() -> dist.ProcessGroup | None:
 def full_state(module: nn.Module) -> dict[str, Tensor]:
     """The state of a sharded module, whole and on the CPU. Every rank must call it."""
     state = module.state_dict()
-    return {name: (t.full_tensor() if is_share(t) else t).detach().cpu() for name, t in state.items()}
+    return {name: (t.full_tensor() if is_shard(t) else t).detach().cpu() for name, t in state.items()}
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> None:
     """Scale all gradients so that their norm, over every rank's shares, is at most `max_norm`."""
     parameters = list(parameters)
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if not any(is_share(gradient) for gradient in gradients):
+    if not any(is_shard(gradient) for gradient in gradients):
         nn.utils.clip_grad_norm_(parameters, max_norm)
         return
     rank, _ = world_rank_size()
     square = torch.zeros((), device=gradients[0].device)
     for gradient in gradients:
-        if is_share(gradient):
+        if is_shard(gradient):
             square += gradient.to_local().square().sum()  # type: ignore[attr-defined]
         elif rank == 0:  # whole, and the same on every rank
             square += gradient.square().sum()
     dist.all_reduce(square)
     scale = (max_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
-        part: Tensor = gradient.to_local() if is_share(gradient) else gradient  # type: ignore[attr-defined]
+        part: Tensor = gradient.to_local() if is_shard(gradient) else gradient  # type: ignore[attr-defined]
         part.mul_(scale)
 
 

@@ -85,7 +85,7 @@ def mini_harvest() -> RunConfig:
             fusion=FusionConfig(depth=2, num_heads=4),
         ),
         objective=PostPretrainingConfig(
-            keep="motion", text_mask_ratio=0.3, masked_words_share=0.5, cache_texts=True, text_bank=1024
+            selector="motion", text_mask_ratio=0.3, masked_words_ratio=0.5, cache_texts=True, text_bank=1024
         ),
         data=DataConfig(train="mini-world", num_frames=8, cache="memory"),
         world=MiniWorldConfig(seed=0, train=15_000),
@@ -104,7 +104,7 @@ def mini_harvest() -> RunConfig:
             },
         ),
         loop=LoopConfig(steps=1300, global_batch=128, save_every=500),
-        tuning=TuningConfig(steps=100, drop_ratio=0.6, keep="random", lr=5e-4),
+        tuning=TuningConfig(steps=100, drop_ratio=0.6, selector="random", lr=5e-4),
     )
 
 
@@ -193,7 +193,7 @@ def mini_videomae() -> RunConfig:
 
 # A part of a clip pasted into another would show two motions.
 _MINI_ACTIONS = ClassificationConfig(
-    keep="motion", drop_ratio=0.75, mixup=0.0, cutmix=0.0, random_erasing=0.0, drop_path=0.0
+    selector="motion", drop_ratio=0.75, mixup=0.0, cutmix=0.0, random_erasing=0.0, drop_path=0.0
 )
 
 
@@ -307,7 +307,7 @@ def mini_ft_retrieval() -> RunConfig:
         recipe="mini-ft-retrieval",
         start=StartConfig(model="runs/demo/model"),
         objective=MultimodalConfig(
-            keep="motion",
+            selector="motion",
             drop_ratio=0.5,
             image_drop_ratio=0.0,
             alignment_weight=0.0,
@@ -316,7 +316,7 @@ def mini_ft_retrieval() -> RunConfig:
         ),
         optim=dataclasses.replace(base.optim, lr=5e-4, lr_factors={"log_scale": 10.0}),
         loop=dataclasses.replace(base.loop, steps=500, global_batch=128),
-        tuning=TuningConfig(steps=60, drop_ratio=0.0, keep="random", lr=1e-4),
+        tuning=TuningConfig(steps=60, drop_ratio=0.0, selector="random", lr=1e-4),
     )
 
 
@@ -348,7 +348,7 @@ def mini_ft_actions() -> RunConfig:
 
 def mini_ft_qa() -> RunConfig:
     """Questions about the mini-world answered by a head, fine-tuned from the demo's model."""
-    objective = QuestionAnsweringConfig(keep="motion", drop_ratio=0.75, head_dropout=0.1)
+    objective = QuestionAnsweringConfig(selector="motion", drop_ratio=0.75, head_dropout=0.1)
     return _mini_ft("mini-ft-qa", objective, "questions", world=_MINI_QUESTIONS)
 
 

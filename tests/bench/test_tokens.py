@@ -19,14 +19,14 @@ def test_every_combination_is_a_row_and_all_is_seen_once() -> None:
     result = measure_tokens(
         "mini", keeps=("random", "motion"), budgets=(0.1, 1.0), batches=(2, 3), frames=4, seconds=0.01
     )
-    assert [(row.keep, row.budget, row.batch) for row in result.rows] == [
+    assert [(row.selector, row.budget, row.batch) for row in result.rows] == [
         (keep, budget, batch)
         for batch in (2, 3)
         for keep, budget in (("random", 13), ("random", 128), ("motion", 13))
     ]
     for row in result.rows:
         assert row.steps >= 2 and row.clips_per_s == pytest.approx(row.batch / row.step_s)
-        assert row.choose_share == pytest.approx(row.choose_s / row.step_s)
+        assert row.choose_ratio == pytest.approx(row.choose_s / row.step_s)
         assert row.peak_gb is None and not row.compiled
     assert result.compiled_after_warm_up == 0
 

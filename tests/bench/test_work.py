@@ -107,8 +107,8 @@ def made_of(config: Any, made: ModelConfig) -> nn.Module:
     ("objective", "fusion"),
     [
         (PostPretrainingConfig(drop_ratio=0.5), DECODER),
-        (PostPretrainingConfig(drop_ratio=0.5, text_tower="trained", masked_words_share=0.5), DECODER),
-        (PostPretrainingConfig(drop_ratio=0.5, keep="attention", masked_words_weight=0.0), None),
+        (PostPretrainingConfig(drop_ratio=0.5, text_tower="trained", masked_words_ratio=0.5), DECODER),
+        (PostPretrainingConfig(drop_ratio=0.5, selector="attention", masked_words_weight=0.0), None),
         (ImageTextConfig(drop_ratio=0.5), None),
         (MaskedAlignmentConfig(**UMT), None),
         (MultimodalConfig(**UMT), BERT),

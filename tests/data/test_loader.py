@@ -280,7 +280,7 @@ def test_the_next_sample_takes_the_place_of_a_broken_one(
     assert set(reader.broken) == {"broken", "gone"}
     assert reader.broken["gone"].reason == "no such file"
     assert "Invalid data" in reader.broken["broken"].reason
-    assert reader.broken_share == 2 / 8
+    assert reader.broken_ratio == 2 / 8
     for epoch, batch in enumerate(batches):
         samples = order(1, epoch, 8).tolist()
         stand_ins = [next(s for s in samples[place:] + samples if s < 6) for place in range(8)]
@@ -293,7 +293,7 @@ def test_too_many_broken_videos_stop_the_run(examples: list[Example], cache: str
     gone = [Example(f"gone{i}", f"gone{i}.mp4", ("t",)) for i in range(40)]
     with pytest.raises(HarvestError, match=r"videos tried cannot be read .*First: gone.*no such file"):
         take(loader([*examples, *gone], cache=cache, workers=workers), 20)
-    reader = loader([*examples, *gone], cache=cache, workers=workers, max_broken_share=0.9)
+    reader = loader([*examples, *gone], cache=cache, workers=workers, max_broken_ratio=0.9)
     assert len(take(reader, 12)) == 12 and len(reader.broken) > 20
 
 
@@ -321,7 +321,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_sample(
     batches = take(reader, 4)
     assert reader.broken["crash"].reason == "the decoder crashed (SIGSEGV)"
     assert reader.broken["hang"].reason == "reading took longer than 0.5 s"
-    assert reader.broken_share == 2 / 8
+    assert reader.broken_ratio == 2 / 8
     for epoch, batch in enumerate(batches):
         samples = order(1, epoch, 8).tolist()
         assert batch.example.tolist() == [
@@ -389,7 +389,7 @@ def test_a_killed_worker_is_told_in_words(examples: list[Example]) -> None:
 def test_nothing_but_broken_videos(count: int, cache: str) -> None:
     gone = [Example(f"gone{i}", f"gone{i}.mp4", ("t",)) for i in range(count)]
     with pytest.raises(HarvestError, match="videos tried cannot be read"):
-        take(loader(gone, cache=cache, max_broken_share=1.0), 1)
+        take(loader(gone, cache=cache, max_broken_ratio=1.0), 1)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_nothing_but_broken_videos(count: int, cache: str) -> None:
     [
         {"num_frames": 0},
         {"crop_scale": (0, 1)},
-        {"max_broken_share": 2},
+        {"max_broken_ratio": 2},
         {"workers": -1},
         {"video_limit_s": 0},
     ],

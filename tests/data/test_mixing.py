@@ -80,7 +80,7 @@ def test_stages_of_other_sizes_and_ranks() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_share_that_is_none(share: float) -> None:
-    with pytest.raises(HarvestError, match="image_share"):
+    with pytest.raises(HarvestError, match="image_ratio"):
         mixed(share=share)
 
 

@@ -63,7 +63,7 @@ def test_every_share_is_that_blend_and_the_model_stays(world: World) -> None:
         return result(round(float(moved), 4))
 
     found = sweep(image_model, model, image_skill=skill, video_skill=skill, shares=(0.0, 0.25, 0.5))
-    assert [p.video_share for p in found.points] == [0.0, 0.25, 0.5, 1.0]
+    assert [p.video_ratio for p in found.points] == [0.0, 0.25, 0.5, 1.0]
     assert [p.video.value for p in found.points] == pytest.approx([0.0, 0.25, 0.5, 1.0], abs=1e-3)
     assert found.image_model.value == 0.0
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -106,12 +106,12 @@ def test_from_the_command_line(
     assert main(line.split()) == 0
     assert moved == [torch.device("cpu")] * 2  # both models, once
     told = json.loads((tmp_path / "out" / "curve.json").read_text())
-    assert [p["video_share"] for p in told["points"]] == [0.0, 0.5, 1.0]
+    assert [p["video_ratio"] for p in told["points"]] == [0.0, 0.5, 1.0]
     assert ET.fromstring((tmp_path / "out" / "curve.svg").read_text()) is not None
     model, _ = load_model(tmp_path / "out" / "model")
     expected = VideoTextModel(world.model.config)
     expected.load_state_dict(world.model.state_dict())
-    blend(world.image_model, expected, video_share=told["best"])
+    blend(world.image_model, expected, video_ratio=told["best"])
     own = model.state_dict()
     assert all(torch.allclose(own[name], t) for name, t in expected.state_dict().items())
     assert "best" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from harvest.evaluation.embed import (
     encode_clips,
 )
 from harvest.interfaces import Example, HarvestError
-from harvest.tokens import Keep, Selection
+from harvest.tokens import Selection, Selector
 
 from .conftest import SENTENCES, World
 
@@ -98,8 +98,8 @@ def test_tokens_may_be_chosen(world: World) -> None:
     whole = embed_videos(world.model, world.examples)
     all_of_them = embed_videos(world.model, world.examples, selection=Selection(budget=NUM_TUBELETS))
     assert torch.equal(all_of_them.pooled, whole.pooled)
-    for keep in get_args(Keep):
-        few = Selection(budget=16, keep=keep)  # half: merging cannot do more in two blocks
+    for selector in get_args(Selector):
+        few = Selection(budget=16, selector=selector)  # half: merging cannot do more in two blocks
         some = embed_videos(world.model, world.examples, selection=few)
         assert not torch.allclose(some.pooled, whole.pooled, atol=1e-3)
         # A clip's embedding is its own, whatever it is encoded with.

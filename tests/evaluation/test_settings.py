@@ -13,9 +13,9 @@ from .conftest import World
 
 
 def test_what_is_seen() -> None:
-    assert EvalSettings().selection is None and EvalSettings(keep="tube").selection is None
-    assert EvalSettings(budget=6).selection == Selection(budget=6, keep="motion")
-    assert EvalSettings(keep="run_length").selection == Selection(keep="run_length")
+    assert EvalSettings().selection is None and EvalSettings(selector="tube").selection is None
+    assert EvalSettings(budget=6).selection == Selection(budget=6, selector="motion")
+    assert EvalSettings(selector="run_length").selection == Selection(selector="run_length")
     assert EvalSettings().mode == "video" and EvalSettings(image=True).mode == "image"
 
 

@@ -43,7 +43,7 @@ def packed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     [
         ("retrieval", {}),
         ("retrieval", {"image": True}),
-        ("retrieval", {"budget": 6, "keep": "codec_or_motion"}),
+        ("retrieval", {"budget": 6, "selector": "motion"}),
         ("choice", {}),
         ("recognition", {}),
     ],

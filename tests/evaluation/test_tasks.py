@@ -260,9 +260,9 @@ def test_videos_may_be_embedded_before(world: World) -> None:
 
 
 def test_a_budget_of_tokens_and_of_entries(world: World) -> None:
-    few, short = Selection(budget=6, keep="motion"), EvalSettings(budget=6, dim=7)
+    few, short = Selection(budget=6, selector="motion"), EvalSettings(budget=6, dim=7)
     result = evaluate(world.model, world.tokenizer, world.examples, task="retrieval", settings=short)
-    assert "Of each clip 6 tubelets, keep motion." in result.protocol
+    assert "Of each clip 6 tubelets, selector motion." in result.protocol
     assert "The first 7 entries of each embedding." in result.protocol
     videos = embed_videos(world.model, world.examples, selection=few, dim=7)
     texts = embed_texts(world.model, world.tokenizer, [e.texts[0] for e in world.examples], dim=7)

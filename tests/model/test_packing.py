@@ -110,7 +110,7 @@ def test_a_run_has_the_mean_position_of_its_times(positions: str, video: torch.T
 
 def test_what_needs_equal_numbers_is_refused(video: torch.Tensor) -> None:
     model = toy_model()[0]
-    for more in ({"layers": (0,)}, {"attention": True}, {"shares": torch.ones(2, 2, CLIPS)}):
+    for more in ({"layers": (0,)}, {"attention": True}, {"drop_path_scale": torch.ones(2, 2, CLIPS)}):
         with pytest.raises(ValueError, match="equally many kept tubelets"):
             model.encode_video(video, packed_of(some_keeps()), **more)
     framewise = with_time_positions(model, attention="frame")

@@ -94,7 +94,7 @@ def student(objective, video, keep):
 
 def chosen(objective, video, attention, generator):
     grid = objective.model.grid(video)
-    return choose(objective.selection, video, grid, generator=generator, look=lambda: attention)
+    return choose(objective.selection, video, grid, generator=generator, attention_fn=lambda: attention)
 
 
 # ---- the teacher -------------------------------------------------------------------------------------------------

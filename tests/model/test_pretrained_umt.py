@@ -406,12 +406,12 @@ def test_shares_scale_the_branches():
     encoder = tower(**UMT)
     video = torch.randn(2, 4, 3, 16, 16)
     with torch.no_grad():
-        same = encoder(video, shares=torch.ones(2, 2, 2))
+        same = encoder(video, drop_path_scale=torch.ones(2, 2, 2))
         torch.testing.assert_close(same.tokens, encoder(video).tokens)
-        nothing = encoder(video, shares=torch.zeros(2, 2, 2), layers=(0, 1))
+        nothing = encoder(video, drop_path_scale=torch.zeros(2, 2, 2), layers=(0, 1))
         assert torch.equal(nothing.layers[0], nothing.layers[1])
         encoder.checkpointing = True
-        torch.testing.assert_close(encoder(video, shares=torch.ones(2, 2, 2)).tokens, same.tokens)
+        torch.testing.assert_close(encoder(video, drop_path_scale=torch.ones(2, 2, 2)).tokens, same.tokens)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from harvest.objectives.masked_alignment import (
     aligned_layers,
     by_frame,
     check_grids,
-    drop_path_shares,
+    draw_drop_path_scale,
     is_guided,
 )
 from harvest.recipes import RECIPES
@@ -62,14 +62,14 @@ def student(objective, video, keep):
 
 def chosen(objective, video, attention, generator):
     grid = objective.model.grid(video)
-    return choose(objective.selection, video, grid, generator=generator, look=lambda: attention)
+    return choose(objective.selection, video, grid, generator=generator, attention_fn=lambda: attention)
 
 
 @pytest.mark.parametrize("keep", ["attention", "tube", "random"])
 @pytest.mark.parametrize("loss", ["l2", "mse", "smooth_l1"])
 def test_defect_2_every_choice_trains(keep: str, loss: str) -> None:
     """In the reference, tube and random masks die in the first step, and tube is the default."""
-    objective = objective_of(keep=keep, loss=loss)
+    objective = objective_of(selector=keep, loss=loss)
     optimizer = build_optimizer(objective, OptimConfig(lr=3e-3, weight_decay=0.05))
     batch = small_batch(4)
     first = None
@@ -115,7 +115,7 @@ def test_a_step_is_a_function_of_seed_and_step() -> None:
 
 def test_only_kept_tubelets_count() -> None:
     """By hand: the teacher at the kept places against the heads of the student there."""
-    objective, batch = objective_of(keep="tube"), small_batch(2)
+    objective, batch = objective_of(selector="tube"), small_batch(2)
     video = batch.video
     layers, attention = look(objective, video)
     assert attention is None
@@ -195,7 +195,7 @@ def test_the_recipes_match_their_teachers(name: str, teacher_size: int, teacher_
     check_grids(student.image_size, student.patch_size, teacher_size, teacher_patch)
     assert config.objective.teacher_image_size in (None, teacher_size)
     assert config.optim.lr == pytest.approx(1.5e-4 * 2048 / 256) and config.optim.betas == (0.9, 0.95)
-    assert (config.objective.drop_ratio, config.objective.keep, config.objective.num_layers) == (
+    assert (config.objective.drop_ratio, config.objective.selector, config.objective.num_layers) == (
         0.8,
         "attention",
         6,
@@ -287,11 +287,11 @@ def test_layers_to_align() -> None:
 
 
 def test_drop_path() -> None:
-    shares = drop_path_shares(3, 5000, rate=0.4, generator=torch.Generator().manual_seed(0))
-    assert shares.shape == (3, 2, 5000) and (shares[0] == 1).all()
-    assert shares.mean(dim=2) == pytest.approx(torch.ones(3, 2), abs=0.05)
-    assert shares[2].unique().tolist() == pytest.approx([0, 1 / 0.6])
-    assert (shares[2] == 0).float().mean() == pytest.approx(0.4, abs=0.02)
+    drop_path_scale = draw_drop_path_scale(3, 5000, rate=0.4, generator=torch.Generator().manual_seed(0))
+    assert drop_path_scale.shape == (3, 2, 5000) and (drop_path_scale[0] == 1).all()
+    assert drop_path_scale.mean(dim=2) == pytest.approx(torch.ones(3, 2), abs=0.05)
+    assert drop_path_scale[2].unique().tolist() == pytest.approx([0, 1 / 0.6])
+    assert (drop_path_scale[2] == 0).float().mean() == pytest.approx(0.4, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +312,6 @@ def test_distances() -> None:
 
 def test_clips_of_different_lengths_are_refused() -> None:
     objective = objective_of()
-    objective.selection = Selection(keep="run_length")
-    with pytest.raises(HarvestError, match="keep run_length sees different numbers"):
+    objective.selection = Selection(selector="run_length")
+    with pytest.raises(HarvestError, match="selector run_length sees different numbers"):
         objective(small_batch(2), 0)

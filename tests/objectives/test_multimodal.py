@@ -39,7 +39,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("keep", ["attention", "tube", "random"])
 def test_every_loss_falls(layout: str, keep: str) -> None:
     """Defect 2 again: in the reference tube and random masks die in the first step."""
-    objective = objective_of(layout, keep=keep)
+    objective = objective_of(layout, selector=keep)
     optimizer = build_optimizer(objective, OptimConfig(lr=3e-3, weight_decay=0.02))
     batch, first = small_batch(4), {}
     for step in range(12):
@@ -119,7 +119,7 @@ def test_without_a_teacher_everything_is_seen() -> None:
     objective = Multimodal(config, stage2_model("bert"), None, seed=0)
     assert objective(small_batch(3), 0).parts.keys() == {"vtc", "vtm"}
     assert dataclasses.replace(config, drop_ratio=0.5).needs_teacher  # which says what is kept
-    assert not dataclasses.replace(config, drop_ratio=0.5, keep="tube").needs_teacher
+    assert not dataclasses.replace(config, drop_ratio=0.5, selector="tube").needs_teacher
     with pytest.raises(HarvestError, match="needs a teacher"):
         Multimodal(MultimodalConfig(num_layers=2), stage2_model("bert"), None, seed=0)
 

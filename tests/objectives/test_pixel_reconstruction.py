@@ -63,7 +63,9 @@ def test_pixels_by_brute_force() -> None:
     assert (flat == 0).all()  # a patch of one colour has no deviation
 
 
-@pytest.mark.parametrize("settings", [{}, {"normalise_pixels": False}, {"keep": "random", "drop_path": 0.2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"normalise_pixels": False}, {"selector": "random", "drop_path": 0.2}]
+)
 def test_it_learns(settings: dict) -> None:
     objective, batch = objective_of(**settings).train(), small_batch(4)
     optimizer = build_optimizer(objective, OptimConfig(lr=1e-2))

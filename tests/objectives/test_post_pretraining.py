@@ -77,14 +77,14 @@ def test_motion_and_a_budget_choose_what_is_seen() -> None:
     batch = small_batch(4)
     video = batch.video[:, :1].repeat(1, 4, 1, 1, 1)
     video[:, ::2, :, :4, 4:8] = 255 - video[:, ::2, :, :4, 4:8]  # place 1 alone changes, at every time
-    made = objective(keep="motion", budget=8, random_share=0.5, masked_words_weight=0.0)
+    made = objective(selector="motion", budget=8, random_ratio=0.5, masked_words_weight=0.0)
     keep = keeps(made, 5, batch._replace(video=video))
     assert keep.shape == (4, 8)
     assert all({1, 17, 33, 49} <= set(row.tolist()) for row in keep)
 
 
 def test_the_model_s_own_attention_guides() -> None:
-    batch, made = small_batch(3), objective(keep="attention", budget=8, masked_words_weight=0.0)
+    batch, made = small_batch(3), objective(selector="attention", budget=8, masked_words_weight=0.0)
     losses = made(batch, 2)
     losses.total.backward()
     assert torch.isfinite(losses.total)
@@ -95,7 +95,7 @@ def test_run_length_sees_what_does_not_repeat() -> None:
     batch = small_batch(4)
     video = batch.video.clone()
     video[1:3] = video[1:3, :1]  # two still clips
-    made = objective(keep="run_length")
+    made = objective(selector="run_length")
     packed = keeps(made, 0, batch._replace(video=video))
     assert packed.groups == ((2, 16), (2, 64)) and packed.clips.tolist() == [1, 2, 0, 3]
     losses = made(batch._replace(video=video), 0)
@@ -106,14 +106,14 @@ def test_run_length_sees_what_does_not_repeat() -> None:
 
 
 def test_merging_is_not_for_training() -> None:
-    with pytest.raises(HarvestError, match="keep merge is for models in use"):
-        objective(keep="merge", budget=32)(small_batch(2), 0)
+    with pytest.raises(HarvestError, match="selector merge is for models in use"):
+        objective(selector="merge", budget=32)(small_batch(2), 0)
 
 
 def test_a_budget_larger_than_a_clip_is_refused() -> None:
     with pytest.raises(HarvestError, match="a budget of 65 tubelets is more than a clip has"):
         objective(budget=65)(small_batch(2), 0)
-    for wrong in ({"budget": 0}, {"random_share": -0.5}):
+    for wrong in ({"budget": 0}, {"random_ratio": -0.5}):
         with pytest.raises(HarvestError, match="expected"):
             objective(**wrong)
 
@@ -321,14 +321,14 @@ def test_a_bank_of_cached_captions_joins_as_negatives() -> None:
 
 
 def test_words_are_hidden_in_a_share_of_the_clips() -> None:
-    made, batch = objective(masked_words_share=0.25), small_batch(8)
+    made, batch = objective(masked_words_ratio=0.25), small_batch(8)
     [(texts,)] = [call for call in seen_by(made, "encode_text", lambda: made(batch, 0)) if len(call[0]) != 8]
     assert len(texts) == 2
     assert len(keeps(made, 0, batch)) == 8  # all clips learn from their captions
 
 
 @pytest.mark.parametrize(
-    "settings", [{"text_bank": 4}, {"masked_words_share": 0.0}, {"masked_words_share": 1.5}]
+    "settings", [{"text_bank": 4}, {"masked_words_ratio": 0.0}, {"masked_words_ratio": 1.5}]
 )
 def test_impossible_settings_of_bank_and_share(settings: dict) -> None:
     with pytest.raises(HarvestError, match=next(iter(settings))):
@@ -376,7 +376,7 @@ def gradients_of(made: PostPretraining, batch: Batch, step: int = 5) -> tuple[Lo
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"text_tower": "trained"}, {"masked_words_share": 0.3}, {"masked_words_weight": 0.0}]
+    "settings", [{}, {"text_tower": "trained"}, {"masked_words_ratio": 0.3}, {"masked_words_weight": 0.0}]
 )
 def test_a_batch_in_chunks_has_the_gradients_of_the_whole(settings: dict) -> None:
     """256 clips in chunks of 16, with dropping and hidden words: the same draws, the same gradients."""

@@ -52,7 +52,7 @@ def cached(
 def test_all_stored_gives_the_step_without_a_cache(
     tmp_path: Path, keep: str, stored: str, off: float
 ) -> None:
-    objective = objective_of(keep=keep)
+    objective = objective_of(selector=keep)
     order = torch.tensor([5, 0, 3, 2])
     batch = Batch(*(part[order] for part in clips()))
     plain = [objective(batch, step).total.item() for step in range(3)]
@@ -170,13 +170,13 @@ def test_what_cannot_be_drawn_says_so(tmp_path: Path) -> None:
     half = dataclasses.replace(objective.selection, drop_ratio=0.5)
     with pytest.raises(HarvestError, match="32 tubelets are kept and 16 stored"):
         cache.draw(batch.example, batch.video, grid, half, generator=generator)
-    few = dataclasses.replace(objective.selection, drop_ratio=0.9, keep="random")
+    few = dataclasses.replace(objective.selection, drop_ratio=0.9, selector="random")
     with pytest.raises(HarvestError, match="may want any tubelet"):
         cache.draw(batch.example, batch.video, grid, few, generator=generator)
     with pytest.raises(HarvestError, match="lacks clip 77"):
         cache.read([77])
-    with pytest.raises(HarvestError, match="teacher_cache_share"):
-        MaskedAlignmentConfig(teacher_cache_share=0.0)
+    with pytest.raises(HarvestError, match="teacher_cache_ratio"):
+        MaskedAlignmentConfig(teacher_cache_ratio=0.0)
     with pytest.raises(HarvestError, match=r"--data\.times middle"):
         RunConfig("x", MaskedAlignmentConfig(teacher_cache="folder"), data=DataConfig(times="random"))
 

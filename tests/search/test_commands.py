@@ -111,7 +111,7 @@ def test_search_shows_strips_in_a_terminal_with_colours(
         (["search", "LIBRARY", "--clip", "nowhere.mp4"], "nowhere.mp4"),
         (["search", "LIBRARY", "--moment", "x.1"], "no video"),
         (["index", "VIDEOS", "--out", "NEW", "--model", "MODEL", "--budget", "9"], "whole frames"),
-        (["index", "VIDEOS", "--out", "LIBRARY", "--keep", "codec"], "--reindex"),
+        (["index", "VIDEOS", "--out", "LIBRARY", "--selector", "tube"], "--reindex"),
         (["index", "nowhere", "--out", "LIBRARY"], "no such folder"),
         (["index", "VIDEOS", "--out", "LIBRARY", "--window-s", "7"], "--reindex"),
         (["index", "VIDEOS", "--out", "NEW"], "name the model"),

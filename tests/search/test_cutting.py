@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harvest.data.motion_vectors import codec_change
-from harvest.data.video import VideoError, read_clip, stream_frames, write_video
-from harvest.interfaces import Grid, HarvestError
+from harvest.data.video import VideoError, read_clip, write_video
+from harvest.interfaces import HarvestError
 from harvest.search.cutting import Cut, Cutting, Window, is_cut, windows
-from harvest.tokens import Keep, tubelet_change
 
 
 def scene(seed: int, num_frames: int) -> torch.Tensor:
@@ -100,51 +98,3 @@ def test_a_file_that_is_no_video(tmp_path: Path) -> None:
 def test_settings_check_themselves(wrong: dict) -> None:
     with pytest.raises(HarvestError):
         Cutting(**wrong)
-
-
-GRID = Grid(num_times=4, num_places=16, tubelet_size=1, patch_size=16)
-
-
-def by_file(path: Path, keep: Keep) -> list[Window]:
-    cutting = Cutting(window_s=4.0, budget=8, keep=keep)
-    *found, end = windows(path, cutting, num_frames=4, image_size=64, grid=GRID)
-    assert isinstance(end, Cut)
-    return [window for window in found if isinstance(window, Window)]
-
-
-def test_motion_vectors_of_a_window_are_those_of_its_clip(tmp_path: Path) -> None:
-    path = tmp_path / "moving.mp4"
-    write_video(path, scene(3, 96), fps=8, key_every=99)  # 12 s, one shot
-    found = by_file(path, "codec")
-    assert [window.start_s for window in found] == [0.0, 2.0, 4.0, 6.0]
-    for window in found[:3]:
-        clip = read_clip(path, num_frames=4, image_size=64, start_s=window.start_s, end_s=window.end_s)
-        assert window.moved is not None and window.moved.max() > 1
-        torch.testing.assert_close(window.moved, codec_change(path, clip.times_s, GRID))
-
-
-def test_a_still_shot_is_indexed_and_a_file_without_motion_vectors_is_named(tmp_path: Path) -> None:
-    still = scene(1, 1).expand(48, -1, -1, -1)
-    write_video(tmp_path / "still_then.mp4", torch.cat([still, scene(3, 48)]), fps=8, key_every=99)
-    write_video(tmp_path / "keys.mp4", scene(3, 48), fps=8, key_every=1)
-    found = by_file(tmp_path / "still_then.mp4", "codec")
-    assert found[0].moved is not None and found[0].moved.max() < found[-1].moved.max()  # type: ignore[union-attr]
-    with pytest.raises(VideoError, match=r"keys.mp4.*no motion vectors in the file.*codec_or_motion"):
-        by_file(tmp_path / "keys.mp4", "codec")
-    for window in by_file(tmp_path / "keys.mp4", "codec_or_motion"):
-        assert window.moved is not None
-        shown = torch.stack(window.pictures)[None]
-        torch.testing.assert_close(window.moved, tubelet_change(shown, GRID)[0])
-    assert all(window.moved is None for window in by_file(tmp_path / "keys.mp4", "motion"))
-
-
-def test_stream_frames_are_those_of_the_times(three_scenes: Path) -> None:
-    from harvest.data.video import read_frames
-
-    streamed = list(stream_frames(three_scenes, every_s=0.3, image_size=64))
-    times = torch.tensor([time for time, _ in streamed], dtype=torch.float64)
-    assert times[-1] < 16 <= times[-1] + 0.3
-    wanted = read_frames(three_scenes, times, image_size=64).frames
-    assert torch.equal(torch.stack([picture for _, picture in streamed]), wanted)
-    finer = list(stream_frames(three_scenes, every_s=1 / 16, image_size=64))
-    assert finer[2][1] is finer[3][1]  # one frame, shown at two of the times

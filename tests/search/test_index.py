@@ -18,7 +18,7 @@ import torch
 import harvest
 from harvest.data.video import read_clip
 from harvest.evaluation.embed import encode_clips
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import HarvestError
 from harvest.model.folder import load_model, save_model
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_video_model
@@ -28,7 +28,7 @@ from harvest.search.files import digest
 from harvest.search.index import MAX_QUERY_CHARACTERS, UnknownId
 from harvest.search.library import Library, writing
 from harvest.search.results import Where
-from harvest.tokens import Keep, see
+from harvest.tokens import Selector, see
 
 from .conftest import BANK, CUTTING, WORLD, write_long
 
@@ -553,7 +553,7 @@ def test_searching_while_another_indexes(some_clips: Path, image_model: Path, tm
 def test_a_video_model_and_a_budget(some_clips: Path, video_model: Path, tmp_path: Path) -> None:
     with build(some_clips, tmp_path / "all", video_model, workers=3) as index:
         assert index.search("a red circle").hits
-    cutting = dataclasses.replace(CUTTING, budget=40, keep="random")
+    cutting = dataclasses.replace(CUTTING, budget=40, selector="random")
     with build(some_clips, tmp_path / "few", video_model, cutting=cutting) as index:
         assert index.search("a red circle").hits
     every, few = content(tmp_path / "all"), content(tmp_path / "few")
@@ -563,14 +563,12 @@ def test_a_video_model_and_a_budget(some_clips: Path, video_model: Path, tmp_pat
     assert content(tmp_path / "again") == every  # however many threads decode
 
 
-@pytest.mark.parametrize(
-    "keep", ["tube", "motion", "attention", "run_length", "merge", "codec", "codec_or_motion"]
-)
+@pytest.mark.parametrize("selector", ["tube", "motion", "attention", "run_length", "merge"])
 def test_moments_are_seen_as_clips_are_in_evaluation(
-    clips: Path, video_model: Path, tmp_path: Path, keep: Keep
+    clips: Path, video_model: Path, tmp_path: Path, selector: Selector
 ) -> None:
-    budget = None if keep == "run_length" else 96
-    cutting = dataclasses.replace(CUTTING, budget=budget, keep=keep)
+    budget = None if selector == "run_length" else 96
+    cutting = dataclasses.replace(CUTTING, budget=budget, selector=selector)
     model, _ = load_model(video_model)
     with build(clips / "trip", tmp_path / "library", video_model, cutting=cutting) as index:
         video = index.videos()[0]
@@ -578,8 +576,7 @@ def test_moments_are_seen_as_clips_are_in_evaluation(
         path = index.file(video.id)
         for start_s, end_s, vector in zip(*spans, strict=True):
             clip = read_clip(path, num_frames=8, image_size=64, start_s=start_s, end_s=end_s)
-            of = [Example("", str(path), start_s=start_s, end_s=end_s)]
-            seen = encode_clips(model, clip.frames[None], selection=see(budget, keep), clips=of).pooled[0]
+            seen = encode_clips(model, clip.frames[None], selection=see(budget, selector)).pooled[0]
             torch.testing.assert_close(torch.from_numpy(vector), seen, atol=5e-4, rtol=0)
             every = encode_clips(model, clip.frames[None]).pooled[0]
             assert (every - seen).abs().max() > 1e-3
@@ -599,7 +596,7 @@ def test_a_budget_of_more_than_there_is(clips: Path, video_model: Path, tmp_path
 
 
 def test_an_image_model_sees_whole_frames(clips: Path, image_model: Path, tmp_path: Path) -> None:
-    for cutting in (Cutting(budget=8), Cutting(keep="run_length")):
+    for cutting in (Cutting(budget=8), Cutting(selector="run_length")):
         with pytest.raises(HarvestError, match="choosing tokens needs a video model"):
             build(clips, tmp_path / "library", image_model, cutting=cutting)
 

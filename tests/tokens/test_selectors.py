@@ -137,18 +137,18 @@ def test_times_must_divide(select: Callable[..., Tensor]) -> None:
 @given(
     **sizes,
     share=st.floats(0, 1),
-    random_share=st.floats(0, 1),
+    random_ratio=st.floats(0, 1),
     groups=st.integers(1, 9),
     seed=st.integers(0, 2**31),
 )
 def test_motion_keeps_the_largest_changes_of_every_part(
-    clips: int, times: int, places: int, share: float, random_share: float, groups: int, seed: int
+    clips: int, times: int, places: int, share: float, random_ratio: float, groups: int, seed: int
 ) -> None:
     N = times * places
     budget = max(1, round(share * N))
     change = 2 + torch.rand(clips, N, generator=seeded(seed)) * 100
     keep = motion_keep(
-        change, times, budget=budget, random_share=random_share, num_groups=groups, generator=seeded(seed)
+        change, times, budget=budget, random_ratio=random_ratio, num_groups=groups, generator=seeded(seed)
     )
     assert keep.shape == (clips, budget) and (keep.diff(dim=1) > 0).all()
     groups = min(groups, times)
@@ -158,18 +158,18 @@ def test_motion_keeps_the_largest_changes_of_every_part(
         for row, changes in zip(keep.tolist(), change, strict=True):
             kept = {n for n in row if start <= n < end}
             assert len(kept) == wanted
-            first = wanted - round(wanted * random_share)
+            first = wanted - round(wanted * random_ratio)
             assert set((changes[start:end].topk(first).indices + start).tolist()) <= kept
 
 
 def test_still_things_are_seen_too() -> None:
     change = torch.zeros(4000, 20)
     change[:, :4] = 50.0
-    keep = motion_keep(change, 1, budget=4, random_share=0.5, generator=seeded())
+    keep = motion_keep(change, 1, budget=4, random_ratio=0.5, generator=seeded())
     counts = torch.bincount(keep.flatten(), minlength=20) / 4000
     assert counts[4:].sum().item() == pytest.approx(2 * 16 / 18, abs=0.05)
     assert (counts[4:] > 0.05).all()
-    keep = motion_keep(change, 1, budget=4, random_share=0.0, generator=seeded())
+    keep = motion_keep(change, 1, budget=4, random_ratio=0.0, generator=seeded())
     assert torch.equal(keep, torch.arange(4).expand(4000, -1))
 
 
@@ -185,8 +185,8 @@ def test_a_still_clip_is_a_random_choice(noise: float) -> None:
 
 
 def test_settings_of_motion_are_checked() -> None:
-    for wrong in ({"random_share": 1.5}, {"num_groups": 0}):
-        with pytest.raises(ValueError, match="expected a random_share"):
+    for wrong in ({"random_ratio": 1.5}, {"num_groups": 0}):
+        with pytest.raises(ValueError, match="expected a random_ratio"):
             motion_keep(torch.rand(1, 8), 2, budget=3, generator=seeded(), **wrong)
 
 

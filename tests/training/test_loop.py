@@ -549,12 +549,12 @@ def test_a_teacher_in_8_bits_teaches_the_same_and_has_a_cache_of_its_own(
 ) -> None:
     cache = {
         "teacher_cache": str(tmp_path / "cache"),
-        "teacher_cache_share": 1.0,
+        "teacher_cache_ratio": 1.0,
         "teacher_cache_type": "fp16",
     }
     config = tiny_run(name, loop={"steps": 3}, data={"times": "middle", "crop_scale": (1.0, 1.0)})
     config = dataclasses.replace(
-        config, objective=dataclasses.replace(config.objective, keep="random", **cache)
+        config, objective=dataclasses.replace(config.objective, selector="random", **cache)
     )
     rounded = dataclasses.replace(config, objective=dataclasses.replace(config.objective, teacher_int8=True))
     train(config, runs / f"teacher-exact-{name}")
@@ -576,7 +576,7 @@ def test_the_teacher_s_cache_is_filled_once(name: str, runs: Path, tiny_run: Tin
     config = tiny_run(name, loop={"steps": 3}, data={"times": "middle", "crop_scale": (1.0, 1.0)})
     settings = {
         "teacher_cache": str(tmp_path / "cache"),
-        "teacher_cache_share": 1.0,
+        "teacher_cache_ratio": 1.0,
         "teacher_cache_type": "fp16",
     }
     with_cache = dataclasses.replace(config, objective=dataclasses.replace(config.objective, **settings))

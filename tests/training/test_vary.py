@@ -149,12 +149,15 @@ HIDES_NOTHING = {"steps": 2, "drop_ratio": 0.0}
         ("mini-umt-stage1", {"tuning": HIDES_NOTHING}, r"\d+ tubelets are kept and \d+ stored"),
         (
             "mini-umt-stage1",
-            {"tuning": {"steps": 2, "drop_ratio": 0.8, "keep": "random"}},
-            "keep random may want any tubelet",
+            {"tuning": {"steps": 2, "drop_ratio": 0.8, "selector": "random"}},
+            "selector random may want any tubelet",
         ),
-        ("mini-harvest", {"tuning": {"steps": 2, "drop_ratio": 0.6, "keep": "merge"}}, "keep merge"),
-        ("mini-harvest", {"tuning": {"steps": 2, "drop_ratio": 0.6, "keep": "codec"}}, "keep codec"),
-        ("mini-image", {"tuning": {"steps": 2, "drop_ratio": 0.6, "keep": "attention"}}, "where it looks"),
+        ("mini-harvest", {"tuning": {"steps": 2, "drop_ratio": 0.6, "selector": "merge"}}, "selector merge"),
+        (
+            "mini-image",
+            {"tuning": {"steps": 2, "drop_ratio": 0.6, "selector": "attention"}},
+            "where it looks",
+        ),
     ],
 )
 def test_a_stage_that_cannot_train_is_refused_before_the_first_step(

@@ -32,13 +32,13 @@ from harvest.evaluation.retrieval import retrieval
 from harvest.files import new_folder, write_file
 from harvest.interfaces import Batch, Example, HarvestError
 from harvest.model.folder import save_model
-from harvest.model.nesting import shorten
+from harvest.model.matryoshka import shorten
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.parallel import World, autocast
 from harvest.progress import bar
 from harvest.recipes import mini_harvest
-from harvest.tokens import Keep, Selection
+from harvest.tokens import Selection, Selector
 from harvest.training.loop import lr_of, prepare
 from harvest.training.optim import build_optimizer, set_lr
 from harvest.training.start import build_objective, start_model
@@ -57,7 +57,7 @@ _CPU = torch.device("cpu")
 
 
 def accuracy_command(
-    keeps: tuple[Keep, ...] = ("random", "tube", "attention", "motion", "run_length"),
+    selectors: tuple[Selector, ...] = ("random", "tube", "attention", "motion", "run_length"),
     budgets: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5),
     any_budget: bool = False,
     dims: tuple[int, ...] = (),
@@ -69,12 +69,12 @@ def accuracy_command(
     """Train on the mini-world for equal seconds, choosing tokens in several ways at several budgets; compare.
 
     $ harvest bench accuracy
-    $ harvest bench accuracy --keeps motion --any-budget --dims 64 --seconds 240 --seeds 0 --out runs/any
+    $ harvest bench accuracy --selectors motion --any-budget --dims 64 --seconds 240 --seeds 0 --out runs/any
 
     The same command goes on where it was stopped.
 
     Args:
-        keeps: Ways of choosing.
+        selectors: Ways of choosing.
         budgets: Shares of a clip's tubelets that are seen in training.
         any_budget: Also train, for each way, one model with all of the budgets, one of them drawn at each step.
         dims: The first so many entries of an embedding are trained to be one too, in the models of any budget.
@@ -83,15 +83,15 @@ def accuracy_command(
         out: Folder for the world, the models, results.json and the plots.
         plot: Draw accuracy over tubelets and over seconds.
     """
-    if not keeps or not seeds or seconds <= 0 or not budgets or any(not 0 < b <= 1 for b in budgets):
+    if not selectors or not seeds or seconds <= 0 or not budgets or any(not 0 < b <= 1 for b in budgets):
         raise HarvestError(
-            "expected some keeps and seeds, some seconds, and budgets of more than 0 and at most 1"
+            "expected some selectors and seeds, some seconds, and budgets of more than 0 and at most 1"
         )
     torch.set_num_threads(1)
     school = School(out)
-    courses = [Course(keep, (share,)) for keep in keeps for share in budgets]
+    courses = [Course(selector, (share,)) for selector in selectors for share in budgets]
     if any_budget:
-        courses += [Course(keep, budgets, dims) for keep in keeps]
+        courses += [Course(selector, budgets, dims) for selector in selectors]
     results = school.hold(courses, seeds=seeds, seconds=seconds)
     print(", ".join(str(value) for value in describe_machine(_CPU).values()))
     print_table(_HEADINGS, [_cells(course, results) for course in courses])
@@ -106,14 +106,14 @@ def accuracy_command(
 class Course:
     """What a run sees of each clip."""
 
-    keep: Keep
+    selector: Selector
     shares: tuple[float, ...]  # of a clip's tubelets; of several, one is drawn at each step
     dims: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         shares = "any" if len(self.shares) > 1 else f"{100 * self.shares[0]:g}"
-        return f"{self.keep}-{shares}" + "".join(f"-d{dim}" for dim in self.dims)
+        return f"{self.selector}-{shares}" + "".join(f"-d{dim}" for dim in self.dims)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Lesson:
     """One run and what came of it."""
 
     course: str
-    keep: Keep
+    selector: Selector
     shares: tuple[float, ...]
     seed: int
     step_s: float
@@ -211,7 +211,7 @@ class School:
                 curve.append((spent, self.scores(run.model, ["motion"])["motion"]))
         scores = {"all": self.scores(run.model, list(_PARTS))}
         for share in course.shares:
-            selection = Selection(budget=self.budget(share), keep=course.keep)
+            selection = Selection(budget=self.budget(share), selector=course.selector)
             scores[f"{share:g}"] = self.scores(run.model, ["motion", "R@1"], selection)
         for dim in course.dims:
             scores[f"all, first {dim}"] = self.scores(run.model, ["motion", "R@1"], dim=dim)
@@ -221,7 +221,7 @@ class School:
             save_model(folder, run.model, self.tokenizer, notes={"course": course.name, "seed": str(seed)})
         return Lesson(
             course=course.name,
-            keep=course.keep,
+            selector=course.selector,
             shares=course.shares,
             seed=seed,
             step_s=main,
@@ -275,7 +275,7 @@ class School:
 
 
 class _Run:
-    """The training loop without what keeps a run: no folder, no log, no checkpoints."""
+    """The training loop without what selectors a run: no folder, no log, no checkpoints."""
 
     def __init__(self, school: School, course: Course, *, seed: int, steps: int, tuning_steps: int) -> None:
         base = school.config
@@ -284,7 +284,7 @@ class _Run:
         self.config: RunConfig = dataclasses.replace(
             base,
             objective=dataclasses.replace(
-                base.objective, keep=course.keep, budget=budgets[0], dims=course.dims
+                base.objective, selector=course.selector, budget=budgets[0], dims=course.dims
             ),
             vary=VaryConfig(budgets=budgets if len(budgets) > 1 else ()),
             loop=dataclasses.replace(base.loop, steps=steps, seed=seed),
@@ -360,7 +360,7 @@ def _over_tokens(lessons: Sequence[Lesson]) -> str:
     found: dict[str, dict[float, list[float]]] = {}
     for lesson in lessons:
         if len(lesson.shares) == 1:
-            at = found.setdefault(lesson.keep, {}).setdefault(100 * lesson.shares[0], [])
+            at = found.setdefault(lesson.selector, {}).setdefault(100 * lesson.shares[0], [])
             at.append(100 * lesson.scores["all"]["motion"])
     series = {k: [(x, statistics.mean(ys)) for x, ys in sorted(v.items())] for k, v in found.items()}
     return lines(series, x_title="tubelets seen in training, %", y_title="motion choice, % (chance 25)")
@@ -376,9 +376,9 @@ def _over_seconds(lessons: Sequence[Lesson]) -> str:
         return statistics.mean(lesson.scores["all"]["motion"] for lesson in own)
 
     series = {}
-    for keep in dict.fromkeys(lesson.keep for lesson in lessons):
+    for selector in dict.fromkeys(lesson.selector for lesson in lessons):
         name, own = max(
-            ((n, g) for n, g in groups.items() if g[0].keep == keep), key=lambda item: final(item[1])
+            ((n, g) for n, g in groups.items() if g[0].selector == selector), key=lambda item: final(item[1])
         )
         points = zip(*(lesson.curve for lesson in own), strict=True)
         series[name] = [

@@ -35,12 +35,12 @@ from harvest.files import write_file
 from harvest.interfaces import Batch, HarvestError
 from harvest.model.video_text import VideoTextModel, compile_blocks, own_attention
 from harvest.parallel import Precision, autocast, generator_for
-from harvest.tokens import Keep, Selection, choose
+from harvest.tokens import Selection, Selector, choose
 
 
 def tokens_command(
     model: Size = "b16",
-    keeps: tuple[Keep, ...] = ("random", "tube", "motion"),
+    selectors: tuple[Selector, ...] = ("random", "tube", "motion"),
     budgets: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0),
     batches: tuple[int, ...] = (16,),
     frames: int = 8,
@@ -56,11 +56,11 @@ def tokens_command(
     """Training steps under ways of choosing tokens, budgets and batches, and what choosing costs.
 
     $ harvest bench tokens --model mini --batches 128 --out tokens.json --plot tokens.svg
-    $ harvest bench tokens --keeps random motion --budgets 0.1 --batches 32 64 128 --compile False True
+    $ harvest bench tokens --selectors random motion --budgets 0.1 --batches 32 64 128 --compile False True
 
     Args:
         model: CLIP's ViT-B/16 or ViT-L/14, or the mini-world's model. Weights are random.
-        keeps: Ways of choosing.
+        selectors: Ways of choosing.
         budgets: Shares of a clip's tubelets that are seen; 1 sees all.
         batches: Clips a step.
         frames: Frames a clip.
@@ -77,7 +77,7 @@ def tokens_command(
         torch.set_num_threads(threads)
     result = measure_tokens(
         model,
-        keeps=keeps,
+        selectors=selectors,
         budgets=budgets,
         batches=batches,
         frames=frames,
@@ -100,7 +100,7 @@ def tokens_command(
 class TokenTime:
     """One combination. Times are medians over `steps` measured steps."""
 
-    keep: Keep
+    selector: Selector
     budget: int
     """Tubelets seen of each clip."""
     share: float
@@ -111,7 +111,7 @@ class TokenTime:
     clips_per_s: float
     choose_s: float
     """Choosing alone; 0 where all is seen."""
-    choose_share: float
+    choose_ratio: float
     """Of the step, which it is part of."""
     peak_gb: float | None
     """GPU memory of a step at its highest; None on a CPU."""
@@ -129,7 +129,7 @@ class TokenBench:
 def measure_tokens(
     model: Size,
     *,
-    keeps: tuple[Keep, ...] = ("random", "tube", "motion"),
+    selectors: tuple[Selector, ...] = ("random", "tube", "motion"),
     budgets: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0),
     batches: tuple[int, ...] = (16,),
     frames: int = 8,
@@ -140,9 +140,9 @@ def measure_tokens(
     device: str | None = None,
 ) -> TokenBench:
     """Measure every combination, in turns within one run; where all is seen, with the first way alone, for all see it."""
-    if not keeps or not batches or not compile or any(batch < 1 for batch in batches) or seconds <= 0:
+    if not selectors or not batches or not compile or any(batch < 1 for batch in batches) or seconds <= 0:
         raise HarvestError(
-            "expected at least one of keeps, batches (of 1 or more) and compile, and some seconds"
+            "expected at least one of selectors, batches (of 1 or more) and compile, and some seconds"
         )
     if not budgets or any(not 0 < share <= 1 for share in budgets):
         raise HarvestError(f"budgets: expected shares of more than 0, at most 1, got {budgets}")
@@ -157,10 +157,10 @@ def measure_tokens(
         step = make_stepper(objective, precision, place)
         for batch in batches:
             clips = _moving(random_batch(config, batch, min(32, config.words.context_length), place))
-            for keep, share in itertools.product(keeps, budgets):
-                if share == 1 and keep != keeps[0]:
+            for selector, share in itertools.product(selectors, budgets):
+                if share == 1 and selector != selectors[0]:
                     continue
-                selection = Selection(budget=max(1, round(share * N)), keep=keep)
+                selection = Selection(budget=max(1, round(share * N)), selector=selector)
                 variants.append((compiled, Variant("harvest", selection, step, clips)))
     measured = [variant for _, variant in variants]
     warm_up(measured)
@@ -175,7 +175,7 @@ def measure_tokens(
         budget = variant.selection.budget or N
         rows.append(
             TokenTime(
-                keep=variant.selection.keep,
+                selector=variant.selection.selector,
                 budget=budget,
                 share=budget / N,
                 batch=len(variant.clips.video),
@@ -184,7 +184,7 @@ def measure_tokens(
                 step_s=step_s,
                 clips_per_s=len(variant.clips.video) / step_s,
                 choose_s=chosen,
-                choose_share=chosen / step_s,
+                choose_ratio=chosen / step_s,
                 peak_gb=_peak_gb(variant, place),
             )
         )
@@ -224,7 +224,9 @@ def _choosing(model: VideoTextModel, variant: Variant, *, times: int = 7) -> flo
     for number in range(times):
         wait_for(device)
         before = time.perf_counter()
-        choose(variant.selection, video, model.grid(video), generator=generator_for(0, number), look=look)
+        choose(
+            variant.selection, video, model.grid(video), generator=generator_for(0, number), attention_fn=look
+        )
         wait_for(device)
         taken.append(time.perf_counter() - before)
     return statistics.median(taken)
@@ -244,7 +246,7 @@ def _peak_gb(variant: Variant, device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 1e9
 
 
-_HEADINGS = ("keep", "kept", "batch", "compile", "step ms", "clips/s", "choose ms", "%", "GB")
+_HEADINGS = ("selector", "kept", "batch", "compile", "step ms", "clips/s", "choose ms", "%", "GB")
 
 
 def print_result(result: TokenBench) -> None:
@@ -256,24 +258,24 @@ def print_result(result: TokenBench) -> None:
 
 def _cells(row: TokenTime) -> tuple[str, ...]:
     return (
-        row.keep,
+        row.selector,
         f"{row.budget} ({row.share:.0%})",
         str(row.batch),
         "yes" if row.compiled else "no",
         f"{1000 * row.step_s:.1f}",
         f"{row.clips_per_s:.1f}",
         f"{1000 * row.choose_s:.2f}",
-        f"{100 * row.choose_share:.1f}",
+        f"{100 * row.choose_ratio:.1f}",
         f"{row.peak_gb:.1f}" if row.peak_gb is not None else "-",
     )
 
 
 def _drawn(result: TokenBench) -> str:
     series: dict[str, list[tuple[float, float]]] = {}
-    keeps = dict.fromkeys(row.keep for row in result.rows)
+    selectors = dict.fromkeys(row.selector for row in result.rows)
     for row in result.rows:
-        for keep in keeps if row.share == 1 else (row.keep,):
-            name = f"{keep}, {row.batch} clips{', compiled' if row.compiled else ''}"
+        for selector in selectors if row.share == 1 else (row.selector,):
+            name = f"{selector}, {row.batch} clips{', compiled' if row.compiled else ''}"
             series.setdefault(name, []).append((100 * row.share, row.clips_per_s))
     return lines(
         {name: sorted(points) for name, points in series.items()},

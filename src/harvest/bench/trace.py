@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from harvest.model.layers import MLP, Attention
 from harvest.model.video_text import VideoTextModel
-from harvest.tokens.choice import CHOOSING
+from harvest.tokens.select import CHOOSING
 
 PART, VARIANT = "part: ", "variant: "
 TOWER = "rest of the video tower"

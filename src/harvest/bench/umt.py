@@ -180,7 +180,7 @@ def _fill(
             objective.teaching,
             [(0, partial(looks))],
             grid,
-            share=settings.teacher_cache_share,
+            share=settings.teacher_cache_ratio,
             stored=settings.teacher_cache_type,
             seed=0,
             device=place,

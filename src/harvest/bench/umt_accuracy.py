@@ -149,7 +149,9 @@ class Lab:
             if part == "appearance":
                 starts["stage1-int8"] = _aligned(stage1, teacher_int8=True)
         elif part == "masks":
-            starts |= {f"stage1-{keep}": _aligned(stage1, keep=keep) for keep in ("random", "tube")}
+            starts |= {
+                f"stage1-{selector}": _aligned(stage1, selector=selector) for selector in ("random", "tube")
+            }
         else:
             deep = _aligned(_with_blocks(stage1, _DEEP), teacher=str(self._deep_teacher()))
             starts = {f"stage1-k{k}": _aligned(deep, num_layers=k) for k in (1, 3, _DEEP)}

@@ -63,7 +63,7 @@ def reading_of(config: RunConfig, sizes: ModelConfig) -> Reading:
     objective, captions = config.objective, config.data.captions_per_clip or OPTIONS
     if isinstance(objective, PostPretrainingConfig):
         trained, plain = objective.text_tower == "trained", 0 if objective.cache_texts else captions
-        masked = objective.masked_words_share if objective.masked_words_weight > 0 else 0.0
+        masked = objective.masked_words_ratio if objective.masked_words_weight > 0 else 0.0
         return Reading(
             towers=(3 if trained else 1) * plain + (3 if trained else 2) * masked,
             kept=(plain if trained else 0) + masked,
@@ -167,7 +167,7 @@ def _taught_mac(objective: MaskedAlignmentConfig, sizes: ModelConfig, kept: int)
     patches, blocks = video_mac(tower, P)
     last = block_mac(P + 1, D, tower.mlp_width)
     macs += S * (patches + blocks - last)
-    if objective.keep == "attention" and kept < _all(sizes):  # keys of the last block say where it looks
+    if objective.selector == "attention" and kept < _all(sizes):  # keys of the last block say where it looks
         macs += S * (P + 1) * D**2
     if aligns:  # of the last block no more than what is kept, beside the keys and values of all
         macs += S * 2 * (P + 1) * D**2

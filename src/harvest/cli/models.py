@@ -177,29 +177,29 @@ def blend_command(args: list[str]) -> None:
             for part in (point.image, point.video):
                 low, high = part.interval
                 cells += [f"{100 * part.value:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"]
-            grid.add_row(f"{point.video_share:g}", *cells, "best" if point is best else "")
+            grid.add_row(f"{point.video_ratio:g}", *cells, "best" if point is best else "")
         console = Console()
         console.print(grid)
         lost = found.losses(best)
         verdict = "within" if found.used(best) <= 1 else "and none is within"
         console.print(
-            f"the image model alone: {100 * found.image_model.value:.1f} % of image skill. Share {best.video_share:g}"
+            f"the image model alone: {100 * found.image_model.value:.1f} % of image skill. Share {best.video_ratio:g}"
             f" loses {lost[0]:.1f} points on images and {lost[1]:.1f} on video, {verdict} the limits of {image_limit:g}"
             f" and {video_limit:g}",
             highlight=False,
         )
-        mix(start, model, video_share=best.video_share)
+        mix(start, model, video_ratio=best.video_ratio)
         save_model(
             out / "model",
             model,
             tokenizer,
-            notes={"started_from": image_model, "blended": video_model, "video_share": best.video_share},
+            notes={"started_from": image_model, "blended": video_model, "video_ratio": best.video_ratio},
         )
         names = {
             "image_name": f"{image_task}, {image_evaluate.stem}",
             "video_name": f"{task}, {evaluate.stem}",
         }
-        facts = {**dataclasses.asdict(found), "best": best.video_share, **names}
+        facts = {**dataclasses.asdict(found), "best": best.video_ratio, **names}
         write_file(out / "curve.json", json.dumps(facts, indent=1) + "\n")
         write_file(out / "curve.svg", draw_curve(found, **names))
         print(f"model: {out / 'model'}\ncurve: {out / 'curve.svg'}")

@@ -24,10 +24,7 @@ def index_command(args: list[str]) -> None:
         overlap: float | None = None,
         num_frames: int | None = None,
         budget: int | None = None,
-        keep: Literal[
-            "random", "tube", "motion", "attention", "run_length", "merge", "codec", "codec_or_motion"
-        ]
-        | None = None,
+        selector: Literal["random", "tube", "motion", "attention", "run_length", "merge"] | None = None,
         background: Path | None = None,
         store: str | None = None,
         rerank: int | None = None,
@@ -51,7 +48,7 @@ def index_command(args: list[str]) -> None:
             overlap: Share of a moment that it has in common with the next; new libraries take 0.5.
             num_frames: Frames looked at in a moment; new libraries take the model's own number.
             budget: Tubelets seen of each moment; without it all.
-            keep: Which tubelets are seen, with a budget; run_length sees what does not repeat, with or without one. New
+            selector: Which tubelets are seen, with a budget; run_length sees what does not repeat, with or without one. New
                 libraries take motion.
             background: File of sentences that nothing in the library matches, one a line, to calibrate scores against.
             store: Address of a Qdrant server for the vectors, http://HOST:6333/NAME; without it the library's folder.
@@ -68,7 +65,7 @@ def index_command(args: list[str]) -> None:
         from harvest.search.cutting import Cutting
 
         named: dict[str, object] = {"window_s": window_s, "overlap": overlap, "num_frames": num_frames}
-        named |= {"budget": budget, "keep": keep}
+        named |= {"budget": budget, "selector": selector}
         given = {name: value for name, value in named.items() if value is not None}
         with world() as here, bar("indexing") as progress:
             made = harvest.Index.build(

@@ -61,7 +61,7 @@ class DataConfig:
     """Further manifests, added to the first; their paths are relative to their own folders."""
     images: str = ""
     """Manifest of pictures with captions, mixed into the run: each step shows clips or pictures."""
-    image_share: float | None = None
+    image_ratio: float | None = None
     """Share of the steps that show pictures; None: in proportion to the numbers of clips and pictures."""
     videos: str | None = None
     """Folder that the manifest's paths are relative to; without it the manifest's own."""
@@ -91,7 +91,7 @@ class DataConfig:
     """Processes that decode, for each rank; 0 decodes in the training process."""
     cache: Literal["none", "memory"] = "none"
     """memory: decode every clip once, keep its frames in memory and draw its times once."""
-    max_broken_share: float = 0.5
+    max_broken_ratio: float = 0.5
     """Stop when more than this share of the videos tried cannot be read."""
     video_limit_s: float = 30.0
     """A video that takes longer to read counts as broken. Only where workers read."""
@@ -125,8 +125,8 @@ class DataConfig:
             raise HarvestError("data.crop_on device is for random crops: set data.crop_scale, e.g. 0.5 1")
         if self.crop == "squash" and self.crop_scale != (1.0, 1.0):
             raise HarvestError("data.crop squash shows whole pictures: it does not go with data.crop_scale")
-        if not 0 <= self.max_broken_share <= 1:
-            raise HarvestError(f"data.max_broken_share: expected 0 to 1, got {self.max_broken_share}")
+        if not 0 <= self.max_broken_ratio <= 1:
+            raise HarvestError(f"data.max_broken_ratio: expected 0 to 1, got {self.max_broken_ratio}")
         if self.video_limit_s <= 0:
             raise HarvestError(f"data.video_limit_s: expected more than 0 s, got {self.video_limit_s}")
 
@@ -574,7 +574,7 @@ class TrainLoader:
             self.dataset.refuse({sample: self.refused[id] for id, sample in samples.items()})
 
     @property
-    def broken_share(self) -> float:
+    def broken_ratio(self) -> float:
         """Of the samples tried so far by this rank."""
         return len(self._refused) / max(1, len(self._tried))
 
@@ -638,14 +638,14 @@ class TrainLoader:
             self._refused.add(sample)
             self.broken.setdefault(self.dataset.id_of(sample), refused)
         is_telling = len(self._tried) >= min(_MIN_TRIED, len(self.dataset))
-        if is_telling and self.broken_share > self.dataset.config.max_broken_share:
+        if is_telling and self.broken_ratio > self.dataset.config.max_broken_ratio:
             raise self._too_many_broken()
 
     def _too_many_broken(self) -> HarvestError:
         first = "; ".join(f"{id}: {why.reason}" for id, why in list(self.broken.items())[:3])
         return HarvestError(
-            f"{len(self._refused)} of {len(self._tried)} videos tried cannot be read ({self.broken_share:.0%};"
-            f" data.max_broken_share allows {self.dataset.config.max_broken_share:.0%}). First: {first}."
+            f"{len(self._refused)} of {len(self._tried)} videos tried cannot be read ({self.broken_ratio:.0%};"
+            f" data.max_broken_ratio allows {self.dataset.config.max_broken_ratio:.0%}). First: {first}."
             " Is data.videos the right folder?"
         )
 

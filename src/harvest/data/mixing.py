@@ -39,7 +39,7 @@ class MixedLoader:
         """`share` of the steps show pictures; None: as many of each kind as there are."""
         self.share = len(pictures) / (len(videos) + len(pictures)) if share is None else share
         if not 0 < self.share < 1:
-            raise HarvestError(f"data.image_share: expected more than 0 and less than 1, got {self.share}")
+            raise HarvestError(f"data.image_ratio: expected more than 0 and less than 1, got {self.share}")
         self.first_step = first_step
         stages = [(0, global_batch)] if isinstance(global_batch, int) else list(global_batch)
         of_pictures = {self.pictures_before(start): clips for start, clips in stages}
@@ -90,9 +90,9 @@ class MixedLoader:
         return {kind + id: why for kind, loader in both for id, why in loader.broken.items()}
 
     @property
-    def broken_share(self) -> float:
+    def broken_ratio(self) -> float:
         """Of the samples of either kind tried so far by this rank, the larger share."""
-        return max(self.videos.broken_share, self.pictures.broken_share)
+        return max(self.videos.broken_ratio, self.pictures.broken_ratio)
 
     @property
     def truncated(self) -> int:

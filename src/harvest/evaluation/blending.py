@@ -31,7 +31,7 @@ class Skill(NamedTuple):
 class Point:
     """What one blend scored."""
 
-    video_share: float
+    video_ratio: float
     image: Skill
     video: Skill
 
@@ -63,7 +63,7 @@ class Sweep:
     @property
     def best(self) -> Point:
         """The blend that uses least of its limits; of equal ones that with more video skill, then with the larger share."""
-        return min(self.points, key=lambda p: (round(self.used(p), 9), -p.video.value, -p.video_share))
+        return min(self.points, key=lambda p: (round(self.used(p), 9), -p.video.value, -p.video_ratio))
 
 
 def sweep(
@@ -92,7 +92,7 @@ def sweep(
     try:
         for share in sorted({1.0, *shares}):
             video_model.load_state_dict(kept)
-            blend(image_model, video_model, video_share=share)
+            blend(image_model, video_model, video_ratio=share)
             scores = [_main(skill(video_model, "video")) for skill in (image_skill, video_skill)]
             points.append(Point(share, *scores))
     finally:
@@ -150,7 +150,7 @@ def draw_curve(found: Sweep, *, image_name: str, video_name: str) -> str:
         fill = "#2461d8" if p is best else "white"
         parts.append(
             f'<circle cx="{x(p.image.value):.1f}" cy="{y(p.video.value):.1f}" r="4" fill="{fill}" stroke="#2461d8"/>'
-            f'<text x="{x(p.image.value) + 7:.1f}" y="{y(p.video.value) - 6:.1f}" fill="#555">{p.video_share:g}</text>'
+            f'<text x="{x(p.image.value) + 7:.1f}" y="{y(p.video.value) - 6:.1f}" fill="#555">{p.video_ratio:g}</text>'
         )
     parts.append(
         f'<text x="{(_LEFT + _SIDE) / 2}" y="{_SIDE - 12}" text-anchor="middle">{html.escape(image_name)}, %</text>'

@@ -17,20 +17,19 @@ from torch import Tensor
 
 from harvest.data.loader import clip_numbers, eval_batches
 from harvest.data.sampling import FrameOrder
-from harvest.evaluation.codec import clips_change
 from harvest.interfaces import Example, HarvestError, Kept, OnProgress, VideoFeatures
-from harvest.model.nesting import shorten
+from harvest.model.matryoshka import shorten
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel, own_attention
 from harvest.parallel import (
     Precision,
+    all_gather_ordered,
     autocast,
     generator_for,
-    in_turns,
     merge_over_ranks,
     world_rank_size,
 )
-from harvest.tokens import BY_FILE, Selection, choose
+from harvest.tokens import Selection, choose
 
 Mode = Literal["video", "image"]
 
@@ -94,10 +93,6 @@ def read_clips(
         )
     if not examples:
         raise HarvestError("there is nothing to evaluate: the list of examples is empty")
-    if selection is not None and selection.keep in BY_FILE and frame_order != "forward":
-        raise HarvestError(
-            "keep codec knows how the frames of a file move in their own order: give keep motion"
-        )
     frames = default_frames(model, mode) if num_frames is None else num_frames
     clip_of = clip_numbers(examples).tolist()
     users: list[list[int]] = [[] for _ in range(max(clip_of) + 1)]  # the examples of every clip
@@ -112,16 +107,13 @@ def read_clips(
     rank, size = world_rank_size()
 
     def encode(numbers: Tensor, video: Tensor) -> VideoFeatures:
-        shown = [examples[users[number][0]] for number in numbers.tolist()]
         if for_head:
             with evaluating(model, precision):
                 video = video.to(model.log_scale.device)
-                keep = None if selection is None else kept(model, video, selection, shown)
+                keep = None if selection is None else kept(model, video, selection)
                 features = model.video_features(video, keep)
         else:
-            features = encode_clips(
-                model, video, mode=mode, precision=precision, selection=selection, clips=shown
-            )
+            features = encode_clips(model, video, mode=mode, precision=precision, selection=selection)
         return features if with_tokens or size == 1 else features._replace(tokens=features.tokens[:, :0])
 
     def batches() -> Iterator[tuple[list[list[int]], VideoFeatures]]:
@@ -172,7 +164,7 @@ def shared(
         for numbers, video in batches:
             yield numbers, encode(numbers, video) if len(numbers) else None
 
-    for numbers, encoded in in_turns(own(), device):
+    for numbers, encoded in all_gather_ordered(own(), device):
         if encoded is not None:
             yield numbers.cpu(), encoded
 
@@ -191,11 +183,8 @@ def encode_clips(
     mode: Mode = "video",
     precision: Precision = "fp32",
     selection: Selection | None = None,
-    clips: Sequence[Example] | None = None,
 ) -> VideoFeatures:
     """Encode uint8 clips `[B, T, 3, H, W]` on the model's device, of which `selection` says what is seen (None: all).
-
-    `clips` say which files they are from, where keep codec is to ask these.
 
     "image" sees every frame alone, as a clip of one frame: the pooled feature is the mean of the frames' unit
     embeddings, made unit length, and the tokens are those of all frames, one after the other.
@@ -203,7 +192,7 @@ def encode_clips(
     with evaluating(model, precision):
         video = video.to(model.log_scale.device)
         if mode == "video":
-            keep = None if selection is None else kept(model, video, selection, clips)
+            keep = None if selection is None else kept(model, video, selection)
             return model.encode_video(video, keep)
         if selection is not None:
             raise HarvestError("choosing tokens goes with mode 'video': the image baseline sees whole frames")
@@ -215,25 +204,15 @@ def encode_clips(
         return VideoFeatures(tokens, F.normalize(pooled, dim=-1))
 
 
-def kept(
-    model: VideoTextModel, video: Tensor, selection: Selection, clips: Sequence[Example] | None = None
-) -> Kept:
+def kept(model: VideoTextModel, video: Tensor, selection: Selection) -> Kept:
     """The tubelets of clips that a selection sees; the same draws for every clip and every batch, so that what is
     said of a clip is a function of it alone."""
-    grid = model.grid(video)
-
-    def moved() -> Tensor | None:
-        if clips is None:
-            return None
-        return clips_change(clips, video, grid, or_motion=selection.keep == "codec_or_motion")
-
     return choose(
         selection,
         video,
-        grid,
-        moved=moved,
+        model.grid(video),
         generator=generator_for(0),
-        look=lambda: own_attention(model, video),
+        attention_fn=lambda: own_attention(model, video),
         same_draws=True,
     )
 

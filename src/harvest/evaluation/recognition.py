@@ -14,7 +14,7 @@ from harvest.evaluation.metrics import choice_credit, mean_class_accuracy
 from harvest.evaluation.result import Credits, Result
 from harvest.evaluation.retrieval import looked
 from harvest.interfaces import Example, HarvestError
-from harvest.model.nesting import shorten
+from harvest.model.matryoshka import shorten
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision

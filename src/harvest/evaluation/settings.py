@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from harvest.evaluation.embed import Mode
 from harvest.interfaces import HarvestError
 from harvest.parallel import Precision
-from harvest.tokens import Keep, Selection, see
+from harvest.tokens import Selection, Selector, see
 
 
 def check_counts(**counts: int | None) -> None:
@@ -27,7 +27,7 @@ class EvalSettings:
     """Frames a clip; without it the model's own number."""
     budget: int | None = None
     """Tubelets seen of each clip; without it all."""
-    keep: Keep = "motion"
+    selector: Selector = "motion"
     """Which tubelets are seen, with a budget; run_length sees what does not repeat, with or without one."""
     dim: int | None = None
     """Compare the first so many entries of the embeddings; for models trained with objective.dims."""
@@ -66,7 +66,7 @@ class EvalSettings:
     @property
     def selection(self) -> Selection | None:
         """What is seen of each clip; None: all."""
-        return see(self.budget, self.keep)
+        return see(self.budget, self.selector)
 
     def refuse(self, task: str, *names: str) -> None:
         """HarvestError where one of these settings is not what it is by itself, as `task` has no use for it."""

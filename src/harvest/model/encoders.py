@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from harvest.interfaces import Grid, Kept, Merged, Packed, TextFeatures, VideoFeatures
 from harvest.model.layers import Activation, AttentionPooling, Block, Norms, Segments, SinusoidPositions
-from harvest.model.merging import merge_plan, merge_tokens
+from harvest.model.token_merging import merge_plan, merge_tokens
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class VideoEncoder(nn.Module):
         *,
         layers: tuple[int, ...] = (),
         attention: bool = False,
-        shares: Tensor | None = None,
+        drop_path_scale: Tensor | None = None,
     ) -> VideoFeatures:
         """Encode `[B, T, 3, H, W]`: uint8, normalised here, or floating point, taken as already normalised.
 
@@ -189,14 +189,19 @@ class VideoEncoder(nn.Module):
 
         `keep` int64 `[B, K]` names the tubelets to see, in (time, row, column) order; None sees all. Where clips keep
         different numbers it is `Packed`: nothing is computed for padding, and only returned tokens have some (`mask`).
-        `Merged` reads all and merges. `layers`, `attention` and `shares` are for neither. Prefix tokens are always there. Returned tokens are in the order of `keep`. `layers` asks for the outputs of blocks,
+        `Merged` reads all and merges. `layers`, `attention` and `drop_path_scale` are for neither. Prefix tokens are always there. Returned tokens are in the order of `keep`. `layers` asks for the outputs of blocks,
         counted from 0, or from the last as -1, in that order, each after the final norm. `attention` asks for the last
         block's attention from the prefix (where there is none, the pooling query) to the tubelets, mean over heads.
-        `shares` `[depth, 2, B]` multiplies what each block's two branches add (stochastic depth); None is 1.
+        `drop_path_scale` `[depth, 2, B]` multiplies what each block's two branches add (stochastic depth); None is 1.
         """
         apart = self.config.pool_times and keep is None
         features = self.features(
-            video, keep, layers=layers, attention=attention, shares=shares, times_apart=apart
+            video,
+            keep,
+            layers=layers,
+            attention=attention,
+            drop_path_scale=drop_path_scale,
+            times_apart=apart,
         )
         pooled = F.normalize(self.projection(features.pooled).float(), dim=-1)
         return features._replace(pooled=pooled.mean(dim=1) if pooled.ndim == 3 else pooled)
@@ -208,7 +213,7 @@ class VideoEncoder(nn.Module):
         *,
         layers: tuple[int, ...] = (),
         attention: bool = False,
-        shares: Tensor | None = None,
+        drop_path_scale: Tensor | None = None,
         times_apart: bool = False,
     ) -> VideoFeatures:
         """As `forward`, but `pooled` is `[B, D]`, neither projected nor of unit length: what a classifier reads.
@@ -217,13 +222,15 @@ class VideoEncoder(nn.Module):
         """
         config = self.config
         if isinstance(keep, Packed):
-            if layers or attention or shares is not None:
-                raise ValueError("layers, attention and shares need equally many kept tubelets of every clip")
+            if layers or attention or drop_path_scale is not None:
+                raise ValueError(
+                    "layers, attention and drop_path_scale need equally many kept tubelets of every clip"
+                )
             return self._packed_features(video, keep)
         if isinstance(keep, Merged):
-            if layers or attention or shares is not None or config.attention == "frame":
+            if layers or attention or drop_path_scale is not None or config.attention == "frame":
                 raise ValueError(
-                    "layers, attention, shares and attention 'frame' do not go with merged tokens"
+                    "layers, attention, drop_path_scale and attention 'frame' do not go with merged tokens"
                 )
             return self._merged_features(video, keep.budget)
         wanted = tuple(range(config.depth)[layer] for layer in layers)
@@ -232,20 +239,20 @@ class VideoEncoder(nn.Module):
         K = grid.num_tubelets if keep is None else keep.shape[1]
         frames = S if config.attention == "frame" else 1  # folded into the batch
         x_BKD, num_prefix = self.enter(video, keep)
-        if frames > 1 and shares is not None:
-            shares = shares.repeat_interleave(S, dim=2)
+        if frames > 1 and drop_path_scale is not None:
+            drop_path_scale = drop_path_scale.repeat_interleave(S, dim=2)
         seen: dict[int, Tensor] = {}
         weights: Tensor | None = None
         for i, block in enumerate(self.blocks):
-            share = shares[i] if shares is not None else None
+            share = drop_path_scale[i] if drop_path_scale is not None else None
             if attention and i == config.depth - 1 and num_prefix:
                 assert isinstance(block, Block)
                 rows = block.attention.first_rows(block.norm_attention(x_BKD), num_prefix)
                 weights = rows[..., num_prefix:].mean(dim=1)
             if self.checkpointing:
-                x_BKD = checkpoint(block, x_BKD, shares=share, use_reentrant=False)
+                x_BKD = checkpoint(block, x_BKD, drop_path_scale=share, use_reentrant=False)
             else:
-                x_BKD = block(x_BKD, shares=share)
+                x_BKD = block(x_BKD, drop_path_scale=share)
             if i in wanted and i < config.depth - 1:
                 seen[i] = self.norm_post(x_BKD[:, num_prefix:]).reshape(B, K, D)
         x_BKD = self.norm_post(x_BKD)

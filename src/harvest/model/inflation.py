@@ -111,7 +111,7 @@ def check_blendable(image_model: VideoTextModel, video_model: VideoTextModel) ->
 
 
 @torch.no_grad()
-def blend(image_model: VideoTextModel, video_model: VideoTextModel, *, video_share: float) -> None:
+def blend(image_model: VideoTextModel, video_model: VideoTextModel, *, video_ratio: float) -> None:
     """Move `video_model`'s weights towards the image model's: `share * video + (1 - share) * image` (WiSE-FT).
 
     New parameters (positions in time, fusion) stay as they are, as in ViCLIP's evaluation.
@@ -119,4 +119,4 @@ def blend(image_model: VideoTextModel, video_model: VideoTextModel, *, video_sha
     tensors = _as_video_weights(image_model, video_model.config.video.tubelet_size)
     for name, parameter in video_model.named_parameters():
         if name in tensors:
-            parameter.lerp_(tensors[name].to(parameter), 1 - video_share)
+            parameter.lerp_(tensors[name].to(parameter), 1 - video_ratio)

@@ -296,20 +296,24 @@ class Block(nn.Module):
         mask: Tensor | Segments | None = None,
         *,
         causal: bool = False,
-        shares: Tensor | None = None,
+        drop_path_scale: Tensor | None = None,
     ) -> Tensor:
-        """`shares` `[2, B]` multiplies what attention and MLP add to each row (stochastic depth; norms before)."""
+        """`drop_path_scale` `[2, B]` multiplies what attention and MLP add to each row (stochastic depth; norms before)."""
         if self.norms == "after":
             attended = F.dropout(self.attention(x_BND, mask, causal=causal), self.dropout, self.training)
             x_BND = self.norm_attention(x_BND + attended)
             return self.norm_mlp(x_BND + F.dropout(self.mlp(x_BND), self.dropout, self.training))
         attended = self.attention(self.norm_attention(x_BND), mask, causal=causal)
         x_BND = x_BND + (
-            attended if shares is None else attended * shares[0, :, None, None].to(attended.dtype)
+            attended
+            if drop_path_scale is None
+            else attended * drop_path_scale[0, :, None, None].to(attended.dtype)
         )
         computed = self.mlp(self.norm_mlp(x_BND))
         return x_BND + (
-            computed if shares is None else computed * shares[1, :, None, None].to(computed.dtype)
+            computed
+            if drop_path_scale is None
+            else computed * drop_path_scale[1, :, None, None].to(computed.dtype)
         )
 
     def at(self, x_BND: Tensor, rows_BK: Tensor) -> Tensor:

@@ -87,19 +87,19 @@ class VideoTextModel(nn.Module):
         *,
         layers: tuple[int, ...] = (),
         attention: bool = False,
-        shares: Tensor | None = None,
+        drop_path_scale: Tensor | None = None,
     ) -> VideoFeatures:
         """Encode clips `[B, T, 3, H, W]`, uint8 or already normalised, seeing only the tubelets in `keep` `[B, K]`.
 
-        `layers`, `attention` and `shares` are `VideoEncoder.forward`'s.
+        `layers`, `attention` and `drop_path_scale` are `VideoEncoder.forward`'s.
         """
-        return self.video(video, keep, layers=layers, attention=attention, shares=shares)
+        return self.video(video, keep, layers=layers, attention=attention, drop_path_scale=drop_path_scale)
 
     def video_features(
-        self, video: Tensor, keep: Kept = None, *, shares: Tensor | None = None
+        self, video: Tensor, keep: Kept = None, *, drop_path_scale: Tensor | None = None
     ) -> VideoFeatures:
         """As `encode_video`, but `pooled` is `[B, D]`, neither projected nor of unit length: what heads read."""
-        return self.video.features(video, keep, shares=shares)
+        return self.video.features(video, keep, drop_path_scale=drop_path_scale)
 
     def normalise(self, video: Tensor) -> Tensor:
         """Pixels as the tower wants them; the encode methods do it too where they get uint8."""

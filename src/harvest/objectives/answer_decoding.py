@@ -16,7 +16,7 @@ from torch import nn
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.answers import AnswerIds
 from harvest.model.video_text import VideoTextModel
-from harvest.objectives.masked_alignment import drop_path_shares
+from harvest.objectives.masked_alignment import draw_drop_path_scale
 from harvest.objectives.multimodal import seeded_dropout
 from harvest.parallel import generator_for, seed_for, world_rank_size
 from harvest.tokens import Selection, choose
@@ -74,14 +74,14 @@ class AnswerDecoding(nn.Module):
         rank, _ = world_rank_size()
         generator = generator_for(self.seed, step, rank)
         model, B = self.model, len(batch.video)
-        shares = None
+        drop_path_scale = None
         if self.training and self.config.drop_path > 0:
             depth = model.config.video.depth
-            shares = drop_path_shares(depth, B, rate=self.config.drop_path, generator=generator)
-            shares = shares.to(batch.video.device)
+            drop_path_scale = draw_drop_path_scale(depth, B, rate=self.config.drop_path, generator=generator)
+            drop_path_scale = drop_path_scale.to(batch.video.device)
         keep = choose(self.selection, batch.video, model.grid(batch.video), generator=generator)
         with seeded_dropout(seed_for(self.seed, step, rank)):
-            video = model.encode_video(batch.video, keep, shares=shares)
+            video = model.encode_video(batch.video, keep, drop_path_scale=drop_path_scale)
             text = model.encode_text(batch.text_ids[:, 0])
             ids, mask = self.answer_ids[batch.label], self.answer_mask[batch.label]
             logits = model.say(model.fuse(video, text), text, ids[:, :-1])

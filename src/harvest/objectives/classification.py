@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from harvest.interfaces import Batch, HarvestError, Losses, VideoFeatures
 from harvest.model.heads import HeadConfig, build_head, dropout
 from harvest.model.video_text import VideoTextModel, own_attention
-from harvest.objectives.masked_alignment import drop_path_shares
+from harvest.objectives.masked_alignment import draw_drop_path_scale
 from harvest.parallel import generator_for, seed_for, world_rank_size
 from harvest.tokens import Selection, choose
 
@@ -102,13 +102,15 @@ class Classification(nn.Module):
             video,
             self.model.grid(video),
             generator=generator,
-            look=lambda: own_attention(self.model, video),
+            attention_fn=lambda: own_attention(self.model, video),
         )
-        shares = None
+        drop_path_scale = None
         if self.training and self.config.drop_path > 0:
             depth = self.model.config.video.depth
-            shares = drop_path_shares(depth, B, rate=self.config.drop_path, generator=generator).to(device)
-        seen = self.model.video_features(video, keep, shares=shares)
+            drop_path_scale = draw_drop_path_scale(
+                depth, B, rate=self.config.drop_path, generator=generator
+            ).to(device)
+        seen = self.model.video_features(video, keep, drop_path_scale=drop_path_scale)
         if self.training and self.config.head_dropout > 0:
             pooled = dropout(seen.pooled, self.config.head_dropout, generator)
             seen = VideoFeatures(dropout(seen.tokens, self.config.head_dropout, generator), pooled)

@@ -17,7 +17,7 @@ from harvest.interfaces import Batch, Example, HarvestError, Losses
 from harvest.model.heads import HeadConfig, build_head
 from harvest.model.regions import region_features
 from harvest.model.video_text import VideoTextModel
-from harvest.objectives.masked_alignment import drop_path_shares
+from harvest.objectives.masked_alignment import draw_drop_path_scale
 from harvest.objectives.multimodal import seeded_dropout
 from harvest.parallel import generator_for, mean_over_ranks, seed_for, world_rank_size
 
@@ -105,11 +105,13 @@ class Detection(nn.Module):
             mirrored = (torch.rand(B, generator=generator) < 0.5).to(device)
             video = torch.where(mirrored[:, None, None, None, None], video.flip(-1), video)
             boxes = torch.where(mirrored[owner, None], mirror(boxes), boxes)
-        shares = None
+        drop_path_scale = None
         if self.training and self.config.drop_path > 0:
             depth = self.model.config.video.depth
-            shares = drop_path_shares(depth, B, rate=self.config.drop_path, generator=generator).to(device)
-        seen = self.model.video_features(video, shares=shares)
+            drop_path_scale = draw_drop_path_scale(
+                depth, B, rate=self.config.drop_path, generator=generator
+            ).to(device)
+        seen = self.model.video_features(video, drop_path_scale=drop_path_scale)
         with seeded_dropout(seed_for(self.seed, step, rank)):
             regions = region_features(seen.tokens, self.model.grid(video).num_places, boxes, owner)
             scores = self.head(regions, dropout=self.config.head_dropout if self.training else 0.0).float()

@@ -24,7 +24,7 @@ from harvest.model.teacher import Look, look, outputs
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.losses import alignment
 from harvest.parallel import generator_for, world_rank_size
-from harvest.tokens import Keep, Selection, budget_of, choose_equally
+from harvest.tokens import Selection, Selector, budget_of, choose_equally
 
 EVEN = ("attention", "tube")
 """What keeps as many tubelets at each time, where the times divide the budget."""
@@ -45,7 +45,7 @@ class MaskedAlignmentConfig(Selection):
     changes: docs/method.md."""
     drop_ratio: float = 0.8
     """Share of the tubelets hidden from the student."""
-    keep: Keep = "attention"
+    selector: Selector = "attention"
     """What the student sees: with attention, what the teacher attends to, in each frame alike."""
     num_layers: int = 6
     """The last so many layers are aligned, each through its own head."""
@@ -59,7 +59,7 @@ class MaskedAlignmentConfig(Selection):
     teacher_cache: str | None = None
     """Folder in which what the teacher sees is kept, so that every epoch but the first skips it. Only for clips that
     look the same each time: data.times middle, no random crop, no mirror."""
-    teacher_cache_share: float = 0.4
+    teacher_cache_ratio: float = 0.4
     """Share of a frame's places that are stored, drawn by attention; each step draws what it keeps among them. Where it
     is what is kept (0.2), every epoch sees the same; 1 stores all."""
     teacher_cache_type: Literal["fp16", "fp8"] = "fp8"
@@ -67,9 +67,9 @@ class MaskedAlignmentConfig(Selection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.teacher_cache_share <= 1:
+        if not 0 < self.teacher_cache_ratio <= 1:
             raise HarvestError(
-                f"objective.teacher_cache_share: expected more than 0 and at most 1, got {self.teacher_cache_share}"
+                f"objective.teacher_cache_ratio: expected more than 0 and at most 1, got {self.teacher_cache_ratio}"
             )
         if not 0 <= self.drop_path < 1:
             raise HarvestError(
@@ -96,8 +96,8 @@ def aligned_layers(depth: int, num_layers: int, interval: float = 1.0) -> tuple[
     return tuple(found)
 
 
-def drop_path_shares(depth: int, num_clips: int, *, rate: float, generator: torch.Generator) -> Tensor:
-    """Stochastic depth as `shares` `[depth, 2, num_clips]`: 0 where a branch is left out, else 1 / its chance."""
+def draw_drop_path_scale(depth: int, num_clips: int, *, rate: float, generator: torch.Generator) -> Tensor:
+    """Stochastic depth as `drop_path_scale` `[depth, 2, num_clips]`: 0 where a branch is left out, else 1 / its chance."""
     chances = 1 - torch.linspace(0, rate, depth)[:, None, None]
     return (torch.rand(depth, 2, num_clips, generator=generator) < chances) / chances
 
@@ -163,10 +163,12 @@ class Teaching(nn.Module):
         if self.cache is not None and not is_picture:
             return self.cache.draw(batch.example, batch.video, grid, selection, generator=generator)
         looks, attention = self.look(batch.video, grid, attention=is_guided(selection, grid))
-        keep = choose_equally(selection, batch.video, grid, generator=generator, look=lambda: attention)
+        keep = choose_equally(
+            selection, batch.video, grid, generator=generator, attention_fn=lambda: attention
+        )
         if not with_targets:
             return keep, []
-        return keep, self.targets(looks, keep, is_even=selection.keep in EVEN)
+        return keep, self.targets(looks, keep, is_even=selection.selector in EVEN)
 
     @torch.no_grad()
     def look(self, video: Tensor, grid: Grid, *, attention: bool) -> tuple[Looks, Tensor | None]:
@@ -260,12 +262,16 @@ class MaskedAlignment(nn.Module):
         video, teaching = batch.video, self.teaching
         grid = self.model.grid(video)
         keep, targets = teaching.draw(batch, grid, self.selection, generator=generator)
-        shares = None
+        drop_path_scale = None
         if self.training and self.config.drop_path > 0:
             depth = self.model.config.video.depth
-            shares = drop_path_shares(depth, len(video), rate=self.config.drop_path, generator=generator)
-            shares = shares.to(video.device)
-        seen = self.model.encode_video(video, keep, layers=teaching.student_layers, shares=shares)
+            drop_path_scale = draw_drop_path_scale(
+                depth, len(video), rate=self.config.drop_path, generator=generator
+            )
+            drop_path_scale = drop_path_scale.to(video.device)
+        seen = self.model.encode_video(
+            video, keep, layers=teaching.student_layers, drop_path_scale=drop_path_scale
+        )
         student = teaching.heads(seen.layers, keep, grid.num_tubelets)
         total = teaching.distance(student, targets)
         return Losses(total, {"alignment": total.detach()})
@@ -273,7 +279,7 @@ class MaskedAlignment(nn.Module):
 
 def is_guided(selection: Selection, grid: Grid) -> bool:
     """Whether a selection asks where the teacher looks: not where it sees all."""
-    return selection.keep == "attention" and budget_of(selection, grid) < grid.num_tubelets
+    return selection.selector == "attention" and budget_of(selection, grid) < grid.num_tubelets
 
 
 def check_grids(image_size: int, patch_size: int, teacher_image_size: int, teacher_patch_size: int) -> None:

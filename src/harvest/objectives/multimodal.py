@@ -25,7 +25,7 @@ from harvest.objectives.losses import masked_words, matching, negatives
 from harvest.objectives.masked_alignment import (
     MaskedAlignmentConfig,
     Teaching,
-    drop_path_shares,
+    draw_drop_path_scale,
     is_guided,
 )
 from harvest.parallel import generator_for, mean_over_ranks, seed_for, world_rank_size
@@ -67,7 +67,7 @@ class MultimodalConfig(MaskedAlignmentConfig):
     def needs_teacher(self) -> bool:
         """Whether a teacher looks along: to be followed, or to say what is kept."""
         hides = self.drop_ratio > 0 or self.image_drop_ratio > 0 or self.budget is not None
-        return self.alignment_weight > 0 or (self.keep == "attention" and hides)
+        return self.alignment_weight > 0 or (self.selector == "attention" and hides)
 
     def selection_for(self, selection: Selection, grid: Grid) -> Selection:
         """What is seen of clips of this many times; a clip of one frame is an image."""
@@ -149,9 +149,9 @@ class Multimodal(nn.Module):
             keep, targets = teaching.draw(batch, grid, selection, generator=generator, with_targets=aligns)
         else:
             keep = choose_equally(selection, batch.video, grid, generator=generator)
-        shares = self._shares(len(batch.video), generator, batch.video.device)
+        drop_path_scale = self._drop_path_scale(len(batch.video), generator, batch.video.device)
         wanted = teaching.student_layers if teaching is not None and aligns else ()
-        video = model.encode_video(batch.video, keep, layers=wanted, shares=shares)
+        video = model.encode_video(batch.video, keep, layers=wanted, drop_path_scale=drop_path_scale)
 
         parts: dict[str, Tensor] = {}
         if teaching is not None and aligns:
@@ -235,11 +235,15 @@ class Multimodal(nn.Module):
         count = mean_over_ranks(hidden.sum().float())
         return masked_words(logits, text_ids[hidden], num_hidden=count)
 
-    def _shares(self, num_clips: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
+    def _drop_path_scale(
+        self, num_clips: int, generator: torch.Generator, device: torch.device
+    ) -> Tensor | None:
         if not self.training or self.config.drop_path == 0:
             return None
         depth = self.model.config.video.depth
-        return drop_path_shares(depth, num_clips, rate=self.config.drop_path, generator=generator).to(device)
+        return draw_drop_path_scale(depth, num_clips, rate=self.config.drop_path, generator=generator).to(
+            device
+        )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import nn
 
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.video_text import VideoTextModel, own_attention
-from harvest.objectives.masked_alignment import drop_path_shares
+from harvest.objectives.masked_alignment import draw_drop_path_scale
 from harvest.objectives.multimodal import seeded_dropout
 from harvest.parallel import generator_for, seed_for, world_rank_size
 from harvest.tokens import Selection, choose
@@ -73,14 +73,16 @@ class MultipleChoice(nn.Module):
             batch.video,
             self.model.grid(batch.video),
             generator=generator,
-            look=lambda: own_attention(self.model, batch.video),
+            attention_fn=lambda: own_attention(self.model, batch.video),
         )
-        shares = None
+        drop_path_scale = None
         if self.training and self.config.drop_path > 0:
             depth = self.model.config.video.depth
-            shares = drop_path_shares(depth, B, rate=self.config.drop_path, generator=generator).to(device)
+            drop_path_scale = draw_drop_path_scale(
+                depth, B, rate=self.config.drop_path, generator=generator
+            ).to(device)
         with seeded_dropout(seed_for(self.seed, step, rank)):
-            video = self.model.encode_video(batch.video, keep, shares=shares)
+            video = self.model.encode_video(batch.video, keep, drop_path_scale=drop_path_scale)
             text = self.model.encode_text(batch.text_ids.flatten(0, 1))
         scores = self.model.scores(video.pooled, text.pooled).T  # [B, B * C]
         rows = torch.arange(B, device=device)

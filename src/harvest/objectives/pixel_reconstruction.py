@@ -17,16 +17,16 @@ from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.alignment import init_xavier
 from harvest.model.layers import Block, SinusoidPositions
 from harvest.model.video_text import VideoTextModel
-from harvest.objectives.masked_alignment import drop_path_shares
+from harvest.objectives.masked_alignment import draw_drop_path_scale
 from harvest.parallel import generator_for, world_rank_size
-from harvest.tokens import Keep, Selection, choose_equally
+from harvest.tokens import Selection, Selector, choose_equally
 
 
 @dataclass(frozen=True)
 class PixelReconstructionConfig(Selection):
     drop_ratio: float = 0.9
     """Share of the tubelets hidden from the tower."""
-    keep: Keep = "tube"
+    selector: Selector = "tube"
     decoder_width: int = 384
     decoder_depth: int = 4
     decoder_heads: int = 6
@@ -108,13 +108,15 @@ class PixelReconstruction(nn.Module):
         keep = choose_equally(self.selection, video, grid, generator=generator)
         if keep is None:
             raise HarvestError("pixel reconstruction needs hidden tubelets: all are seen")
-        shares = None
+        drop_path_scale = None
         if self.training and self.config.drop_path > 0:
             depth = model.config.video.depth
-            shares = drop_path_shares(depth, len(video), rate=self.config.drop_path, generator=generator)
-            shares = shares.to(video.device)
+            drop_path_scale = draw_drop_path_scale(
+                depth, len(video), rate=self.config.drop_path, generator=generator
+            )
+            drop_path_scale = drop_path_scale.to(video.device)
         hidden = hidden_of(keep, grid.num_tubelets)
-        tokens = model.encode_video(video, keep, shares=shares).tokens
+        tokens = model.encode_video(video, keep, drop_path_scale=drop_path_scale).tokens
         found = self.decoder(tokens, keep, hidden, grid.num_tubelets)
         wanted = tubelet_pixels(video, hidden, patch_size=grid.patch_size, tubelet_size=grid.tubelet_size)
         if self.config.normalise_pixels:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harvest.interfaces import Batch, HarvestError, Kept, Losses
-from harvest.model.nesting import shorten
+from harvest.model.matryoshka import shorten
 from harvest.model.video_text import VideoTextModel, own_attention
 from harvest.objectives.contrast import Bank, ContrastiveLoss, contrast
 from harvest.objectives.losses import masked_words
@@ -28,7 +28,7 @@ class PostPretrainingConfig(Selection):
     drop_ratio: float = 0.9
     """Share of tubelets dropped in each clip, where no budget is given."""
     text_mask_ratio: float = 0.15
-    masked_words_share: float = 1.0
+    masked_words_ratio: float = 1.0
     """Share of a batch's clips whose captions get hidden words. Where towers are small, that half costs as much as
     the video tower, and the contrastive half learns from every clip all the same."""
     text_tower: Literal["frozen", "trained"] = "frozen"
@@ -56,9 +56,9 @@ class PostPretrainingConfig(Selection):
             raise HarvestError(f"objective.chunk_clips: expected 0 or more, got {self.chunk_clips}")
         if not 0 <= self.text_mask_ratio <= 1:
             raise HarvestError(f"objective.text_mask_ratio: expected 0 to 1, got {self.text_mask_ratio}")
-        if not 0 < self.masked_words_share <= 1:
+        if not 0 < self.masked_words_ratio <= 1:
             raise HarvestError(
-                f"objective.masked_words_share: expected more than 0, at most 1, got {self.masked_words_share}"
+                f"objective.masked_words_ratio: expected more than 0, at most 1, got {self.masked_words_ratio}"
             )
         if self.cache_texts and self.text_tower == "trained":
             raise HarvestError(
@@ -130,12 +130,12 @@ class PostPretraining(nn.Module):
             batch.video,
             self.model.grid(batch.video),
             generator=generator,
-            look=lambda: own_attention(self.model, batch.video),
+            attention_fn=lambda: own_attention(self.model, batch.video),
         )
         masked: tuple[Tensor, Tensor] | None = None
         num_hidden = torch.zeros(())
         if self.config.masked_words_weight > 0:
-            M = max(1, round(self.config.masked_words_share * B))  # the order of a batch is random
+            M = max(1, round(self.config.masked_words_ratio * B))  # the order of a batch is random
             ids = batch.text_ids[:M, 0]
             masked = mask_text(
                 ids,

@@ -18,7 +18,7 @@ from torch import nn
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.heads import HeadConfig, answer_features, answer_width, build_head
 from harvest.model.video_text import VideoTextModel, own_attention
-from harvest.objectives.masked_alignment import drop_path_shares
+from harvest.objectives.masked_alignment import draw_drop_path_scale
 from harvest.objectives.multimodal import seeded_dropout
 from harvest.parallel import generator_for, seed_for, world_rank_size
 from harvest.tokens import Selection, choose
@@ -78,16 +78,18 @@ class QuestionAnswering(nn.Module):
             batch.video,
             self.model.grid(batch.video),
             generator=generator,
-            look=lambda: own_attention(self.model, batch.video),
+            attention_fn=lambda: own_attention(self.model, batch.video),
         )
-        shares = None
+        drop_path_scale = None
         if self.training and self.config.drop_path > 0:
             depth = self.model.config.video.depth
-            shares = drop_path_shares(depth, B, rate=self.config.drop_path, generator=generator).to(device)
+            drop_path_scale = draw_drop_path_scale(
+                depth, B, rate=self.config.drop_path, generator=generator
+            ).to(device)
         with seeded_dropout(
             seed_for(self.seed, step, rank)
         ):  # in the text tower, where it has any, and in the head
-            video = self.model.video_features(batch.video, keep, shares=shares)
+            video = self.model.video_features(batch.video, keep, drop_path_scale=drop_path_scale)
             features = answer_features(self.model, video, batch.text_ids[:, 0])
             scores = self.head(features, dropout=self.config.head_dropout if self.training else 0.0).float()
         loss = F.cross_entropy(scores, batch.label)

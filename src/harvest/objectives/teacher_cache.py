@@ -84,7 +84,7 @@ class TeacherCache:
         check(selection, grid, num_stored=M)
         if K == M:
             chosen = torch.arange(M, device=places.device).expand(len(places), -1)
-        elif selection.keep == "attention":
+        elif selection.selector == "attention":
             chosen = attention_keep(attention, grid.num_times, budget=K, generator=generator)
         else:  # all are stored
             picked = choose_equally(selection, video, grid, generator=generator)
@@ -105,13 +105,13 @@ def check(selection: Selection, grid: Grid, *, num_stored: int) -> None:
     M, K, N = num_stored, budget_of(selection, grid), grid.num_tubelets
     if K > M:
         raise HarvestError(
-            f"{K} tubelets are kept and {M} stored: raise objective.teacher_cache_share, or keep fewer"
+            f"{K} tubelets are kept and {M} stored: raise objective.teacher_cache_ratio, or keep fewer"
             " (tuning.drop_ratio in the last stage)"
         )
-    if K < M < N and selection.keep != "attention":
+    if K < M < N and selection.selector != "attention":
         raise HarvestError(
-            f"keep {selection.keep} may want any tubelet, and the teacher cache stores {M} of {N}: "
-            "set objective.teacher_cache_share 1, or keep attention"
+            f"selector {selection.selector} may want any tubelet, and the teacher cache stores {M} of {N}: "
+            "set objective.teacher_cache_ratio 1, or selector attention"
         )
 
 

@@ -12,19 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harvest.data.motion_vectors import of_tubelets, stream_motion
 from harvest.data.video import VideoError, probe, stream_frames
-from harvest.interfaces import Grid, HarvestError
-from harvest.tokens import BY_FILE, Keep, Selection, see, tubelet_change
+from harvest.interfaces import HarvestError
+from harvest.tokens import Selection, Selector, see
 
 PICTURES_PER_FRAME = 2  # taken for each frame that a window shows to the encoder
 LONGEST = 1.5  # windows: a shot up to this is one moment
@@ -45,19 +41,13 @@ class Cutting:
     """Frames looked at in a moment; None is the model's own number."""
     budget: int | None = None
     """Tubelets of a moment that the encoder sees; None is all."""
-    keep: Keep = "motion"
+    selector: Selector = "motion"
     """Which those are, as in `tokens.Selection`."""
 
     @property
     def selection(self) -> Selection | None:
         """Which tubelets of a moment the encoder sees; None for all."""
-        return see(self.budget, self.keep)
-
-    @property
-    def selection_of_one(self) -> Selection | None:
-        """The same for a clip on its own, whose file is not known to move anywhere else: a still clip holds no motion
-        vectors."""
-        return see(self.budget, "codec_or_motion" if self.keep == "codec" else self.keep)
+        return see(self.budget, self.selector)
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.window_s <= 600:
@@ -78,9 +68,6 @@ class Window(NamedTuple):
     pictures: tuple[
         Tensor, ...
     ]  # uint8 [3, H, W] each; those shared with another window are the same tensors
-    moved: Tensor | None = (
-        None  # fp32 [N], of its tubelets by the file's motion vectors, where keep asks for them
-    )
 
 
 class Cut(NamedTuple):
@@ -91,19 +78,14 @@ class Cut(NamedTuple):
 
 
 def windows(
-    path: str | Path, cutting: Cutting, *, num_frames: int, image_size: int, grid: Grid | None = None
+    path: str | Path, cutting: Cutting, *, num_frames: int, image_size: int
 ) -> Iterator[Window | Cut]:
     """Cut a video: its windows in the order of their starts, then one `Cut`.
 
-    `grid` is how the encoder divides a window; keep codec needs it, and reads the file a second time beside the first.
-
-    Raises VideoError where nothing can be read at all, or where keep codec finds no motion vectors in all of the file.
+    Raises VideoError where nothing can be read at all.
     """
     every_s = cutting.window_s / (num_frames * PICTURES_PER_FRAME)
-    by_file = grid if cutting.selection is not None and cutting.keep in BY_FILE else None
-    motion = iter(()) if by_file is None else stream_motion(path, every_s=every_s, grid=by_file)
-    moves = False
-    shot = _Shot(cutting, num_frames, 0.0, by_file)
+    shot = _Shot(cutting, num_frames, 0.0)
     end_s = 0.0
     damage: str | None = None
     claimed_s = probe(path).duration_s
@@ -112,10 +94,8 @@ def windows(
         for time_s, picture, is_first in _with_cuts(pictures):
             if is_first and time_s - shot.start_s >= SHORTEST_S:
                 yield from shot.close(time_s)
-                shot = _Shot(cutting, num_frames, time_s, by_file)
-            moved = next(motion, None)
-            moves |= moved is not None
-            yield from shot.add(time_s, picture, moved)
+                shot = _Shot(cutting, num_frames, time_s)
+            yield from shot.add(time_s, picture)
             end_s = time_s + every_s
     except VideoError as error:
         if not end_s:
@@ -124,10 +104,6 @@ def windows(
     if end_s - every_s < claimed_s < end_s:  # the last picture was not shown for all of its time
         end_s = claimed_s
     yield from shot.close(end_s)
-    if by_file is not None and cutting.keep == "codec" and not moves:
-        raise VideoError(
-            Path(path), "no motion vectors in the file; choose with keep motion or codec_or_motion"
-        )
     yield Cut(end_s, damage)
 
 
@@ -172,8 +148,7 @@ def _small(picture: Tensor) -> Tensor:
 class _Shot:
     """The pictures of the shot that is being read, from the start of its next window on."""
 
-    def __init__(self, cutting: Cutting, num_frames: int, start_s: float, by_file: Grid | None) -> None:
-        self.keep, self.by_file = cutting.keep, by_file
+    def __init__(self, cutting: Cutting, num_frames: int, start_s: float) -> None:
         self.window_s = cutting.window_s
         self.num_frames = num_frames
         every_s = cutting.window_s / (num_frames * PICTURES_PER_FRAME)
@@ -183,17 +158,15 @@ class _Shot:
         self.next_s = start_s
         self.times_s: list[float] = []
         self.pictures: list[Tensor] = []
-        self.moved: list[np.ndarray | None] = []  # up to each picture, since the one before
 
-    def add(self, time_s: float, picture: Tensor, moved: np.ndarray | None) -> Iterator[Window]:
+    def add(self, time_s: float, picture: Tensor) -> Iterator[Window]:
         self.times_s.append(time_s)
         self.pictures.append(picture)
-        self.moved.append(moved)
         while time_s - self.next_s > LONGEST * self.window_s:
             yield self._window(self.next_s + self.window_s)
             self.next_s += self.step_s
             first = next(i for i, t in enumerate(self.times_s) if t > self.next_s - 1e-6)
-            del self.times_s[:first], self.pictures[:first], self.moved[:first]
+            del self.times_s[:first], self.pictures[:first]
 
     def close(self, end_s: float) -> Iterator[Window]:
         if self.pictures:
@@ -209,22 +182,4 @@ class _Shot:
                 place += 1
             chosen.append(place)
         pictures = tuple(self.pictures[place] for place in chosen)
-        return Window(self.next_s, end_s, pictures, self._moved(chosen))
-
-    def _moved(self, chosen: list[int]) -> Tensor | None:
-        """How far the tubelets of a window move between its pictures; by their pixels, if so is wanted, where the file
-        does not tell."""
-        if self.by_file is None:
-            return None
-        side = round(self.by_file.num_places**0.5)
-        frames = np.zeros((len(chosen), side, side))
-        told = False
-        for number, (before, place) in enumerate(pairwise(chosen), start=1):
-            for moved in self.moved[before + 1 : place + 1]:
-                if moved is not None:
-                    frames[number] += moved
-                    told = True
-        if not told and self.keep == "codec_or_motion":
-            shown = torch.stack([self.pictures[place] for place in chosen])
-            return tubelet_change(shown[None], self.by_file)[0].cpu()
-        return of_tubelets(frames, self.by_file)
+        return Window(self.next_s, end_s, pictures)

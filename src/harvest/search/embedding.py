@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.data.video import VideoError
-from harvest.evaluation.embed import Mode, default_frames, encode_clips, evaluating
+from harvest.evaluation.embed import Mode, default_frames, encode_clips
 from harvest.interfaces import Grid, HarvestError
 from harvest.model.video_text import VideoTextModel
-from harvest.parallel import Precision, generator_for
+from harvest.parallel import Precision
 from harvest.search.cutting import Cut, Cutting, Window, windows
 from harvest.search.store import Spans
-from harvest.tokens import budget_of, choose
+from harvest.tokens import budget_of
 
 Item = Window | Cut | VideoError
 
@@ -72,7 +72,7 @@ def embed_moments(
     """Cut and embed videos. For each its moments, or why it cannot be read."""
     num_frames = cutting.num_frames or default_frames(model, mode_of(model))
     encoder = WindowEncoder(model, cutting, precision=precision)
-    grid = check_choice(model, cutting)
+    check_choice(model, cutting)
     found: list[list[Window]] = [[] for _ in paths]
     vectors: list[list[Tensor]] = [[] for _ in paths]
     ends: list[Cut | VideoError | None] = [None] * len(paths)
@@ -81,12 +81,12 @@ def embed_moments(
     def encode() -> None:
         pooled = encoder([window for _, window in batch])
         for (number, window), vector in zip(batch, pooled, strict=True):
-            found[number].append(window._replace(pictures=(), moved=None))  # these may go
+            found[number].append(window._replace(pictures=()))  # these may go
             vectors[number].append(vector)
         batch.clear()
 
     with _decoded(
-        paths, cutting, grid, num_frames, model.config.video.image_size, ahead=2 * batch_size, workers=workers
+        paths, cutting, num_frames, model.config.video.image_size, ahead=2 * batch_size, workers=workers
     ) as items:
         for number, item in items:
             if isinstance(item, Window):
@@ -134,8 +134,7 @@ class WindowEncoder:
         if not self.is_frame_wise:
             video = torch.stack([torch.stack(window.pictures) for window in batch])
             self.num_encoded += len(batch)
-            moved = [window.moved for window in batch if window.moved is not None]
-            return self._encode(video, torch.stack(moved) if moved else None)
+            return self._encode(video)
         distinct = {id(picture): picture for window in batch for picture in window.pictures}
         new = {key: picture for key, picture in distinct.items() if key not in self._seen}
         if new:
@@ -151,24 +150,9 @@ class WindowEncoder:
         ]
         return F.normalize(torch.stack(means), dim=-1)
 
-    def _encode(self, video: Tensor, moved: Tensor | None = None) -> Tensor:
-        if moved is None or self.selection is None:
-            pooled = encode_clips(
-                self.model, video, precision=self.precision, selection=self.selection
-            ).pooled
-        else:
-            with evaluating(self.model, self.precision):
-                video = video.to(self.model.log_scale.device)
-                keep = choose(
-                    self.selection,
-                    video,
-                    self.model.grid(video),
-                    moved=lambda: moved.to(video.device),
-                    generator=generator_for(0),
-                    same_draws=True,
-                )
-                pooled = self.model.encode_video(video, keep).pooled
-        pooled = pooled.float().cpu()
+    def _encode(self, video: Tensor) -> Tensor:
+        seen = encode_clips(self.model, video, precision=self.precision, selection=self.selection)
+        pooled = seen.pooled.float().cpu()
         if not bool(pooled.isfinite().all()):
             raise HarvestError("the model gives vectors that are not finite: its weights are broken")
         return pooled
@@ -178,7 +162,6 @@ class WindowEncoder:
 def _decoded(
     paths: Sequence[Path],
     cutting: Cutting,
-    grid: Grid | None,
     num_frames: int,
     image_size: int,
     *,
@@ -199,9 +182,7 @@ def _decoded(
 
     def decode(number: int) -> None:
         try:
-            for item in windows(
-                paths[number], cutting, num_frames=num_frames, image_size=image_size, grid=grid
-            ):
+            for item in windows(paths[number], cutting, num_frames=num_frames, image_size=image_size):
                 if stopped.is_set():
                     return
                 give(number, item)

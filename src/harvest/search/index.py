@@ -27,7 +27,7 @@ import numpy as np
 
 from harvest.data.video import IMAGE_SUFFIXES, read_clip
 from harvest.evaluation.embed import default_frames, encode_clips
-from harvest.interfaces import Example, HarvestError, OnProgress
+from harvest.interfaces import HarvestError, OnProgress
 from harvest.parallel import Precision
 from harvest.search import building
 from harvest.search.background import Calibration, read_bank
@@ -356,10 +356,7 @@ class Index:
             model,
             clip.frames[None],
             mode=mode_of(model),
-            selection=None
-            if is_picture
-            else cutting.selection_of_one,  # as the library's own moments are seen
-            clips=[Example("", str(path), start_s=start_s, end_s=end_s)],
+            selection=None if is_picture else cutting.selection,  # as the library's own moments are seen
         )
         vector: Floats = seen.pooled[0].float().cpu().numpy()
         return vector

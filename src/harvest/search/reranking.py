@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harvest.data.video import read_clip
 from harvest.evaluation.embed import default_frames, encode_clips, evaluating
-from harvest.interfaces import Example, HarvestError, TextFeatures, VideoFeatures
+from harvest.interfaces import HarvestError, TextFeatures, VideoFeatures
 from harvest.search.cutting import Cutting
 from harvest.search.library import Model
 from harvest.search.store import Near
@@ -44,7 +44,7 @@ class Reranker:
         self._opened, self._file_of = opened, file_of
         self._frames = cutting.num_frames or default_frames(model, "video")
         # What the index has seen of a moment, if that is equally much of each: they are read side by side.
-        self._selection = cutting.selection_of_one if cutting.keep != "run_length" else None
+        self._selection = cutting.selection if cutting.selector != "run_length" else None
         video = model.config.video
         a_moment = 4 * video.num_places * max(1, self._frames // video.tubelet_size) * video.width
         self._tokens = lru_cache(max(1, _REMEMBERED_BYTES // a_moment))(self._read)
@@ -79,6 +79,4 @@ class Reranker:
     def _read(self, file: Path, modified_ns: int, start_s: float, end_s: float) -> Tensor:
         size = self._opened.model.config.video.image_size
         clip = read_clip(file, num_frames=self._frames, image_size=size, start_s=start_s, end_s=end_s)
-        of = Example("", str(file), start_s=start_s, end_s=end_s)
-        model, selection = self._opened.model, self._selection
-        return encode_clips(model, clip.frames[None], selection=selection, clips=[of]).tokens[0]
+        return encode_clips(self._opened.model, clip.frames[None], selection=self._selection).tokens[0]

@@ -1,10 +1,9 @@
 """Which tubelets and which words an encoder sees. Pure functions of tensors and a generator."""
 
 from harvest.tokens.change import repeated_change, tubelet_change
-from harvest.tokens.choice import (
-    BY_FILE,
-    Keep,
+from harvest.tokens.select import (
     Selection,
+    Selector,
     budget_of,
     choose,
     choose_equally,
@@ -22,9 +21,8 @@ from harvest.tokens.selectors import (
 from harvest.tokens.words import mask_text
 
 __all__ = [
-    "BY_FILE",
-    "Keep",
     "Selection",
+    "Selector",
     "attention_keep",
     "budget_of",
     "choose",

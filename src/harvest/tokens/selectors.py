@@ -106,7 +106,7 @@ def motion_keep(
     *,
     budget: int,
     generator: torch.Generator,
-    random_share: float = 0.25,
+    random_ratio: float = 0.25,
     num_groups: int = 4,
     same_draws: bool = False,
 ) -> Tensor:
@@ -114,7 +114,7 @@ def motion_keep(
 
     `change` `[B, N]` in grey levels, as `tubelet_change` measures it. The times are cut into `num_groups` runs of
     neighbours (at most one a time), each of which keeps its share of the budget, so that no part of the clip goes
-    unseen. In each, `random_share` of what is kept is drawn from all the rest, so that still things are seen too.
+    unseen. In each, `random_ratio` of what is kept is drawn from all the rest, so that still things are seen too.
     Where nothing changes, in a still clip or one of a single frame, all is drawn at random.
 
     Returns int64 `[B, budget]` on the device of `change`.
@@ -122,15 +122,15 @@ def motion_keep(
     B, N = change.shape
     if N % num_times:
         raise ValueError(f"{N} tubelets are not the same number at each of {num_times} times")
-    if not 0 <= random_share <= 1 or num_groups < 1:
+    if not 0 <= random_ratio <= 1 or num_groups < 1:
         raise ValueError(
-            f"expected a random_share of 0 to 1 and at least 1 group, got {random_share} and {num_groups}"
+            f"expected a random_ratio of 0 to 1 and at least 1 group, got {random_ratio} and {num_groups}"
         )
     times = _split(num_times, (1,) * min(num_groups, num_times))
     sizes = [count * (N // num_times) for count in times]
     counts = _split(_checked(budget, N), sizes)
     noise = _uniform(B, N, generator, same_draws).to(change.device)
-    moving = [count - round(count * random_share) for count in counts]
+    moving = [count - round(count * random_ratio) for count in counts]
     if any(moving):
         chosen = _largest(torch.maximum(change.float(), STILL * noise), sizes, moving)
         noise = noise.scatter(1, chosen, 2.0)  # above all noise, so these are kept

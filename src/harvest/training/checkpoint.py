@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from harvest.files import new_folder
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_strictly
-from harvest.parallel import is_sharded, is_share, share_like, side_group, together, world_rank_size
+from harvest.parallel import is_shard, is_sharded, shard_like, side_group, sync_errors, world_rank_size
 from harvest.training.average import WeightAverage
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class CheckpointWriter:
         """
         self.wait()
         state = _state(objective, optimizer, average)
-        with together():
+        with sync_errors():
             _refuse_ruined(step, state)
         if is_sharded(objective):
             self._start(self._shares_writer(step, state))
@@ -84,7 +84,7 @@ class CheckpointWriter:
         """Until the last checkpoint is on the disk, or raise why it is not. Every rank must call it."""
         self._join()
         error, self._error = self._error, None
-        with together():
+        with sync_errors():
             if isinstance(error, (OSError, RuntimeError, safetensors.SafetensorError)):
                 raise self._not_saved(error) from error
             if error is not None:
@@ -138,7 +138,7 @@ class CheckpointWriter:
         folder = self._path(step)
         temporary = folder.with_name(f".{folder.name}-shares")
         is_main = world_rank_size()[0] == 0
-        with together():
+        with sync_errors():
             if is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
                 try:
@@ -179,7 +179,7 @@ def _part(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
 def _refuse_ruined(step: int, state: Mapping[str, Tensor]) -> None:
     """A finite loss may still have had a gradient that is not: such weights must not take a good checkpoint's place."""
     weights = _part(state, "objective")
-    local = {name: t.to_local() if is_share(t) else t for name, t in weights.items()}  # type: ignore[attr-defined]
+    local = {name: t.to_local() if is_shard(t) else t for name, t in weights.items()}  # type: ignore[attr-defined]
     ruined = [name for name, tensor in local.items() if not tensor.isfinite().all()]
     if ruined:
         raise HarvestError(
@@ -251,14 +251,14 @@ def _load_whole(
         raise _unreadable(folder, error) from error
     own = objective.state_dict()
     weights = _part(found, "objective")
-    cut = {name: share_like(t, own[name]) if name in own else t for name, t in weights.items()}
+    cut = {name: shard_like(t, own[name]) if name in own else t for name, t in weights.items()}
     load_strictly(objective, cut, source=str(folder))
     state = _state(objective, optimizer, average, known=found)
     _check_names(folder, state, found)
     with torch.no_grad():
         for name, tensor in state.items():
             if not name.startswith("objective."):
-                tensor.copy_(share_like(found[name], tensor))
+                tensor.copy_(shard_like(found[name], tensor))
 
 
 def _load_shares(

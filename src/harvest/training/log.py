@@ -56,7 +56,7 @@ class RunLog:
         if numbers["waiting"] >= 0.01:
             says += f" · {100 * numbers['waiting']:.0f} % waiting for data"
         if numbers.get("broken", 0):
-            says += f" · {numbers['broken']:.0f} broken ({100 * numbers.get('broken_share', 0):.1f} %)"
+            says += f" · {numbers['broken']:.0f} broken ({100 * numbers.get('broken_ratio', 0):.1f} %)"
         self.progress.update(self.task, completed=step, says=says)
 
     def _keep_lines_before(self, step: int) -> None:

@@ -71,7 +71,7 @@ from harvest.parallel import (
     mean_over_ranks,
     merge_over_ranks,
     shard,
-    together,
+    sync_errors,
     world,
     wrap,
 )
@@ -184,7 +184,7 @@ def train(config: RunConfig, run: Path) -> Path:
                         step,
                         numbers
                         | {"lr": lr, "clips_per_s": clips / seconds, "waiting": waited / seconds}
-                        | {"broken": float(len(loader.broken)), "broken_share": loader.broken_share}
+                        | {"broken": float(len(loader.broken)), "broken_ratio": loader.broken_ratio}
                         | {"truncated": float(loader.truncated)},
                     )
                     since, waited, clips = time.perf_counter(), 0.0, 0
@@ -202,7 +202,7 @@ def train(config: RunConfig, run: Path) -> Path:
                     waited += time.perf_counter() - before
         with average.in_place() if average is not None else nullcontext():
             whole = full_state(objective) if is_sharded(objective) else None
-            with together():
+            with sync_errors():
                 if here.is_main:
                     if whole is not None:  # a module cannot leave its shards: build it anew
                         objective = built(start_model(config, captions)[0])
@@ -273,7 +273,7 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
 def _loader(videos: ClipDataset, pictures: ClipDataset | None) -> Callable[..., Loader]:
     if pictures is None:
         return partial(TrainLoader, videos)
-    return partial(MixedLoader, videos, pictures, share=videos.config.image_share)
+    return partial(MixedLoader, videos, pictures, share=videos.config.image_ratio)
 
 
 def _rows(
@@ -292,7 +292,7 @@ def _rows(
         raise HarvestError(f"the mini-world has no part {part!r}; there are {', '.join(parts)}")
     folder = run.parent / f"mini-world-{config.world.train}-{config.world.seed}"
     with bar("drawing the mini-world", quiet=not here.is_main) as progress:
-        with together():
+        with sync_errors():
             if here.is_main:
                 write_miniworld(folder, config.world, progress=progress)
         made = write_miniworld(folder, config.world)  # the other ranks find it finished
@@ -426,14 +426,14 @@ def _cache_teacher(config: RunConfig, objective: nn.Module, dataset: ClipDataset
     made_of = teacher_cache.describe(
         teaching,
         grid,
-        share=settings.teacher_cache_share,
+        share=settings.teacher_cache_ratio,
         stored=settings.teacher_cache_type,
         crop=config.data.crop,
         clips=[f"{clip.video} {clip.start_s} {clip.end_s}" for clip in clips],
         seed=config.loop.seed,
     )
     if not (folder / "cache.json").exists():
-        with together():
+        with sync_errors():
             if here.is_main:
                 teacher_cache.begin(folder, made_of)
 
@@ -460,7 +460,7 @@ def _cache_teacher(config: RunConfig, objective: nn.Module, dataset: ClipDataset
                 teaching,
                 mine,
                 grid,
-                share=settings.teacher_cache_share,
+                share=settings.teacher_cache_ratio,
                 stored=settings.teacher_cache_type,
                 seed=config.loop.seed,
                 device=here.device,
@@ -488,7 +488,7 @@ def _claim(run: Path, config: RunConfig, here: World) -> None:
     elif run.exists() and any(inside.suffix != PART for inside in run.iterdir()):
         raise HarvestError(f"{run} is not empty and holds no run: give another folder with --out")
     barrier()  # nobody may find the files that the main rank writes now
-    with together():
+    with sync_errors():
         if here.is_main:
             try:
                 write_file(path, to_json(config))
@@ -543,7 +543,7 @@ def _check_selection(
         video,
         grid,
         generator=torch.Generator(),
-        look=lambda: torch.ones(1, grid.num_tubelets) if has_look else None,
+        attention_fn=lambda: torch.ones(1, grid.num_tubelets) if has_look else None,
     )
     if isinstance(objective, PixelReconstructionConfig) and keep is None:
         raise HarvestError(
@@ -555,7 +555,7 @@ def _check_selection(
     aligns = not isinstance(objective, MultimodalConfig) or objective.alignment_weight > 0
     if grid.num_times == tower.num_times and (aligns or is_guided(selection, grid)):
         teacher_cache.check(
-            selection, grid, num_stored=teacher_cache.num_stored(grid, objective.teacher_cache_share)
+            selection, grid, num_stored=teacher_cache.num_stored(grid, objective.teacher_cache_ratio)
         )
 
 
@@ -624,7 +624,7 @@ def _read_broken(run: Path) -> dict[str, Refused]:
 def _write_broken(run: Path, loader: Loader, here: World) -> None:
     """Add what this process and the others could not read to the run's broken.json, by id with its reason."""
     found = merge_over_ranks({id: (why.reason, why.position) for id, why in loader.broken.items()})
-    with together():
+    with sync_errors():
         if here.is_main and found:
             known, path = _read_broken(run), run / "broken.json"
             for id, (reason, position) in found.items():
@@ -645,7 +645,7 @@ def _finish(
     merge(model)
     if config.blend < 1:
         assert image_model is not None  # seen to before the first step
-        blend(image_model.to(next(model.parameters()).device), model, video_share=config.blend)
+        blend(image_model.to(next(model.parameters()).device), model, video_ratio=config.blend)
     save_model(
         run / "model",
         model,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from harvest.interfaces import HarvestError
-from harvest.parallel import is_share
+from harvest.parallel import is_shard
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         factor *= by_layer[name]
         decay = config.weight_decay if is_decayed(name, parameter) else 0.0
         # one fused step takes either shares or whole tensors
-        groups.setdefault((factor, decay, is_share(parameter)), []).append(parameter)
+        groups.setdefault((factor, decay, is_shard(parameter)), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": parameters, "weight_decay": decay, "factor": factor}

@@ -19,7 +19,7 @@ from harvest.model.encoders import VideoEncoder
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher, as_video_model
 from harvest.model.joining import join, with_answers, with_frames, with_matching
-from harvest.model.nesting import turn_by_captions
+from harvest.model.matryoshka import turn_by_captions
 from harvest.model.pretrained import find_folder, load_any, load_pretrained
 from harvest.model.pretrained_bert import Words, load_bert
 from harvest.model.pretrained_umt import read_heads

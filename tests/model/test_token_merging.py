@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from toys import toy_model, with_time_positions
 
 from harvest.interfaces import HarvestError, Merged
-from harvest.model.merging import merge_plan, merge_tokens
+from harvest.model.token_merging import merge_plan, merge_tokens
 
 
 @given(tokens=st.integers(1, 3000), share=st.floats(0, 1), depth=st.integers(1, 24))

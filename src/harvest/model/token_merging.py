@@ -35,7 +35,7 @@ def merge_plan(num_tokens: int, budget: int, depth: int) -> list[int]:
         least = -(-num_tokens // 2 ** (depth - 1))
         raise HarvestError(
             f"merging halves the tokens at most between two blocks: {num_tokens} become {least} or more in a tower of "
-            f"{depth} blocks, not {budget}. Raise the budget, or choose with keep motion or random."
+            f"{depth} blocks, not {budget}. Raise the budget, or choose with selector motion or random."
         )
     return plan
 

@@ -22,9 +22,7 @@ from harvest.tokens.selectors import (
 )
 
 CHOOSING = "choosing tubelets"
-Keep = Literal["random", "tube", "motion", "attention", "run_length", "merge", "codec", "codec_or_motion"]
-BY_FILE: tuple[Keep, ...] = ("codec", "codec_or_motion")
-"""What is chosen by the motion vectors of the video's file."""
+Selector = Literal["random", "tube", "motion", "attention", "run_length", "merge"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +33,12 @@ class Selection:
     """Share of tubelets dropped in each clip."""
     budget: int | None = None
     """Tubelets seen of each clip; None: as drop_ratio says."""
-    keep: Keep = "random"
+    selector: Selector = "random"
     """Which are seen: any; the same places at all times; those that change most; those attended to most; those that do
     not repeat the one before them, however many (then drop_ratio does not count, and budget is the most). merge reads
-    all and merges what is alike, of a trained model that is being used. codec sees what moves most by the motion
-    vectors that the file holds, of a model that is being used, and refuses a file without any; codec_or_motion then
-    sees those that change most."""
-    random_share: float = 0.25
-    """With keep motion, the part of the budget drawn from what does not move most."""
+    all and merges what is alike, of a trained model that is being used."""
+    random_ratio: float = 0.25
+    """With selector motion, the part of the budget drawn from what does not move most."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_ratio < 1:
@@ -51,8 +47,8 @@ class Selection:
             )
         if self.budget is not None and self.budget < 1:
             raise HarvestError(f"budget: expected at least 1 tubelet, got {self.budget}")
-        if not 0 <= self.random_share <= 1:
-            raise HarvestError(f"random_share: expected 0 to 1, got {self.random_share}")
+        if not 0 <= self.random_ratio <= 1:
+            raise HarvestError(f"random_ratio: expected 0 to 1, got {self.random_ratio}")
 
 
 def budget_of(selection: Selection, grid: Grid) -> int:
@@ -64,26 +60,28 @@ def budget_of(selection: Selection, grid: Grid) -> int:
                 f"{grid.num_places} places are {grid.num_tubelets}. Lower the budget, or leave it out to see all."
             )
         return selection.budget
-    if selection.keep == "run_length":  # the content decides
+    if selection.selector == "run_length":  # the content decides
         return grid.num_tubelets
-    if selection.keep in ("tube", "attention"):  # these divide a frame, as UMT counts
+    if selection.selector in ("tube", "attention"):  # these divide a frame, as UMT counts
         return grid.num_times * num_kept(grid.num_places, selection.drop_ratio)
     return num_kept(grid.num_tubelets, selection.drop_ratio)
 
 
-def see(budget: int | None, keep: Keep) -> Selection | None:
-    """What an option of budget and one of keep say together; None: all of a clip."""
-    return None if budget is None and keep != "run_length" else Selection(budget=budget, keep=keep)
+def see(budget: int | None, selector: Selector) -> Selection | None:
+    """What an option of budget and one of selector say together; None: all of a clip."""
+    return (
+        None if budget is None and selector != "run_length" else Selection(budget=budget, selector=selector)
+    )
 
 
 def described(selection: Selection) -> str:
-    """For people: `160 tubelets, keep motion`."""
+    """For people: `160 tubelets, selector motion`."""
     seen = f"{1 - selection.drop_ratio:.0%} of the tubelets"
     if selection.budget is not None:
         seen = f"{selection.budget} tubelets"
-    if selection.keep == "run_length":
+    if selection.selector == "run_length":
         seen = f"at most {seen}" if selection.budget is not None else "what does not repeat"
-    return f"{seen}, keep {selection.keep}"
+    return f"{seen}, selector {selection.selector}"
 
 
 def choose(
@@ -92,18 +90,16 @@ def choose(
     grid: Grid,
     *,
     generator: torch.Generator,
-    look: Callable[[], Tensor | None] | None = None,
-    moved: Callable[[], Tensor | None] | None = None,
+    attention_fn: Callable[[], Tensor | None] | None = None,
     same_draws: bool = False,
 ) -> Kept:
     """The tubelets to see of clips `[B, T, 3, H, W]`: int64 `[B, K]` on their device, or None for all.
 
-    In a profile it has the name `CHOOSING`. With keep "run_length" clips keep different numbers, and it is `Packed`; with "merge" it is `Merged`.
-    `look` gives the attention `[B, N]` that keep "attention" follows, `moved` how far tubelets `[B, N]` move by their
-    files, for keep "codec". `same_draws` draws once for all clips.
+    In a profile it has the name `CHOOSING`. With selector "run_length" clips keep different numbers, and it is `Packed`; with "merge" it is `Merged`.
+    `attention_fn` gives the attention `[B, N]` that selector "attention" follows. `same_draws` draws once for all clips.
     """
     with record_function(CHOOSING):
-        return _choose(selection, video, grid, generator, look, moved, same_draws)
+        return _choose(selection, video, grid, generator, attention_fn, same_draws)
 
 
 def _choose(
@@ -111,42 +107,35 @@ def _choose(
     video: Tensor,
     grid: Grid,
     generator: torch.Generator,
-    look: Callable[[], Tensor | None] | None,
-    moved: Callable[[], Tensor | None] | None,
+    attention_fn: Callable[[], Tensor | None] | None,
     same_draws: bool,
 ) -> Kept:
     K, B, device = budget_of(selection, grid), len(video), video.device
-    if selection.keep == "run_length":
+    if selection.selector == "run_length":
         return run_length_keep(repeated_change(video, grid), budget=K)
     if grid.num_tubelets == K:
         return None
-    if selection.keep == "merge":
+    if selection.selector == "merge":
         if torch.is_grad_enabled():
             raise HarvestError(
-                "keep merge is for models in use; in training give keep random, tube, motion or run_length"
+                "selector merge is for models in use; in training give selector random, tube, motion or run_length"
             )
         return Merged(K)
-    if selection.keep == "attention":
-        attention = look() if look is not None else None
+    if selection.selector == "attention":
+        attention = attention_fn() if attention_fn is not None else None
         if attention is None:
-            raise HarvestError("keep attention needs a tower that tells where it looks, and none is here")
+            raise HarvestError("selector attention needs a tower that tells where it looks, and none is here")
         return attention_keep(attention, grid.num_times, budget=K, generator=generator, same_draws=same_draws)
-    if selection.keep == "motion" or selection.keep in BY_FILE:
-        change = tubelet_change(video, grid) if selection.keep == "motion" else moved and moved()
-        if change is None:
-            raise HarvestError(
-                "keep codec reads the motion vectors of video files, and here are none to read (as in training): give "
-                "keep motion"
-            )
+    if selection.selector == "motion":
         return motion_keep(
-            change,
+            tubelet_change(video, grid),
             grid.num_times,
             budget=K,
-            random_share=selection.random_share,
+            random_ratio=selection.random_ratio,
             generator=generator,
             same_draws=same_draws,
         )
-    if selection.keep == "tube":
+    if selection.selector == "tube":
         keep = tube_keep(
             B, grid.num_times, grid.num_places, budget=K, generator=generator, same_draws=same_draws
         )
@@ -161,13 +150,13 @@ def choose_equally(
     grid: Grid,
     *,
     generator: torch.Generator,
-    look: Callable[[], Tensor | None] | None = None,
+    attention_fn: Callable[[], Tensor | None] | None = None,
 ) -> Tensor | None:
     """`choose` for those who need as many tubelets of every clip, such as layers compared one by one with a teacher's."""
-    keep = choose(selection, video, grid, generator=generator, look=look)
+    keep = choose(selection, video, grid, generator=generator, attention_fn=attention_fn)
     if isinstance(keep, Packed | Merged):
         raise HarvestError(
-            f"keep {selection.keep} sees different numbers of tubelets of different clips, and a student beside a "
-            "teacher needs equally many: give keep random, tube, motion or attention"
+            f"selector {selection.selector} sees different numbers of tubelets of different clips, and a student beside a "
+            "teacher needs equally many: give selector random, tube, motion or attention"
         )
     return keep

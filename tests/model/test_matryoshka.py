@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from toys import toy_model
 
 from harvest.interfaces import HarvestError
-from harvest.model.nesting import shorten, turn_to_main_axes
+from harvest.model.matryoshka import shorten, turn_to_main_axes
 
 
 def embedded(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
