@@ -62,7 +62,7 @@ def check_range(name: str, value: Any, allowed: Range) -> None:
 
 def check_ranges(settings: Any, where: str = "") -> None:
     """Check every field of a dataclass whose annotation carries a `Range`; `where` comes before its name in errors."""
-    for name, allowed in _ranges(type(settings)):
+    for name, allowed in _ranges(type(settings)):  # type: ignore[arg-type]
         check_range(f"{where}.{name}" if where else name, getattr(settings, name), allowed)
 
 
