@@ -49,9 +49,9 @@ def tiny_run(image_model: Path, request: pytest.FixtureRequest) -> Callable[...,
         if config.start.scratch is None:
             start = dataclasses.replace(config.start, model=str(image_model))
             if isinstance(config.objective, MultimodalConfig):
-                words = str(image_model) if start.words == "mini-image" else start.words
+                text = str(image_model) if start.text == "mini-image" else start.text
                 stage1 = str(request.getfixturevalue("stage1_run"))
-                start = dataclasses.replace(start, model=stage1, words=words)
+                start = dataclasses.replace(start, model=stage1, text=text)
             config = dataclasses.replace(config, start=start)
         if isinstance(config.objective, MaskedAlignmentConfig):
             config = dataclasses.replace(

@@ -35,7 +35,7 @@ def test_mistakes(image_model: Path, videos: list[Path], tmp_path: Path) -> None
     with pytest.raises(harvest.HarvestError, match="1 of 2 videos cannot be read"):
         model.embed_videos([videos[0], tmp_path / "none.mp4"])
     with pytest.raises(harvest.HarvestError, match="fill"):
-        model.fill(videos[0], "a [mask] circle")  # an image model has no decoder
+        model.fill_mask(videos[0], "a [mask] circle")  # an image model has no decoder
     with pytest.raises(harvest.HarvestError):
         harvest.load(tmp_path)
     with pytest.raises(harvest.HarvestError, match=r"a list of paths: \['a.mp4'\]"):

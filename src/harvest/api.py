@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harvest.data.video import read_clip
 from harvest.evaluation.embed import Mode, default_frames, embed_texts, embed_videos
-from harvest.evaluation.question_answering import fill
+from harvest.evaluation.question_answering import fill_mask
 from harvest.interfaces import Example, HarvestError
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
@@ -62,14 +62,14 @@ class VideoText:
             raise HarvestError(f"embed_texts takes a list of sentences: [{texts!r}]")
         return embed_texts(self.model, self.tokenizer, texts, dim=dim)
 
-    def fill(self, path: str | Path, sentence: str) -> list[tuple[str, float]]:
+    def fill_mask(self, path: str | Path, sentence: str) -> list[tuple[str, float]]:
         """The likeliest word, with its probability, for each `[mask]` of a sentence about a video."""
         clip = read_clip(
             path,
             num_frames=default_frames(self.model, self.mode),
             image_size=self.model.config.video.image_size,
         )
-        return fill(self.model, self.tokenizer, clip.frames, sentence, mode=self.mode)
+        return fill_mask(self.model, self.tokenizer, clip.frames, sentence, mode=self.mode)
 
 
 def load(source: str | Path) -> VideoText:

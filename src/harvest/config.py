@@ -67,16 +67,16 @@ class StartConfig:
     scratch: ModelConfig | None = None
     """Sizes where `model` is `scratch`, and None where it is not; its `vocab_size` bounds that of the tokenizer, learned
     from the captions. A student of stage 1 has no text tower."""
-    words: str | None = None
+    text: str | None = None
     """UMT's second stage: where the text tower comes from. A BERT folder of transformers, whose last `fusion.depth`
-    layers become the fusion; an image-text model, whose text tower is taken; or `scratch`. A model that has words
-    already needs none."""
-    scratch_words: TextEncoderConfig | None = None
-    """Sizes for words `scratch`; the tokenizer is learned from the captions."""
-    max_words: int = 32
+    layers become the fusion; an image-text model, whose text tower is taken; or `scratch`. A model that has a text tower
+    needs none."""
+    scratch_text: TextEncoderConfig | None = None
+    """Sizes for text `scratch`; the tokenizer is learned from the captions."""
+    max_text_tokens: int = 32
     """Word pieces of a caption that a BERT gets, [CLS] included."""
     embed_dim: int = 512
-    """Width of the shared space where a BERT or words from scratch are joined to a video tower."""
+    """Width of the shared space where a BERT or a text tower from scratch is joined to a video tower."""
 
     def __post_init__(self) -> None:
         if self.model != "scratch":

@@ -105,13 +105,13 @@ class Grid(NamedTuple):
     """How an encoder divides a clip into tubelets, numbered in the order (time, row, column)."""
 
     num_times: int
-    num_places: int  # in a frame
+    num_patches: int  # in a frame
     tubelet_size: int  # frames
     patch_size: int  # pixels
 
     @property
     def num_tubelets(self) -> int:
-        return self.num_times * self.num_places
+        return self.num_times * self.num_patches
 
 
 class Packed(NamedTuple):

@@ -137,7 +137,7 @@ def harvest_l14() -> RunConfig:
 
 
 def _student(video: VideoEncoderConfig) -> StartConfig:
-    """A video tower from scratch, which has met no words."""
+    """A video tower from scratch, without a text tower."""
     return StartConfig(model="scratch", fusion=None, scratch=ModelConfig(video=video, text=None))
 
 
@@ -218,7 +218,7 @@ def umt_stage2_b16() -> RunConfig:
         recipe="umt-stage2-b16",
         start=StartConfig(
             model="runs/umt-stage1-b16",
-            words="bert-base-uncased",
+            text="bert-base-uncased",
             embed_dim=512,
             fusion=FusionConfig(depth=3, num_heads=12, layout="bert", tied_words=True, matches=True),
         ),
@@ -237,7 +237,7 @@ def umt_stage2_l16() -> RunConfig:
         recipe="umt-stage2-l16",
         start=StartConfig(
             model="runs/umt-stage1-l16",
-            words="bert-large-uncased",
+            text="bert-large-uncased",
             embed_dim=768,
             fusion=FusionConfig(depth=5, num_heads=16, layout="bert", tied_words=True, matches=True),
         ),
@@ -273,7 +273,7 @@ def mini_umt_stage2() -> RunConfig:
         recipe="mini-umt-stage2",
         start=StartConfig(
             model="runs/mini-umt-stage1",
-            words="mini-image",
+            text="mini-image",
             fusion=FusionConfig(depth=2, num_heads=4, matches=True),
         ),
         objective=MultimodalConfig(teacher="mini-image", num_layers=2, drop_path=0.0),
@@ -729,9 +729,9 @@ def tiny(name: str) -> RunConfig:
         start = config.start
         if isinstance(config.objective, MultimodalConfig):
             start = dataclasses.replace(start, model="runs/umt-stage1-b16", embed_dim=128)
-            if start.words != "mini-image":
+            if start.text != "mini-image":
                 fusion = FusionConfig(layout="bert", tied_words=True, matches=True)
-                start = dataclasses.replace(start, words="scratch", scratch_words=_TINY_BERT, fusion=fusion)
+                start = dataclasses.replace(start, text="scratch", scratch_text=_TINY_BERT, fusion=fusion)
         config = dataclasses.replace(
             config,
             start=start,

@@ -50,7 +50,7 @@ def test_sizes_come_from_the_start_or_from_the_recipe_that_makes_it() -> None:
     later = sizes_of(RECIPES["ft-msrvtt-b16"]())  # from a run of harvest-b16
     assert (later.video.width, later.video.num_frames, later.fusion is not None) == (768, 8, True)
     student = sizes_of(RECIPES["umt-stage1-b16"]())
-    assert student.text is None and student.video.num_times * student.video.num_places == 1568
+    assert student.text is None and student.video.num_times * student.video.num_patches == 1568
     with pytest.raises(HarvestError, match="does not know the sizes of 'elsewhere'"):
         sizes_of(changed(RECIPES["harvest-b16"](), "start", model="elsewhere"))
 

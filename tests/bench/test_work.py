@@ -46,7 +46,7 @@ UMT: dict[str, Any] = {"teacher": "mini-image", "num_layers": 2, "drop_path": 0.
 def sizes(fusion: FusionConfig | None, *, answers: bool = False) -> ModelConfig:
     """The mini-world's model; with the layout of BERT, a tower and words of different widths, as UMT joins them."""
     base = model_config("mini", frames=4)
-    video, text = base.video, base.words
+    video, text = base.video, base.text_tower
     if fusion is not None and fusion.layout == "bert":
         video = dataclasses.replace(
             video, prefix="none", pooling="mean", pool_times=True, positions="sinusoid", pre_norm=False
@@ -154,15 +154,15 @@ def test_the_formula_counts_what_a_step_computes(objective: Any, fusion: FusionC
 def test_the_sizes_of_umts_second_stage_are_those_that_are_joined() -> None:
     base = sizes_of(RECIPES["umt-stage2-b16"]())
     assert (base.video.num_frames, base.video.width, base.video.depth) == (4, 768, 12)
-    assert (base.words.width, base.words.depth, base.words.vocab_size) == (768, 9, 30_522)
+    assert (base.text_tower.width, base.text_tower.depth, base.text_tower.vocab_size) == (768, 9, 30_522)
     assert base.fusion is not None and (base.fusion.depth, base.fusion.layout) == (3, "bert")
     large = sizes_of(RECIPES["umt-stage2-l16"]())
-    assert (large.words.width, large.words.depth, large.words.mlp_width) == (1024, 19, 4096)
+    assert (large.text_tower.width, large.text_tower.depth, large.text_tower.mlp_width) == (1024, 19, 4096)
     assert sizes_of(RECIPES["umt-ft-msrvtt-b16"]()).video.num_frames == 12
     assert sizes_of(RECIPES["mini-umt-qa"]()).answers is not None
     config = RECIPES["umt-stage2-b16"]()
     with pytest.raises(HarvestError, match=r"sizes of the words 'elsewhere'.*bert-base-uncased"):
-        sizes_of(dataclasses.replace(config, start=dataclasses.replace(config.start, words="elsewhere")))
+        sizes_of(dataclasses.replace(config, start=dataclasses.replace(config.start, text="elsewhere")))
 
 
 @pytest.mark.parametrize(("recipe", "expected"), [("umt-stage2-b16", 286), ("umt-stage2-l16", 984)])

@@ -240,7 +240,7 @@ def test_answers_are_ranked_by_the_likelihood_of_all_their_words(
     model, _ = with_answers(model)
     examples = questions(videos)
     answers = ["red", "very dark blue", "the shape is red", "blue"]
-    ids = encode_answers(tokenizer, model.config.words, answers)
+    ids = encode_answers(tokenizer, model.config.text_tower, answers)
     text = model.encode_text(tokenizer(["which colour?"] * 4))
     clips = [features for _, features in read_clips(model, examples).batches]
     states = model.fuse(clips[0], text)
@@ -252,7 +252,9 @@ def test_answers_are_ranked_by_the_likelihood_of_all_their_words(
             total, first = 0.0, 0.0
             for place in range(1, len(words)):  # word after word, from the start
                 one = type(text)(*(part[question : question + 1] for part in text))
-                scores = model.say(states[question : question + 1], one, words[None, :place])[0, -1]
+                scores = model.decode_answers(states[question : question + 1], one, words[None, :place])[
+                    0, -1
+                ]
                 log_prob = float(scores.log_softmax(dim=0)[words[place]])
                 first = first or log_prob
                 total += log_prob
@@ -295,7 +297,7 @@ def test_defect_1_questions_run_from_training_to_scores(
     model, new = with_answers(model)
     # The video is wider than the text: what reads it is new, all the rest starts from the fusion.
     assert new and all("video.key_value." in name or "video_in." in name for name in new)
-    answers = encode_answers(tokenizer, model.config.words, ["red", "very dark blue", "blue"])
+    answers = encode_answers(tokenizer, model.config.text_tower, ["red", "very dark blue", "blue"])
     objective = AnswerDecoding(AnswerDecodingConfig(drop_path=0.1), model, answers, seed=0).train()
     ids = tokenizer(["which colour?", "the shape is"])[:, None]
     batch = Batch(
@@ -319,8 +321,8 @@ def test_defect_1_questions_run_from_training_to_scores(
 
 def test_answers_that_cannot_be_said(tokenizer: Tokenizer, model: VideoTextModel) -> None:
     with pytest.raises(HarvestError, match="has no words"):
-        encode_answers(tokenizer, model.config.words, ["red", " "])
+        encode_answers(tokenizer, model.config.text_tower, ["red", " "])
     with pytest.raises(HarvestError, match="too long"):
-        encode_answers(tokenizer, model.config.words, ["red " * 30])
+        encode_answers(tokenizer, model.config.text_tower, ["red " * 30])
     with pytest.raises(HarvestError, match="no decoder of answers"):
         answer_ranking(model, tokenizer, [], None)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from harvest.data.video import read_clip
-from harvest.evaluation import evaluate, fill
+from harvest.evaluation import evaluate, fill_mask
 from harvest.evaluation.question_answering import masked_ids
 from harvest.evaluation.settings import EvalSettings
 from harvest.interfaces import Example, HarvestError
@@ -212,7 +212,7 @@ def test_masked_words_against_loops(trained: World, captions: list[str]) -> None
 def test_a_trained_model_fills_what_it_sees(trained: World) -> None:
     sentence = "a [mask] [mask] moves to the [mask]"
     seen = [
-        [word for word, _ in fill(trained.model, trained.tokenizer, clip_of(trained, n), sentence)]
+        [word for word, _ in fill_mask(trained.model, trained.tokenizer, clip_of(trained, n), sentence)]
         for n in (0, 2)
     ]
     assert seen == [["red", "circle", "left"], ["blue", "square", "right"]]
@@ -233,13 +233,13 @@ def test_masked_words_need_different_captions(world: World) -> None:
 
 
 def test_fill(world: World) -> None:
-    filled = fill(world.model, world.tokenizer, clip_of(world, 0), "a [mask] circle moves to the [mask]")
+    filled = fill_mask(world.model, world.tokenizer, clip_of(world, 0), "a [mask] circle moves to the [mask]")
     assert len(filled) == 2
     for word, probability in filled:
         assert isinstance(word, str)
         assert 0 < probability <= 1
     with pytest.raises(HarvestError, match=r"no \[mask\]"):
-        fill(world.model, world.tokenizer, clip_of(world, 0), "a red circle")
+        fill_mask(world.model, world.tokenizer, clip_of(world, 0), "a red circle")
 
 
 def test_a_model_without_fusion_says_so(world: World, questions: list[Example]) -> None:
@@ -247,7 +247,7 @@ def test_a_model_without_fusion_says_so(world: World, questions: list[Example]) 
         with pytest.raises(HarvestError, match="no fusion decoder"):
             evaluate(world.image_model, world.tokenizer, examples, task=task)  # type: ignore[arg-type]
     with pytest.raises(HarvestError, match="no fusion decoder"):
-        fill(world.image_model, world.tokenizer, clip_of(world, 0), "[mask]")
+        fill_mask(world.image_model, world.tokenizer, clip_of(world, 0), "[mask]")
 
 
 def test_bad_questions(world: World, questions: list[Example]) -> None:

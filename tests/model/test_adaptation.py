@@ -107,7 +107,7 @@ def test_a_frozen_text_tower_stays_frozen() -> None:
     assert names and all(".mlp.into." in name or ".mlp.out." in name for name in names)
     assert isinstance(other.video.blocks[0].mlp, WiderMLP)
     merge(other)
-    assert other.config.video.mlp_width == 37 and other.config.words.mlp_width == 32
+    assert other.config.video.mlp_width == 37 and other.config.text_tower.mlp_width == 32
     frozen = model_of()
     adapt(frozen, AdaptConfig("frozen"))
     assert trained(frozen) == ["log_scale"]

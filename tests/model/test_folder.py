@@ -22,7 +22,7 @@ def saved(tmp_path):
 
 
 def test_a_model_without_a_text_tower(tmp_path):
-    """A student of UMT's first stage has met no words: it keeps no tower and no tokenizer, and says so when asked."""
+    """A student of UMT's first stage has no text tower: it keeps no tower and no tokenizer, and says so when asked."""
     model, tokenizer = toy_model()
     tower = VideoTextModel(dataclasses.replace(model.config, text=None))
     assert not any(name.startswith("text.") for name in tower.state_dict())

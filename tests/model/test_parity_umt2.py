@@ -294,7 +294,7 @@ def test_training_on_answers(qa_mc):
     of_question = torch.arange(2).repeat_interleave(qa_mc["k"])
     rows = TextFeatures(text.tokens[of_question], text.pooled[of_question], text.mask[of_question])
     ids = qa_mc["a.input_ids"]
-    logits = model.say(states[of_question], rows, ids)[:, :-1]
+    logits = model.decode_answers(states[of_question], rows, ids)[:, :-1]
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == 0, -100)
     nll = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").sum(dim=1)
     loss = (qa_mc["weights"] * nll).sum() / 2
@@ -324,7 +324,7 @@ def test_answers_share_their_question(qa_mc):
     ids = qa_mc["cand.input_ids"]
     first = TextFeatures(*(t[:1] for t in text))
     with torch.no_grad():
-        logits = model.say(states[:1], first, ids)
+        logits = model.decode_answers(states[:1], first, ids)
         log_probs = logits.log_softmax(dim=-1)
     nll = -log_probs[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
     nll = nll.masked_fill(ids[:, 1:] == 0, 0.0).sum(dim=1)

@@ -98,7 +98,7 @@ def test_a_released_layout(name):
 
 def check_viclip(tensors, model, report):
     assert report.used == len(tensors) and report.ignored == () and report.new == ("text.mask_embedding",)
-    video, text = model.config.video, model.config.words
+    video, text = model.config.video, model.config.text_tower
     # The class token and its position are one vector; the vector that stands for hidden words is new.
     theirs = sum(tensor.numel() for tensor in tensors.values())
     assert sum(p.numel() for p in model.parameters()) == theirs - video.width + text.width

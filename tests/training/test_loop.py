@@ -93,7 +93,7 @@ def test_the_tiny_twin_of_every_recipe_runs_end_to_end(name: str, runs: Path, ti
     assert len(kept) == 2 and kept[-1] == f"step-{config.total_steps:08d}"
     assert list((run / "tensorboard").iterdir()) and not (run / "broken.json").exists()
     model, tokenizer = load_model(run / "model")
-    is_tower = config.start.scratch is not None and config.start.scratch.text is None  # it has met no words
+    is_tower = config.start.scratch is not None and config.start.scratch.text is None  # no text tower
     assert (tokenizer is None) == is_tower
     if tokenizer is not None:
         assert model.encode_text(tokenizer(["a red circle"])).pooled.shape == (1, 128)
@@ -524,8 +524,8 @@ def test_stage_2_goes_on_from_stage_1(stage1_run: Path, tiny_run: TinyRun, tmp_p
     (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(HarvestError, match=r"no model\.safetensors"):
         start_model(alone, ["a red circle"])
-    nowhere = dataclasses.replace(config, start=dataclasses.replace(config.start, words=None))
-    with pytest.raises(HarvestError, match=r"--start\.words"):
+    nowhere = dataclasses.replace(config, start=dataclasses.replace(config.start, text=None))
+    with pytest.raises(HarvestError, match=r"--start\.text"):
         start_model(nowhere, [])
 
 

@@ -234,7 +234,7 @@ class School:
         )
 
     def budget(self, share: float) -> int:
-        return max(1, round(share * self.sizes.num_times * self.sizes.num_places))
+        return max(1, round(share * self.sizes.num_times * self.sizes.num_patches))
 
     def scores(
         self,

@@ -197,16 +197,16 @@ def _start_sizes(config: RunConfig) -> ModelConfig:
 
 
 def _joined(tower: ModelConfig, start: StartConfig) -> ModelConfig:
-    """A tower that has met no words, joined to the text tower that `start.words` names (`model.joining.join`)."""
+    """A tower without a text tower, joined to the text tower that `start.text` names (`model.joining.join`)."""
     fusion = start.fusion
-    if start.words is None or fusion is None:
-        raise HarvestError(f"{start.model} has met no words: give start.words and start.fusion")
-    if start.words == "scratch" and start.scratch_words is not None:
-        text = start.scratch_words
-    elif start.words in KNOWN:
-        text = model_config(KNOWN[start.words], frames=1).words
-    elif start.words in _BERTS:
-        bert = _BERTS[start.words]
+    if start.text is None or fusion is None:
+        raise HarvestError(f"{start.model} has no text tower: give start.text and start.fusion")
+    if start.text == "scratch" and start.scratch_text is not None:
+        text = start.scratch_text
+    elif start.text in KNOWN:
+        text = model_config(KNOWN[start.text], frames=1).text_tower
+    elif start.text in _BERTS:
+        bert = _BERTS[start.text]
         text = TextEncoderConfig(
             vocab_size=30_522,
             context_length=512,
@@ -218,8 +218,8 @@ def _joined(tower: ModelConfig, start: StartConfig) -> ModelConfig:
         )
     else:
         raise HarvestError(
-            f"plan does not know the sizes of the words {start.words!r}; it knows {', '.join([*_BERTS, *KNOWN])} and"
-            " scratch: give one of the same size with --start.words"
+            f"plan does not know the sizes of the text tower {start.text!r}; it knows {', '.join([*_BERTS, *KNOWN])} and"
+            " scratch: give one of the same size with --start.text"
         )
     video = dataclasses.replace(
         tower.video, projection=True, projection_bias=True, embed_dim=text.embed_dim, pooled_norm=True
@@ -229,7 +229,7 @@ def _joined(tower: ModelConfig, start: StartConfig) -> ModelConfig:
 
 def _kept(config: RunConfig, sizes: ModelConfig, selection: Selection) -> int:
     video = sizes.video
-    grid = Grid(video.num_times, video.num_places, video.tubelet_size, video.patch_size)
+    grid = Grid(video.num_times, video.num_patches, video.tubelet_size, video.patch_size)
     return budget_of(selection, grid)
 
 
@@ -284,9 +284,9 @@ def memory_of(config: RunConfig, sizes: ModelConfig, kept: int, *, gpus: int) ->
     )
     words, reading = 0.0, reading_of(config, sizes)
     if reading.kept:
-        words += wide * BYTES_A_TOKEN * reading.kept * WORDS * sizes.words.width * sizes.words.depth
+        words += wide * BYTES_A_TOKEN * reading.kept * WORDS * sizes.text_tower.width * sizes.text_tower.depth
     if reading.fused and sizes.fusion is not None:
-        text, deep = sizes.words, sizes.fusion.depth * reading.fused
+        text, deep = sizes.text_tower, sizes.fusion.depth * reading.fused
         further = max(0, kept - 3 * WORDS)  # tubelets beyond those, of which keys and values are kept
         words += wide * deep * text.width * (BYTES_A_WORD * WORDS + 4 * further)
         words += 10 * reading.hidden * text.vocab_size
@@ -333,7 +333,7 @@ def _step_gflop_per_s(
 ) -> float:
     objective = make_objective(sizes, cache_texts=False, plain=False).to(device)
     step = make_stepper(objective, config.loop.precision, device)
-    batch = random_batch(sizes, clips, min(WORDS, sizes.words.context_length), device)
+    batch = random_batch(sizes, clips, min(WORDS, sizes.text_tower.context_length), device)
     took: list[float] = []
     step(batch, config.selection_at(0), 0)  # allocations
     while len(took) < 2 or sum(took) < seconds:

@@ -185,7 +185,7 @@ def measure_steps(settings: StepSettings, *, trace: Path | None = None) -> StepB
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     config = model_config(settings.model, frames=settings.frames, image_size=settings.image_size)
-    most = config.words.context_length
+    most = config.text_tower.context_length
     if not 3 <= settings.words <= most:
         raise HarvestError(f"words: expected 3 to {most}, got {settings.words}")
     place = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -286,7 +286,7 @@ def make_objective(config: ModelConfig, *, cache_texts: bool, plain: bool) -> Po
 def random_batch(config: ModelConfig, batch: int, words: int, device: torch.device) -> Batch:
     """Clips of noise, captions of random words whose lengths end at `words`, padded as a tokenizer would."""
     generator = torch.Generator().manual_seed(0)
-    video, text = config.video, config.words
+    video, text = config.video, config.text_tower
     shape = (batch, video.num_frames, 3, video.image_size, video.image_size)
     specials = 3 if text.start_id == 0 else 0
     ids = torch.full((batch, 1, text.context_length), text.pad_id)
@@ -387,7 +387,7 @@ def step_gflop(
     Matrix products alone: layer norms, softmax and activations are below 1 %. The backward pass costs twice the
     forward where weights are trained, once where it only passes through to the mask embedding.
     """
-    video, text = config.video, config.words
+    video, text = config.video, config.text_tower
     patches, encoder = video_mac(video, kept)
     tower = text_mac(text, words)
     macs: float = 2 * patches + 3 * encoder  # the pixels need no gradient
@@ -419,7 +419,7 @@ def fusion_mac(config: ModelConfig, *, kept: int, words: int, text_mask_ratio: f
     """Forward MACs of a caption that looks at a clip, and of the head at its hidden words."""
     if config.fusion is None:
         return 0.0
-    text = config.words
+    text = config.text_tower
     body = fused_mac(config.fusion, text, context_width=config.video.width, context=kept, words=words)
     return body + max(1.0, text_mask_ratio * (words - 2)) * word_head_mac(text)
 
@@ -458,7 +458,7 @@ def _rows(
     clips_per_s = {
         (v.name, v.selection.drop_ratio): len(v.clips.video) / statistics.median(v.times) for v in variants
     }
-    num_tubelets = config.video.num_times * config.video.num_places
+    num_tubelets = config.video.num_times * config.video.num_patches
     rows = []
     for v in variants:
         ratio, kept = v.selection.drop_ratio, num_kept(num_tubelets, v.selection.drop_ratio)

@@ -148,7 +148,7 @@ def measure_tokens(
         raise HarvestError(f"budgets: expected shares of more than 0, at most 1, got {budgets}")
     config = model_config(model, frames=frames, image_size=image_size)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    N = config.video.num_times * config.video.num_places
+    N = config.video.num_times * config.video.num_patches
     variants: list[tuple[bool, Variant]] = []
     for compiled in compile:
         objective = make_objective(config, cache_texts=True, plain=False).to(place)
@@ -156,7 +156,7 @@ def measure_tokens(
             compile_blocks(objective.model)
         step = make_stepper(objective, precision, place)
         for batch in batches:
-            clips = _moving(random_batch(config, batch, min(32, config.words.context_length), place))
+            clips = _moving(random_batch(config, batch, min(32, config.text_tower.context_length), place))
             for selector, share in itertools.product(selectors, budgets):
                 if share == 1 and selector != selectors[0]:
                     continue

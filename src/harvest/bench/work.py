@@ -83,7 +83,7 @@ def reading_of(config: RunConfig, sizes: ModelConfig) -> Reading:
         )
     if isinstance(objective, QuestionAnsweringConfig):
         # a frozen tower is passed through, down to the vector of the hidden word where that is new
-        frozen = 2 if sizes.words.mask_id is None else 1
+        frozen = 2 if sizes.text_tower.mask_id is None else 1
         return Reading(towers=3 if objective.text_tower == "trained" else frozen, kept=1, fused=1)
     if isinstance(objective, MultipleChoiceConfig):
         trained = objective.text_tower == "trained"
@@ -108,14 +108,14 @@ def gflop_of(config: RunConfig, sizes: ModelConfig, kept: int) -> float:
     macs: float = 2 * patches + 3 * encoder + again
     reading = reading_of(config, sizes)
     if reading != Reading():
-        macs += reading.towers * text_mac(sizes.words, WORDS)
+        macs += reading.towers * text_mac(sizes.text_tower, WORDS)
     if reading.fused and sizes.fusion is not None:
         once = fused_mac(
-            sizes.fusion, sizes.words, context_width=sizes.video.width, context=kept, words=WORDS
+            sizes.fusion, sizes.text_tower, context_width=sizes.video.width, context=kept, words=WORDS
         )
-        macs += 3 * (reading.fused * once + reading.hidden * word_head_mac(sizes.words))
+        macs += 3 * (reading.fused * once + reading.hidden * word_head_mac(sizes.text_tower))
     if reading.answers and sizes.answers is not None:
-        text = sizes.words
+        text = sizes.text_tower
         macs += 3 * fused_mac(
             sizes.answers, text, context_width=text.width, context=WORDS, words=ANSWER_WORDS - 1
         )
@@ -131,7 +131,7 @@ def gflop_of(config: RunConfig, sizes: ModelConfig, kept: int) -> float:
 
 
 def _all(sizes: ModelConfig) -> int:
-    return sizes.video.num_times * sizes.video.num_places
+    return sizes.video.num_times * sizes.video.num_patches
 
 
 def teacher_of(objective: MaskedAlignmentConfig) -> ModelConfig | None:
@@ -163,7 +163,7 @@ def _taught_mac(objective: MaskedAlignmentConfig, sizes: ModelConfig, kept: int)
     if teacher is None:
         return macs
     tower, S = teacher.video, sizes.video.num_times
-    P, D = tower.num_places, tower.width
+    P, D = tower.num_patches, tower.width
     patches, blocks = video_mac(tower, P)
     last = block_mac(P + 1, D, tower.mlp_width)
     macs += S * (patches + blocks - last)

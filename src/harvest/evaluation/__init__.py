@@ -3,7 +3,7 @@
 from harvest.data.labels import read_class_names
 from harvest.evaluation.embed import Embeddings, embed_texts, embed_videos
 from harvest.evaluation.motion_truth import motion_truth
-from harvest.evaluation.question_answering import fill
+from harvest.evaluation.question_answering import fill_mask
 from harvest.evaluation.result import Result, table
 from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.tasks import Task, evaluate
@@ -16,7 +16,7 @@ __all__ = [
     "embed_texts",
     "embed_videos",
     "evaluate",
-    "fill",
+    "fill_mask",
     "motion_truth",
     "read_class_names",
     "table",

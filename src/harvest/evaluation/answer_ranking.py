@@ -43,7 +43,7 @@ def answer_ranking(
         raise HarvestError("this model has no decoder of answers: fine-tune it on questions first")
     check_answered(examples)
     wanted, listed = closed_list(examples, answers)
-    candidates = encode_answers(tokenizer, model.config.words, listed)
+    candidates = encode_answers(tokenizer, model.config.text_tower, listed)
     asked: list[int] = []
     stretch: list[int] = []
     parts: list[Tensor] = []
@@ -77,12 +77,14 @@ def rank(
     chosen = torch.arange(A, device=states.device).expand(B, -1)
     if top_k < A:
         start = ids[:1, :1].expand(B, -1)
-        first = model.say(states, text, start)[:, 0].float().log_softmax(dim=-1)  # [B, V]
+        first = model.decode_answers(states, text, start)[:, 0].float().log_softmax(dim=-1)  # [B, V]
         chosen = first[:, ids[:, 1]].topk(top_k, dim=1).indices
     for row in range(B):
         one = TextFeatures(*(part[row : row + 1] for part in text))
         said = chosen[row]
-        log_probs = model.say(states[row : row + 1], one, ids[said, :-1]).float().log_softmax(dim=-1)
+        log_probs = (
+            model.decode_answers(states[row : row + 1], one, ids[said, :-1]).float().log_softmax(dim=-1)
+        )
         of_words = log_probs.gather(2, ids[said, 1:, None])[..., 0]
         scores[row, said] = of_words.masked_fill(~mask[said, 1:], 0.0).sum(dim=1)
     return scores

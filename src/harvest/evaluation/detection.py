@@ -96,7 +96,7 @@ def detection(
         with evaluating(model, settings.precision):
             device = model.log_scale.device
             tokens = model.video_features(video.to(device)).tokens
-            places = model.grid(video).num_places
+            places = model.grid(video).num_patches
             found = head(region_features(tokens, places, sides.to(device), owner.to(device)))
         return sides, found.float().sigmoid().cpu(), torch.tensor([number_of[e.id] for e in shown])[owner]
 

@@ -297,7 +297,7 @@ def embed_texts(
     numbers: dict[str, int] = {}
     place = torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts], dtype=torch.int64)
     distinct = list(numbers)
-    parts = [torch.empty(0, model.config.words.embed_dim)]
+    parts = [torch.empty(0, model.config.text_tower.embed_dim)]
     for start in range(0, len(distinct), batch_size):
         with evaluating(model, precision):
             text_ids = tokenizer(distinct[start : start + batch_size]).to(model.log_scale.device)

@@ -114,7 +114,7 @@ def answer_with_head(
             f"{len(other & set(listed))}: another vocabulary is another task"
         )
     wanted = [plain_answer(example.answer or "") for example in examples]
-    encode = prompt.QuestionTokenizer(model.config.words, tokenizer)
+    encode = prompt.QuestionTokenizer(model.config.text_tower, tokenizer)
     asked: list[int] = []
     parts: list[Tensor] = []
     stretch: list[int] = []
@@ -310,7 +310,7 @@ def masked_words(
     )
 
 
-def fill(
+def fill_mask(
     model: VideoTextModel,
     tokenizer: Tokenizer,
     video: Tensor,
@@ -335,7 +335,7 @@ def fill(
 def masked_ids(model: VideoTextModel, tokenizer: Tokenizer, sentence: str, *, num_hidden: int = 1) -> Tensor:
     """Ids `[L]` of a sentence with `num_hidden` hidden words in place of every `[mask]` (`model.prompt`)."""
     return prompt.masked_ids(
-        model.config.words, tokenizer, sentence, mask_id=model.mask_id, num_hidden=num_hidden
+        model.config.text_tower, tokenizer, sentence, mask_id=model.mask_id, num_hidden=num_hidden
     )
 
 

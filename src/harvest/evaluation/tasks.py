@@ -28,7 +28,7 @@ from harvest.evaluation.settings import DEFAULT, EvalSettings
 from harvest.interfaces import Example, HarvestError, OnProgress
 from harvest.model.heads import AnswerHead, ClipHead, Head
 from harvest.model.tokenizer import Tokenizer
-from harvest.model.video_text import NO_WORDS, VideoTextModel
+from harvest.model.video_text import NO_TEXT_TOWER, VideoTextModel
 from harvest.progress import bar
 from harvest.tokens import Selection, described
 
@@ -125,7 +125,7 @@ def evaluate(
             )
             return _with_settings(result, told, selection, None)
         if tokenizer is None:  # all other tasks read words
-            raise HarvestError(NO_WORDS)
+            raise HarvestError(NO_TEXT_TOWER)
         clips = read_clips(
             model,
             examples,

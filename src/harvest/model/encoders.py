@@ -67,7 +67,7 @@ class VideoEncoderConfig:
     pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     @property
-    def num_places(self) -> int:
+    def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
     @property
@@ -130,9 +130,9 @@ class VideoEncoder(nn.Module):
         self.checkpointing = False
         D = config.width
         self.patches = nn.Linear(config.tubelet_size * 3 * config.patch_size**2, D, bias=config.patch_bias)
-        num_tubelets = config.num_times * config.num_places
+        num_tubelets = config.num_times * config.num_patches
         if config.positions == "factored":
-            self.place_positions = nn.Parameter(torch.randn(config.num_places, D) * 0.02)
+            self.place_positions = nn.Parameter(torch.randn(config.num_patches, D) * 0.02)
             self.time_positions = TimePositions(config.num_times, D, config.time_positions)
         elif config.positions == "joint":
             self.joint_positions = nn.Parameter(torch.randn(num_tubelets, D) * 0.02)
@@ -294,7 +294,7 @@ class VideoEncoder(nn.Module):
         if config.positions == "factored":
             times = self.time_positions(S)
             x_BKD = x_BKD + (
-                times[times_BK] if keep is not None else times.repeat_interleave(grid.num_places, 0)
+                times[times_BK] if keep is not None else times.repeat_interleave(grid.num_patches, 0)
             )
         frames = 1
         if config.attention == "frame":
@@ -389,7 +389,7 @@ class VideoEncoder(nn.Module):
     def _embed_packed(self, video: Tensor, packed: Packed, rows: Tensor) -> Tensor:
         """Tokens `[total, D]` with their positions, in time the mean over the run that each stands for."""
         config, grid = self.config, self.grid(video)
-        S, P, keep = grid.num_times, grid.num_places, packed.keep
+        S, P, keep = grid.num_times, grid.num_patches, packed.keep
         pixels = self._pixels(video)[rows, keep // P, keep % P // (G := math.isqrt(P)), keep % P % G]
         x_TD = self.patches(self.normalise(pixels).flatten(1))
         if config.positions == "factored":
@@ -459,23 +459,23 @@ class VideoEncoder(nn.Module):
         grid = video.view(B, video.shape[1] // t, t, 3, H // p, p, W // p, p)
         return grid.permute(0, 1, 4, 6, 2, 3, 5, 7)
 
-    def _positions(self, num_times: int, num_places: int) -> Tensor:
+    def _positions(self, num_times: int, num_patches: int) -> Tensor:
         """What tubelets get added before those of time, in their order: `[N, D]`."""
         config = self.config
         if config.positions == "factored":
-            return self._for_places(self.place_positions, num_places).repeat(num_times, 1)
+            return self._for_places(self.place_positions, num_patches).repeat(num_times, 1)
         if config.positions == "sinusoid":
-            return self._for_places(self.sinusoid(num_times * config.num_places), num_places)
+            return self._for_places(self.sinusoid(num_times * config.num_patches), num_patches)
         if num_times == config.num_times:
-            return self._for_places(self.joint_positions, num_places)
+            return self._for_places(self.joint_positions, num_patches)
         table = self.joint_positions.view(config.num_times, -1).T[None]  # [1, P * D, S]
         table = F.interpolate(table, size=num_times, mode="linear", align_corners=False)
-        return self._for_places(table[0].T.reshape(-1, config.width), num_places)
+        return self._for_places(table[0].T.reshape(-1, config.width), num_patches)
 
-    def _for_places(self, table_ND: Tensor, num_places: int) -> Tensor:
+    def _for_places(self, table_ND: Tensor, num_patches: int) -> Tensor:
         """Positions for frames of the model's size, time after time, as those of frames of another size."""
-        own, new, old = self.config.num_places, math.isqrt(num_places), math.isqrt(self.config.num_places)
-        if num_places == own:
+        own, new, old = self.config.num_patches, math.isqrt(num_patches), math.isqrt(self.config.num_patches)
+        if num_patches == own:
             return table_ND
         table = table_ND.view(-1, old, old, table_ND.shape[1]).permute(0, 3, 1, 2)
         table = F.interpolate(table, size=(new, new), mode="bicubic", align_corners=False)

@@ -100,7 +100,7 @@ class BoxHead(nn.Module):
 
 
 def answer_width(model: VideoTextModel) -> int:
-    words, video = model.config.words, model.config.video
+    words, video = model.config.text_tower, model.config.video
     return words.width + video.width + words.embed_dim
 
 

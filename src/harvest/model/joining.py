@@ -1,4 +1,4 @@
-"""A video tower that has met no words and a text tower become one model, with a fusion to meet in (UMT stage 2)."""
+"""A video tower and a text tower become one model, with a fusion to meet in (UMT stage 2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from harvest.interfaces import HarvestError
 from harvest.model.encoders import VideoEncoder
 from harvest.model.fusion import FusionConfig
-from harvest.model.pretrained_bert import Words
+from harvest.model.pretrained_bert import TextTower
 from harvest.model.video_text import ModelConfig, VideoTextModel
 
 UMT_SCALE_RANGE = (2.0, 1000.0)
@@ -29,13 +29,13 @@ NEW = (
 
 @torch.no_grad()
 def join(
-    tower: VideoEncoder, words: Words, *, fusion: FusionConfig, num_frames: int
+    tower: VideoEncoder, text_tower: TextTower, *, fusion: FusionConfig, num_frames: int
 ) -> tuple[VideoTextModel, tuple[str, ...]]:
     """A model of UMT's second stage, and the names of what is new in it.
 
     Every tensor of both is used. The video's mean token gets a norm and a projection into the text's shared space.
     """
-    text = words.text
+    text = text_tower.text
     old = tower.config
     if old.pooling != "mean":
         raise HarvestError(
@@ -55,15 +55,19 @@ def join(
         pooled_norm=True,
         pool_times=True,
     )
-    config = ModelConfig(video=video, text=text, fusion=words.fusion or fusion, scale_range=UMT_SCALE_RANGE)
+    config = ModelConfig(
+        video=video, text=text, fusion=text_tower.fusion or fusion, scale_range=UMT_SCALE_RANGE
+    )
     model = VideoTextModel(config)
     if model.fusion is not None and model.fusion.config.layout == "bert":
         init_bert(model.fusion)
     if text.norms == "after":
         init_bert(model.text.blocks)
-    tensors = {f"video.{name}": tensor for name, tensor in tower.state_dict().items()} | dict(words.tensors)
+    tensors = {f"video.{name}": tensor for name, tensor in tower.state_dict().items()} | dict(
+        text_tower.tensors
+    )
     missing, extra = model.load_state_dict(tensors, strict=False)
-    may_be_new = NEW if words.tensors else (*NEW, "text.")  # words from scratch bring nothing
+    may_be_new = NEW if text_tower.tensors else (*NEW, "text.")  # words from scratch bring nothing
     new = tuple(name for name in missing if name.startswith(may_be_new))
     if extra or len(new) != len(missing):
         raise HarvestError(

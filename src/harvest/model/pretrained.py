@@ -29,7 +29,7 @@ from harvest.model.layers import Activation
 from harvest.model.layouts import clip_table, openai_table, siglip_table, viclip_table
 from harvest.model.pretrained_umt import load_umt
 from harvest.model.tokenizer import Tokenizer, TokenizerConfig
-from harvest.model.video_text import NO_WORDS, ModelConfig, VideoTextModel
+from harvest.model.video_text import NO_TEXT_TOWER, ModelConfig, VideoTextModel
 from harvest.model.weights import (
     CLIP_PIXELS,
     IMAGENET_PIXELS,
@@ -77,7 +77,7 @@ def load_pretrained(
         offline=offline,
     )
     if tokenizer is None:
-        raise HarvestError(f"{source}: {NO_WORDS}")
+        raise HarvestError(f"{source}: {NO_TEXT_TOWER}")
     return model, tokenizer, report
 
 
@@ -91,7 +91,7 @@ def load_any(
     num_frames: int | None = None,
     offline: bool = False,
 ) -> tuple[VideoTextModel, Tokenizer | None, ImportReport]:
-    """As `load_pretrained`, and video towers that have met no words, which have no tokenizer."""
+    """As `load_pretrained`, and models without a text tower, which have no tokenizer."""
     path = find_folder(source, offline=offline)
     if path.is_file():
         if activation is None and path.name.startswith("open_clip_"):
@@ -143,7 +143,7 @@ def _assemble(
     image_size: int | None,
 ) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
     """Build the model, fill what is new, resize what was asked for, check the tokenizer against the text tower."""
-    notes, text = list(report.notes), config.words
+    notes, text = list(report.notes), config.text_tower
     highest = max(tokenizer.core.get_vocab().values())
     if highest >= text.vocab_size:
         raise HarvestError(
@@ -161,7 +161,7 @@ def _assemble(
         notes.append(f"positions resized from {config.video.image_size} to {image_size} pixels, bicubic")
         config = dataclasses.replace(config, video=dataclasses.replace(config.video, image_size=image_size))
         positions = tensors["video.place_positions"]
-        tensors["video.place_positions"] = resize_positions(positions, config.video.num_places)
+        tensors["video.place_positions"] = resize_positions(positions, config.video.num_patches)
     model = VideoTextModel(config)
     own = model.state_dict()
     new = tuple(sorted(NEW - tensors.keys()))
@@ -399,11 +399,11 @@ def _from_state_dict(
             raise HarvestError(f"{source}: wrong shape: {' + '.join(table[name].sources)} is no table")
     conv = tensors["vision_encoder.conv1.weight" if is_viclip else "visual.conv1.weight"]
     patch_size = conv.shape[-1]
-    num_places, width = ours["video.place_positions"].shape
+    num_patches, width = ours["video.place_positions"].shape
     num_frames = ours["video.time_positions.table"].shape[0] if is_viclip else 1
-    if math.isqrt(num_places) ** 2 != num_places or conv.ndim != (5 if is_viclip else 4):
+    if math.isqrt(num_patches) ** 2 != num_patches or conv.ndim != (5 if is_viclip else 4):
         raise HarvestError(
-            f"{source}: {num_places} places and patches {list(conv.shape)} are not a square frame's"
+            f"{source}: {num_patches} places and patches {list(conv.shape)} are not a square frame's"
         )
     context_length, text_width = ours["text.positions"].shape
     for tower_width, head_width in zip((width, text_width), head_widths, strict=True):
@@ -436,7 +436,7 @@ def _from_state_dict(
         raise HarvestError(f"{source}: {video_depth} video blocks and {text_depth} text blocks")
     config = ModelConfig(
         video=VideoEncoderConfig(
-            image_size=patch_size * math.isqrt(num_places),
+            image_size=patch_size * math.isqrt(num_patches),
             patch_size=patch_size,
             tubelet_size=conv.shape[2] if is_viclip else 1,
             num_frames=num_frames * (conv.shape[2] if is_viclip else 1),

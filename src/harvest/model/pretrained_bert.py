@@ -51,7 +51,7 @@ FUSION_BLOCK = {
 
 
 @dataclass(frozen=True)
-class Words:
+class TextTower:
     """A text tower ready to be joined to a video tower, with what it brings for their fusion."""
 
     text: TextEncoderConfig
@@ -178,7 +178,7 @@ def load_bert(
     embed_dim: int,
     context_length: int = 32,
     vocabulary: Path | None = None,
-) -> Words:
+) -> TextTower:
     """A `transformers` folder of BERT; its last `fusion_depth` layers become the fusion.
 
     `context_length` bounds texts, not positions; `embed_dim` is the width of the shared space, whose projection is new.
@@ -239,4 +239,4 @@ def load_bert(
         depth=fusion_depth, num_heads=num_heads, layout="bert", tied_words=is_tied, matches=True
     )
     report = ImportReport(str(folder), len(rest) - len(ignored), (*ignored, *unused))
-    return Words(text, fusion, ours, tokenizer, report)
+    return TextTower(text, fusion, ours, tokenizer, report)

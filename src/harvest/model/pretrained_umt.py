@@ -168,7 +168,7 @@ def load_stage1(
     width = ours["heads.heads.0.linear.weight"].shape[0]
     encoder = VideoEncoder(config)
     heads = AlignmentHeads(
-        num_layers, config.width, width, num_positions=config.num_times * config.num_places
+        num_layers, config.width, width, num_positions=config.num_times * config.num_patches
     )
     load_strictly(encoder, _part(ours, "video."), source=name)
     load_strictly(heads, _part(ours, "heads."), source=name)
@@ -293,11 +293,11 @@ def load_teacher(
     if not depth or conv is None or conv.ndim not in (4, 5):
         raise _unknown(name, "an image tower in OpenAI's names", "conv1.weight", tensors)
     ours, ignored = rename(tensors, teacher_table(depth, prefix=prefix), source=name)
-    num_places, width = ours["video.place_positions"].shape
-    grid, patch_size = math.isqrt(num_places), conv.shape[-1]
-    if grid * grid != num_places or (conv.ndim == 5 and conv.shape[2] != 1):
+    num_patches, width = ours["video.place_positions"].shape
+    grid, patch_size = math.isqrt(num_patches), conv.shape[-1]
+    if grid * grid != num_patches or (conv.ndim == 5 and conv.shape[2] != 1):
         raise HarvestError(
-            f"{name}: {num_places} places and patches {list(conv.shape)} are not a square frame's"
+            f"{name}: {num_patches} places and patches {list(conv.shape)} are not a square frame's"
         )
     _check_heads(width, head_width, name)
     if image_size is not None and image_size != grid * patch_size:

@@ -33,12 +33,12 @@ def roi_align(maps: Tensor, boxes: Tensor, owner: Tensor, *, size: int = 7, samp
     return sampled.view(R, D, size, samples, size, samples).mean(dim=(3, 5))
 
 
-def region_features(tokens: Tensor, num_places: int, boxes: Tensor, owner: Tensor) -> Tensor:
+def region_features(tokens: Tensor, num_patches: int, boxes: Tensor, owner: Tensor) -> Tensor:
     """One feature a box, `[R, D]`, of all tokens `[B, N, D]` of clips: the mean over times, then the largest value of
     each channel in a 7 x 7 grid on the box (the fine-tuning of VideoMAE and UMT on AVA)."""
     B, N, D = tokens.shape
-    side = math.isqrt(num_places)
-    maps = tokens.view(B, N // num_places, num_places, D).mean(dim=1)
+    side = math.isqrt(num_patches)
+    maps = tokens.view(B, N // num_patches, num_patches, D).mean(dim=1)
     maps = maps.view(B, side, side, D).permute(0, 3, 1, 2)
     with torch.autocast(tokens.device.type, enabled=False):
         return roi_align(maps.float(), boxes.float(), owner).amax(dim=(2, 3))

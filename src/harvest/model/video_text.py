@@ -1,6 +1,6 @@
 """The model: a video tower, a text tower, and (once trained for it) decoders in which they meet.
 
-A tower that has met no words yet, as UMT's stage 1 makes it, is a model without a text tower.
+A video tower alone, as UMT's stage 1 trains it, is a model without a text tower.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ModelConfig:
 
     video: VideoEncoderConfig = field(default_factory=VideoEncoderConfig)
     text: TextEncoderConfig | None = field(default_factory=TextEncoderConfig)
-    """None: a video tower that has met no words."""
+    """None: a video tower alone."""
     fusion: FusionConfig | None = None
     answers: FusionConfig | None = None
     """A decoder that says answers to questions."""
@@ -36,18 +36,18 @@ class ModelConfig:
     its temperature between 0.001 and 0.5: a scale of 2 to 1000."""
 
     @property
-    def words(self) -> TextEncoderConfig:
+    def text_tower(self) -> TextEncoderConfig:
         """The text tower's sizes; HarvestError where there is none."""
         if self.text is None:
-            raise HarvestError(NO_WORDS)
+            raise HarvestError(NO_TEXT_TOWER)
         return self.text
 
     def with_vocabulary(self, vocab_size: int) -> ModelConfig:
-        return dataclasses.replace(self, text=dataclasses.replace(self.words, vocab_size=vocab_size))
+        return dataclasses.replace(self, text=dataclasses.replace(self.text_tower, vocab_size=vocab_size))
 
 
-NO_WORDS = (
-    "this model has no text tower: it has met no words yet (UMT stage 1). Train it with texts first, for instance "
+NO_TEXT_TOWER = (
+    "this model has no text tower: it is a video tower alone, as UMT stage 1 trains it. Train it with texts first, for instance "
     "harvest train umt-stage2-b16 --start.model FOLDER"
 )
 
@@ -64,11 +64,13 @@ class VideoTextModel(nn.Module):
         if config.text is not None:
             self.text = TextEncoder(config.text)
         self.fusion = (
-            FusionDecoder(config.fusion, text=config.words, context_width=config.video.width)
+            FusionDecoder(config.fusion, text=config.text_tower, context_width=config.video.width)
             if config.fusion is not None
             else None
         )
-        self.answers = AnswerDecoder(config.answers, config.words) if config.answers is not None else None
+        self.answers = (
+            AnswerDecoder(config.answers, config.text_tower) if config.answers is not None else None
+        )
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.score_bias = nn.Parameter(torch.tensor(0.0)) if config.score_bias else None
 
@@ -108,7 +110,7 @@ class VideoTextModel(nn.Module):
     def encode_text(self, text_ids: Tensor) -> TextFeatures:
         """Encode texts, int64 `[B, L]`. Words may be hidden by the id `mask_id`."""
         if self.config.text is None:
-            raise HarvestError(NO_WORDS)
+            raise HarvestError(NO_TEXT_TOWER)
         return self.text(text_ids)
 
     def fuse(self, video: VideoFeatures, text: TextFeatures) -> Tensor:
@@ -139,7 +141,7 @@ class VideoTextModel(nn.Module):
         states = fusion(video.tokens, text.tokens, text.mask, context_mask=video.mask, only=read)
         return fusion.head_match(states[:, 0])
 
-    def say(self, states: Tensor, text: TextFeatures, answer_ids: Tensor) -> Tensor:
+    def decode_answers(self, states: Tensor, text: TextFeatures, answer_ids: Tensor) -> Tensor:
         """Scores `[A, M, V]` of the word behind each of answers `[A, M]`, to fused questions `[B, L, D]`.
 
         A is a multiple of B: equally many neighbouring answers go with one question.

@@ -134,11 +134,11 @@ def stack_depth(names: Mapping[str, Any], prefix: str) -> int:
     return max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
 
 
-def resize_positions(positions_PD: Tensor, num_places: int) -> Tensor:
+def resize_positions(positions_PD: Tensor, num_patches: int) -> Tensor:
     """Positions of a square frame `[P, D]` for another number of places, bicubic (as in UMT and transformers)."""
-    old, new = math.isqrt(positions_PD.shape[0]), math.isqrt(num_places)
-    if old * old != positions_PD.shape[0] or new * new != num_places:
-        raise ValueError(f"frames must be square: {positions_PD.shape[0]} places to {num_places}")
+    old, new = math.isqrt(positions_PD.shape[0]), math.isqrt(num_patches)
+    if old * old != positions_PD.shape[0] or new * new != num_patches:
+        raise ValueError(f"frames must be square: {positions_PD.shape[0]} places to {num_patches}")
     grid = positions_PD.T.reshape(1, -1, old, old)  # [1, D, G, G]
     return (
         F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()

@@ -84,7 +84,7 @@ class AnswerDecoding(nn.Module):
             video = model.encode_video(batch.video, keep, drop_path_scale=drop_path_scale)
             text = model.encode_text(batch.text_ids[:, 0])
             ids, mask = self.answer_ids[batch.label], self.answer_mask[batch.label]
-            logits = model.say(model.fuse(video, text), text, ids[:, :-1])
+            logits = model.decode_answers(model.fuse(video, text), text, ids[:, :-1])
         asked = mask[:, 1:]
         nll = F.cross_entropy(logits[asked].float(), ids[:, 1:][asked], reduction="sum") / B
         right = (logits.argmax(dim=-1) == ids[:, 1:]).logical_or(~asked).all(dim=1).float().mean()

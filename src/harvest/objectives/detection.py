@@ -113,7 +113,7 @@ class Detection(nn.Module):
             ).to(device)
         seen = self.model.video_features(video, drop_path_scale=drop_path_scale)
         with seeded_dropout(seed_for(self.seed, step, rank)):
-            regions = region_features(seen.tokens, self.model.grid(video).num_places, boxes, owner)
+            regions = region_features(seen.tokens, self.model.grid(video).num_patches, boxes, owner)
             scores = self.head(regions, dropout=self.config.head_dropout if self.training else 0.0).float()
         each = F.binary_cross_entropy_with_logits(scores, actions.float(), reduction="none").mean(dim=1)
         # Ranks may have different numbers of boxes: each counts alike in the mean that the ranks' gradients make.

@@ -131,7 +131,7 @@ class Teaching(nn.Module):
             config.num_layers,
             student.width,
             taught.embed_dim if taught.projection else taught.width,
-            num_positions=student.num_times * student.num_places,
+            num_positions=student.num_times * student.num_patches,
             norm_eps=norm_eps,
         )
         self.num_times = student.num_times
@@ -193,7 +193,7 @@ class Teaching(nn.Module):
         `keep` `[B, K]` ascends. `is_even` says that it names as many tubelets at each time, which a GPU would have to
         wait for to find out; without it, a GPU computes the last block at all of them.
         """
-        S, P = seen.grid.num_times, seen.grid.num_places
+        S, P = seen.grid.num_times, seen.grid.num_patches
         places, slots = None, None
         if keep is not None:
             places, slots = by_frame(keep, S, P, is_even=is_even)
@@ -215,7 +215,7 @@ class Looks(NamedTuple):
 
 
 def by_frame(
-    keep: Tensor, num_times: int, num_places: int, *, is_even: bool = False
+    keep: Tensor, num_times: int, num_patches: int, *, is_even: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Kept tubelets `[B, K]`, ascending, frame by frame: places `[B * S, M]`, and where among a clip's S * M places
     each kept one is `[B, K]`; None where each frame keeps M.
@@ -228,15 +228,15 @@ def by_frame(
     B, K = keep.shape
     is_even = is_even and K % num_times == 0
     if is_even:
-        return (keep % num_places).view(B * num_times, -1), None
-    times = keep // num_places
+        return (keep % num_patches).view(B * num_times, -1), None
+    times = keep // num_patches
     counts = torch.zeros(B, num_times, dtype=torch.int64, device=keep.device)
     counts.scatter_add_(1, times, torch.ones_like(times))
-    M = int(counts.max()) if keep.device.type == "cpu" else num_places
+    M = int(counts.max()) if keep.device.type == "cpu" else num_patches
     before = (counts.cumsum(dim=1) - counts).gather(1, times)  # kept at earlier times
     slots = times * M + torch.arange(K, device=keep.device) - before
     places = torch.zeros(B, num_times * M, dtype=torch.int64, device=keep.device)
-    return places.scatter_(1, slots, keep % num_places).view(B * num_times, M), slots
+    return places.scatter_(1, slots, keep % num_patches).view(B * num_times, M), slots
 
 
 class MaskedAlignment(nn.Module):

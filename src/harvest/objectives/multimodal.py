@@ -178,7 +178,7 @@ class Multimodal(nn.Module):
                 maskable=model.text.maskable(ids),
                 ratio=config.text_mask_ratio,
                 mask_id=model.mask_id,
-                random_words=model.config.words.vocab_size,
+                random_words=model.config.text_tower.vocab_size,
                 generator=generator,
             )
             parts["mlm"] = self.masked_words(video, ids, masked_ids, hidden)

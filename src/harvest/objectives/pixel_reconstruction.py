@@ -92,7 +92,7 @@ class PixelReconstruction(nn.Module):
         self.decoder = PixelDecoder(
             config,
             width=video.width,
-            num_positions=video.num_times * video.num_places,
+            num_positions=video.num_times * video.num_patches,
             num_values=video.tubelet_size * 3 * video.patch_size**2,
         )
         # Nothing here trains what is not in the loss: words, scales, and what follows the tower's tokens.

@@ -115,7 +115,7 @@ class PostPretraining(nn.Module):
         """
         # Captions of like length share a batch, so that padding common to a batch can be left out.
         places = self.model.text.word_mask(text_ids).sum(dim=1).argsort()
-        pooled = torch.empty(len(text_ids), self.model.config.words.embed_dim, device=text_ids.device)
+        pooled = torch.empty(len(text_ids), self.model.config.text_tower.embed_dim, device=text_ids.device)
         for start, chosen in zip(range(0, len(places), 512), torch.split(places, 512), strict=True):
             pooled[chosen] = self.model.encode_text(text_ids[chosen]).pooled
             progress(start + len(chosen), len(text_ids))

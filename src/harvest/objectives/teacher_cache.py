@@ -97,7 +97,7 @@ class TeacherCache:
 
 def num_stored(grid: Grid, share: float) -> int:
     """M: as many places of each frame, at least one."""
-    return max(1, round(share * grid.num_places)) * grid.num_times
+    return max(1, round(share * grid.num_patches)) * grid.num_times
 
 
 def check(selection: Selection, grid: Grid, *, num_stored: int) -> None:

@@ -46,7 +46,7 @@ class Reranker:
         # What the index has seen of a moment, if that is equally much of each: they are read side by side.
         self._selection = cutting.selection if cutting.selector != "run_length" else None
         video = model.config.video
-        a_moment = 4 * video.num_places * max(1, self._frames // video.tubelet_size) * video.width
+        a_moment = 4 * video.num_patches * max(1, self._frames // video.tubelet_size) * video.width
         self._tokens = lru_cache(max(1, _REMEMBERED_BYTES // a_moment))(self._read)
 
     def agreements(self, words: TextFeatures, near: Sequence[Near]) -> tuple[list[float | None], list[str]]:

@@ -21,7 +21,7 @@ def tubelet_change(video: Tensor, grid: Grid) -> Tensor:
     (`differences`).
     """
     B, T = video.shape[:2]
-    S, P = grid.num_times, grid.num_places
+    S, P = grid.num_times, grid.num_patches
     if T == 1:
         return torch.zeros(B, S * P, device=video.device)
     between = differences(video, grid)  # [B, T - 1, P]
@@ -39,7 +39,7 @@ def repeated_change(video: Tensor, grid: Grid) -> Tensor:
     """
     t, S = grid.tubelet_size, grid.num_times
     if S == 1:
-        return torch.zeros(len(video), 0, grid.num_places, device=video.device)
+        return torch.zeros(len(video), 0, grid.num_patches, device=video.device)
     missing = S * t - video.shape[1]
     if missing:  # an odd last frame fills its tubelet with itself
         video = torch.cat([video, video[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)

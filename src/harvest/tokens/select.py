@@ -57,13 +57,13 @@ def budget_of(selection: Selection, grid: Grid) -> int:
         if selection.budget > grid.num_tubelets:
             raise HarvestError(
                 f"a budget of {selection.budget} tubelets is more than a clip has: {grid.num_times} times "
-                f"{grid.num_places} places are {grid.num_tubelets}. Lower the budget, or leave it out to see all."
+                f"{grid.num_patches} places are {grid.num_tubelets}. Lower the budget, or leave it out to see all."
             )
         return selection.budget
     if selection.selector == "run_length":  # the content decides
         return grid.num_tubelets
     if selection.selector in ("tube", "attention"):  # these divide a frame, as UMT counts
-        return grid.num_times * num_kept(grid.num_places, selection.drop_ratio)
+        return grid.num_times * num_kept(grid.num_patches, selection.drop_ratio)
     return num_kept(grid.num_tubelets, selection.drop_ratio)
 
 
@@ -137,7 +137,7 @@ def _choose(
         )
     if selection.selector == "tube":
         keep = tube_keep(
-            B, grid.num_times, grid.num_places, budget=K, generator=generator, same_draws=same_draws
+            B, grid.num_times, grid.num_patches, budget=K, generator=generator, same_draws=same_draws
         )
     else:
         keep = random_keep(B, grid.num_tubelets, budget=K, generator=generator, same_draws=same_draws)

@@ -46,7 +46,7 @@ def random_keep(
 def tube_keep(
     num_clips: int,
     num_times: int,
-    num_places: int,
+    num_patches: int,
     *,
     budget: int,
     generator: torch.Generator,
@@ -57,8 +57,8 @@ def tube_keep(
     Returns int64 `[num_clips, budget]` on the generator's device. Where `num_times` does not divide the budget, some
     times show one place more.
     """
-    noise = _uniform(num_clips, num_places, generator, same_draws).repeat(1, num_times)
-    sizes = (num_places,) * num_times
+    noise = _uniform(num_clips, num_patches, generator, same_draws).repeat(1, num_times)
+    sizes = (num_patches,) * num_times
     return _largest(noise, sizes, _split(_checked(budget, noise.shape[1]), sizes))
 
 

@@ -248,7 +248,7 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
     model, tokenizer, image_model = start_model(config, captions)
     encode_text: Any = tokenizer
     if isinstance(config.objective, QuestionAnsweringConfig) and tokenizer is not None:
-        encode_text = QuestionTokenizer(model.config.words, tokenizer)
+        encode_text = QuestionTokenizer(model.config.text_tower, tokenizer)
 
     def dataset(rows: Sequence[Example], data: DataConfig) -> ClipDataset:
         return ClipDataset(

@@ -21,7 +21,7 @@ from harvest.model.inflation import as_teacher, as_video_model
 from harvest.model.joining import join, with_answers, with_frames, with_matching
 from harvest.model.matryoshka import turn_by_captions
 from harvest.model.pretrained import find_folder, load_any, load_pretrained
-from harvest.model.pretrained_bert import Words, load_bert
+from harvest.model.pretrained_bert import TextTower, load_bert
 from harvest.model.pretrained_umt import read_heads
 from harvest.model.tokenizer import Tokenizer, train_tokenizer
 from harvest.model.video_text import ModelConfig, VideoTextModel
@@ -54,14 +54,14 @@ Objective = (
     | Detection
 )
 
-WORDLESS = (ClassificationConfig, DetectionConfig, MaskedAlignmentConfig, PixelReconstructionConfig)
+WITHOUT_TEXT = (ClassificationConfig, DetectionConfig, MaskedAlignmentConfig, PixelReconstructionConfig)
 """Objectives that train a video tower alone."""
 
 
 def needs_captions(config: RunConfig) -> bool:
     """Whether a run's captions say how its model starts: a vocabulary is learned from them, or the shared space turned."""
     is_nested = isinstance(config.objective, PostPretrainingConfig) and bool(config.objective.dims)
-    return config.start.scratch is not None or config.start.words == "scratch" or is_nested
+    return config.start.scratch is not None or config.start.text == "scratch" or is_nested
 
 
 def start_model(
@@ -73,11 +73,11 @@ def start_model(
     if isinstance(config.objective, MultimodalConfig):
         return *_second_stage(config, captions), None
     if start.scratch is not None:
-        if isinstance(config.objective, WORDLESS) and start.scratch.text is None:
+        if isinstance(config.objective, WITHOUT_TEXT) and start.scratch.text is None:
             return _student(config, start.scratch), None, None
         return *_from_scratch(config, captions), None
     source = source_of(start.model)
-    needs_words = not isinstance(config.objective, WORDLESS)
+    needs_words = not isinstance(config.objective, WITHOUT_TEXT)
     model, tokenizer, report = (load_pretrained if needs_words else load_any)(
         source, vocabulary=_vocabulary(config)
     )
@@ -140,7 +140,7 @@ def build_objective(
     """
     if isinstance(config.objective, AnswerDecodingConfig):
         assert tokenizer is not None  # its model has words
-        ids = encode_answers(tokenizer, model.config.words, names)
+        ids = encode_answers(tokenizer, model.config.text_tower, names)
         made: Objective = AnswerDecoding(config.objective, model, ids, seed=config.loop.seed)
     else:
         made = _objective(config, model, names, several=several, clips=clips)
@@ -219,7 +219,7 @@ def _teacher(config: RunConfig, objective: MaskedAlignmentConfig) -> VideoEncode
 
 
 def _student(config: RunConfig, sizes: ModelConfig) -> VideoTextModel:
-    """A video tower from scratch, which has met no words."""
+    """A video tower from scratch, without a text tower."""
     with _seeded(config):
         model = VideoTextModel(dataclasses.replace(sizes, text=None, fusion=None))
         init_xavier(model.video.blocks)
@@ -239,8 +239,8 @@ def _second_stage(config: RunConfig, captions: list[str]) -> tuple[VideoTextMode
     )
     say(str(report))
     if tokenizer is not None:
-        if start.words is not None and start.words != "scratch":
-            say(f"{source} has a text tower: start.words {start.words} is not needed")
+        if start.text is not None and start.text != "scratch":
+            say(f"{source} has a text tower: start.text {start.text} is not needed")
         assert isinstance(config.objective, MultimodalConfig)
         if config.objective.matching_weight > 0:
             with _seeded(config):
@@ -248,44 +248,44 @@ def _second_stage(config: RunConfig, captions: list[str]) -> tuple[VideoTextMode
             if fresh:
                 say(f"new in the model: {', '.join(fresh)}")
         return with_frames(model, config.data.num_frames), tokenizer
-    if start.words is None or start.fusion is None:
+    if start.text is None or start.fusion is None:
         raise HarvestError(
-            f"{source} has met no words: give its text tower, --start.words FOLDER of a BERT, and start.fusion"
+            f"{source} has no text tower: give one, --start.text FOLDER of a BERT, and start.fusion"
         )
     with _seeded(config):
-        words = _words(config, start.words, start.fusion, captions)
-        joined, new = join(model.video, words, fusion=start.fusion, num_frames=config.data.num_frames)
-    say(f"its words are {words.report}\n  new in the joined model ({len(new)}): {', '.join(new)}")
-    return joined, words.tokenizer
+        text_tower = _text_tower(config, start.text, start.fusion, captions)
+        joined, new = join(model.video, text_tower, fusion=start.fusion, num_frames=config.data.num_frames)
+    say(f"its text tower is {text_tower.report}\n  new in the joined model ({len(new)}): {', '.join(new)}")
+    return joined, text_tower.tokenizer
 
 
-def _words(config: RunConfig, name: str, fusion: FusionConfig, captions: list[str]) -> Words:
-    """The text tower that `start.words` names."""
+def _text_tower(config: RunConfig, name: str, fusion: FusionConfig, captions: list[str]) -> TextTower:
+    """The text tower that `start.text` names."""
     start = config.start
     if name == "scratch":
-        if start.scratch_words is None:
-            raise HarvestError("start.words scratch needs sizes: start.scratch_words")
-        sizes = start.scratch_words
+        if start.scratch_text is None:
+            raise HarvestError("start.text scratch needs sizes: start.scratch_text")
+        sizes = start.scratch_text
         tokenizer = train_tokenizer(
             captions, vocab_size=sizes.vocab_size, context_length=sizes.context_length
         )
         text = dataclasses.replace(
             sizes, vocab_size=tokenizer.core.get_vocab_size(), embed_dim=start.embed_dim
         )
-        return Words(text, None, {}, tokenizer, ImportReport("new", used=0))
+        return TextTower(text, None, {}, tokenizer, ImportReport("new", used=0))
     folder = find_folder(source_of(name))
     if read_json(folder / "config.json").get("model_type") == "bert":
         return load_bert(
             folder,
             fusion_depth=fusion.depth,
             embed_dim=start.embed_dim,
-            context_length=start.max_words,
+            context_length=start.max_text_tokens,
             vocabulary=_vocabulary(config),
         )
     model, text_tokenizer, report = load_pretrained(source_of(name), vocabulary=_vocabulary(config))
     tensors = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("text.")}
     report = dataclasses.replace(report, used=len(tensors), notes=(*report.notes, "its text tower alone"))
-    return Words(model.config.words, None, tensors, text_tokenizer, report)
+    return TextTower(model.config.text_tower, None, tensors, text_tokenizer, report)
 
 
 def _take_heads(heads: AlignmentHeads, source: str) -> None:
@@ -315,7 +315,7 @@ def _from_scratch(config: RunConfig, captions: list[str]) -> tuple[VideoTextMode
     sizes = config.start.scratch
     assert sizes is not None
     tokenizer = train_tokenizer(
-        captions, vocab_size=sizes.words.vocab_size, context_length=sizes.words.context_length
+        captions, vocab_size=sizes.text_tower.vocab_size, context_length=sizes.text_tower.context_length
     )
     with _seeded(config):
         return VideoTextModel(sizes.with_vocabulary(tokenizer.core.get_vocab_size())), tokenizer
