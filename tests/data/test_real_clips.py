@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harvest.data import video
-from harvest.data.second_decoder import find_decoder
-from harvest.data.video import Decoder, VideoError, probe, read_clip, read_frames
+from harvest.data.video import Decoder, VideoError, probe, read_clip, read_frames, reading
+from harvest.data.video.second_decoder import find_decoder
 from harvest.interfaces import HarvestError
 
 CLIPS = Path(__file__).parents[3] / "shared/clips"
@@ -72,15 +71,15 @@ def test_what_files_say_of_themselves_agrees_with_the_index() -> None:
 def test_reading_by_key_frames_agrees_with_reading_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, on a sample of all the containers and codecs."""
     generator = torch.Generator().manual_seed(0)
-    by_key_frames = video._read_by_key_frames
+    by_key_frames = reading.read_by_key_frames
     for row in index()[::4]:
         path = CLIPS / row["path"]
         if path.name in REFUSED or int(row["width"] or 0) > 2000:
             continue
         times = (torch.rand(6, generator=generator).double() * probe(path).duration_s).sort().values
-        monkeypatch.setattr(video, "_read_by_key_frames", by_key_frames)
+        monkeypatch.setattr(reading, "read_by_key_frames", by_key_frames)
         one = read_frames(path, times, image_size=32)
-        monkeypatch.setattr(video, "_read_by_key_frames", lambda *_: None)
+        monkeypatch.setattr(reading, "read_by_key_frames", lambda *_: None)
         other = read_frames(path, times, image_size=32)
         assert one.times_s.equal(other.times_s), path
         assert one.frames.equal(other.frames), path

@@ -13,9 +13,9 @@ from typing import ClassVar
 import pytest
 import torch
 
-from harvest.data import loader, second_decoder, video
+from harvest.data import loader
 from harvest.data.loader import ClipDataset, DataConfig, TrainLoader
-from harvest.data.video import read_clip, write_video
+from harvest.data.video import read_clip, reading, second_decoder, write_pictures, write_video
 from harvest.interfaces import Example, HarvestError
 
 
@@ -85,10 +85,10 @@ def test_where_it_declines_or_errs_the_file_is_read_as_ever(
 def test_formats_that_may_name_other_files_are_not_left_to_it(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(second_decoder, "find_decoder", lambda name: name)
+    monkeypatch.setattr(reading, "find_decoder", lambda name: name)
     monkeypatch.setattr(second_decoder, "fetch", lambda *_, **__: pytest.fail("it was asked"))
     picture = clip.with_name("a.jpg")
-    picture.write_bytes(video.write_pictures(read_clip(clip, num_frames=1, image_size=16).frames)[0])
+    picture.write_bytes(write_pictures(read_clip(clip, num_frames=1, image_size=16).frames)[0])
     assert read_clip(picture, num_frames=1, image_size=16, decoder="torchcodec").frames.shape[0] == 1
 
 

@@ -14,9 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harvest.data import video
-from harvest.data.second_decoder import find_decoder
-from harvest.data.video import PackedVideo, VideoError, probe, read_clip, read_frames, write_video
+from harvest.data.video import (
+    Crop,
+    PackedVideo,
+    VideoError,
+    probe,
+    read_clip,
+    read_frames,
+    reading,
+    transcode,
+    write_video,
+)
+from harvest.data.video.second_decoder import find_decoder
 from harvest.interfaces import HarvestError
 
 BITS = 8
@@ -154,7 +163,7 @@ def test_torchcodec_shows_the_same_frames(timed: tuple[Path, Tensor], torchcodec
 
 def test_little_is_decoded(timed: tuple[Path, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     path, shown = timed
-    monkeypatch.setattr(video, "_read_in_order", None)
+    monkeypatch.setattr(reading, "read_in_order", None)
     if path.name in ("old.avi", "mpeg2.mpg"):
         return  # with or without, as their libraries like
     read_frames(path, shown[[3, 50, 100]], image_size=64)
@@ -246,7 +255,7 @@ def test_rotation_is_honoured(folder: Path, angle: int, seen: str, size: tuple[i
 
 
 @pytest.mark.parametrize("crop, shape", [("center", (32, 32)), ("squash", (32, 32)), ("none", (32, 48))])
-def test_crops(folder: Path, crop: video.Crop, shape: tuple[int, int]) -> None:
+def test_crops(folder: Path, crop: Crop, shape: tuple[int, int]) -> None:
     path = folder / "wide.mp4"
     write_video(path, quarters(64, 96), fps=5)
     clip = read_clip(path, num_frames=2, image_size=32, crop=crop)
@@ -365,7 +374,7 @@ def test_a_stretch_begins_at_its_frame_far_into_a_file(tmp_path: Path) -> None:
     levels = torch.tensor([60, 180], dtype=torch.uint8).repeat(520)
     write_video(tmp_path / "a.mp4", levels[:, None, None, None].expand(-1, 3, 16, 16).contiguous(), fps=25)
     for number in range(1001, 1030, 2):
-        data, info = video.transcode(
+        data, info = transcode(
             tmp_path / "a.mp4", short_side=16, start_s=number / 25, end_s=(number + 5) / 25
         )
         assert info.num_frames == 5

@@ -36,9 +36,9 @@ from harvest.data.guard import Guard, Lost
 from harvest.data.rand_augment import rand_augment
 from harvest.data.rows import video_of
 from harvest.data.sampling import FrameOrder, frame_places
-from harvest.data.second_decoder import find_decoder
 from harvest.data.shards import ShardSet
 from harvest.data.video import Crop, Decoder, PackedVideo, VideoError, read_clip
+from harvest.data.video.second_decoder import find_decoder
 from harvest.interfaces import Batch, Example, HarvestError, OnProgress
 from harvest.parallel import generator_for
 

@@ -1,7 +1,8 @@
-"""torchcodec behind the reader of `data.video`: the same frames at the same times, decoded by another library.
+"""torchcodec behind the reader: the same frames at the same times, decoded by another library.
 
-What a file is, how long it is and which times are wanted is found by `data.video` as ever; here frames are fetched, on
-the CPU or, with `torchcodec_cuda`, by the decoding units of an NVIDIA GPU (NVDEC).
+What a file is, how long it is and which times are wanted is found with PyAV as ever; here frames are fetched, on the
+CPU or, with `torchcodec_cuda`, by the decoding units of an NVIDIA GPU (NVDEC). Numbers and times of the frames are the
+same, their pixels a few levels apart, since torchcodec scales and converts colours otherwise.
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ import io
 import os
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
 import torch
 from torch import Tensor
 
+from harvest.data.transforms import resize
+from harvest.data.video.decoding import Shown
+from harvest.data.video.frames import Crop, scaled_size, square_pixels
+from harvest.data.video.source import PackedVideo, Source
 from harvest.interfaces import HarvestError
 
+Decoder = Literal["auto", "pyav", "torchcodec", "torchcodec_cuda"]
 Found = Literal["pyav", "torchcodec", "torchcodec_cuda"]
 
 
@@ -142,3 +148,30 @@ def fetch(
     lengths = found.duration_seconds.tolist()
     ends = [start + length for start, length in zip(starts, lengths, strict=True)]
     return Fetched(found.data, starts, ends, end_s)
+
+
+def read_by_torchcodec(
+    path: Source, stream: Any, targets: list[int], image_size: int, crop: Crop, decoder: Found
+) -> Shown | None:
+    """The same frames by another library. None where it declines."""
+    tick_s = float(stream.time_base)
+    # Between one tick and the next nothing changes: half a tick on, rounding cannot step back to the frame before.
+    times_s = [(target + 0.5) * tick_s for target in targets]
+    source = path.files[0] if isinstance(path, PackedVideo) else str(path)
+    found = fetch(source, times_s, stream=stream.index, name=decoder)
+    if found is None:
+        return None
+    height, width = found.frames.shape[-2:]
+    width = square_pixels(width, stream)
+    new_width, new_height = scaled_size(width, height, image_size, crop)
+    frames = resize(found.frames, new_height, new_width)
+    if crop == "center":
+        top, left = (new_height - image_size) // 2, (new_width - image_size) // 2
+        frames = frames[..., top : top + image_size, left : left + image_size]
+    is_over = found.end_s[-1] >= found.last_end_s - tick_s
+    return Shown(
+        [round(start_s / tick_s) for start_s in found.start_s],
+        list(frames.permute(0, 2, 3, 1).cpu().numpy()),
+        round(found.last_end_s / tick_s) if is_over else None,
+        (width, height),
+    )
