@@ -113,7 +113,7 @@ def test_a_reader_that_has_seen_enough(command: str) -> None:
     ("typed", "said"),
     [
         ("evalute m", "no command 'evalute'; did you mean 'evaluate'?"),
-        ("zzz", "no command 'zzz'; known are demo, recipes"),
+        ("zzz", "no command 'zzz'; known are index, search"),
         ("train mini-harvets", "no recipe 'mini-harvets'; did you mean 'mini-harvest'?"),
         ("train zzz", "no recipe 'zzz'; known are mini-image"),
         ("train --tiny", "no recipe '--tiny'"),

@@ -13,16 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from harvest.errors import HarvestError as HarvestError
+from harvest.errors import RunStopped as RunStopped
+
 OnProgress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""
-
-
-class HarvestError(Exception):
-    """A mistake the user can mend. The command line prints its message and no traceback."""
-
-
-class RunStopped(HarvestError):
-    """The user stopped a run; it is saved and can go on."""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from harvest.interfaces import OnProgress
+if TYPE_CHECKING:
+    from harvest.interfaces import OnProgress
 
 
 def say(message: str) -> None:

@@ -26,7 +26,7 @@ def test_ways_of_choosing_get_equal_seconds(tmp_path: Path, monkeypatch: pytest.
     config = small(accuracy.mini_harvest())
     monkeypatch.setattr(accuracy, "mini_harvest", lambda: config)
     monkeypatch.setattr(accuracy, "_TIMED", 1)
-    settings: dict = {"keeps": ("motion",), "budgets": (0.1, 0.5), "seeds": (0,), "seconds": 0.2}
+    settings: dict = {"selectors": ("motion",), "budgets": (0.1, 0.5), "seeds": (0,), "seconds": 0.2}
     accuracy.accuracy_command(**settings, out=tmp_path, any_budget=True, dims=(64,))
     found = json.loads((tmp_path / "results.json").read_text())
     lessons = {lesson["course"]: lesson for lesson in found["lessons"]}

@@ -17,7 +17,7 @@ from harvest.interfaces import HarvestError
 
 def test_every_combination_is_a_row_and_all_is_seen_once() -> None:
     result = measure_tokens(
-        "mini", keeps=("random", "motion"), budgets=(0.1, 1.0), batches=(2, 3), frames=4, seconds=0.01
+        "mini", selectors=("random", "motion"), budgets=(0.1, 1.0), batches=(2, 3), frames=4, seconds=0.01
     )
     assert [(row.selector, row.budget, row.batch) for row in result.rows] == [
         (keep, budget, batch)
@@ -32,7 +32,7 @@ def test_every_combination_is_a_row_and_all_is_seen_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"budgets": (0.0,)}, {"budgets": (1.1,)}, {"budgets": ()}, {"batches": (0,)}, {"keeps": ()}]
+    "wrong", [{"budgets": (0.0,)}, {"budgets": (1.1,)}, {"budgets": ()}, {"batches": (0,)}, {"selectors": ()}]
 )
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(HarvestError, match="expected"):
@@ -51,7 +51,7 @@ def test_a_plot_holds_every_line_and_point() -> None:
 
 
 def test_as_a_user_types_it(tmp_path: Path) -> None:
-    command = "bench tokens --model mini --keeps random motion --budgets 0.1 0.5 --batches 2 --frames 2 --seconds 0.01"
+    command = "bench tokens --model mini --selectors random motion --budgets 0.1 0.5 --batches 2 --frames 2 --seconds 0.01"
     files = ["--out", str(tmp_path / "deep" / "t.json"), "--plot", str(tmp_path / "t.svg"), "--threads", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "harvest", *command.split(), *files],

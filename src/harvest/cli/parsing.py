@@ -1,8 +1,10 @@
-"""What every command needs of a command line: functions become parsers, options are taken out, results are told."""
+"""What every command needs of a command line: functions become parsers, options are read, results printed."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from harvest.errors import HarvestError
 
 if TYPE_CHECKING:
     from harvest.evaluation.result import Result
@@ -28,8 +30,6 @@ def take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
     for place, arg in enumerate(args):
         if arg == name:
             if place + 1 == len(args):
-                from harvest.interfaces import HarvestError
-
                 raise HarvestError(f"{name} needs a value")
             return args[place + 1], args[:place] + args[place + 2 :]
         if arg.startswith(name + "="):

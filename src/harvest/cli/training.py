@@ -1,9 +1,10 @@
-"""`harvest recipes`, `train` and `demo`: runs."""
+"""`harvest recipes`, `train` and `plan`: runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harvest.cli.parsing import nearest, print_json, run, take_option
+from harvest.cli.parsing import nearest, print_json, take_option
+from harvest.errors import HarvestError
 
 if TYPE_CHECKING:
     from harvest.config import RunConfig
@@ -46,7 +47,6 @@ def _config(args: list[str], *, command: str) -> "RunConfig":
     import tyro
 
     from harvest.config import RunConfig, read_config
-    from harvest.interfaces import HarvestError
     from harvest.recipes import RECIPES, tiny
 
     path, args = take_option(args, "--config")
@@ -128,7 +128,6 @@ def plan_command(args: list[str]) -> None:
         print(PLAN_HELP)
         return
     from harvest.bench.plan import check_devices, plan, print_plan, probe
-    from harvest.interfaces import HarvestError
 
     gpus, args = take_option(args, "--gpus")
     gpu, args = take_option(args, "--gpu")
@@ -143,21 +142,3 @@ def plan_command(args: list[str]) -> None:
         print_json(made)
     else:
         print_plan(made)
-
-
-def demo_command(args: list[str]) -> None:
-    def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
-        """Watch an image model that cannot tell left from right become a video model that can.
-
-        $ harvest demo
-        $ harvest demo --out /tmp/demo
-
-        Args:
-            out: Folder for the mini-world, the run, report.html, demo.json and the model. Goes on if it was stopped.
-            seed: Seed of the training run.
-        """
-        from harvest.demo import run_demo
-
-        run_demo(out, seed=seed)
-
-    run(demo, args)
