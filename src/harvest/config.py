@@ -20,8 +20,8 @@ from harvest.data.loader import DataConfig
 from harvest.data.miniworld import MiniWorldConfig
 from harvest.interfaces import HarvestError
 from harvest.model.adaptation import AdaptConfig
-from harvest.model.encoders import TextEncoderConfig
 from harvest.model.fusion import FusionConfig
+from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.video_text import ModelConfig
 from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig

@@ -13,8 +13,9 @@ from harvest.config import LoopConfig, ObjectiveConfig, RunConfig, StartConfig, 
 from harvest.data.loader import DataConfig
 from harvest.data.miniworld import MiniWorldConfig
 from harvest.model.alignment import student_tower
-from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
+from harvest.model.text_encoder import TextEncoderConfig
+from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig
 from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig

@@ -18,10 +18,10 @@ from harvest.bench.work import OPTIONS, WORDS, gflop_of, teacher_of
 from harvest.config import RunConfig
 from harvest.interfaces import Box, Example, HarvestError
 from harvest.model.answers import AnswerIds
-from harvest.model.encoders import TextEncoderConfig
 from harvest.model.folder import save_model
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher
+from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import train_tokenizer
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.answer_decoding import AnswerDecoding, AnswerDecodingConfig

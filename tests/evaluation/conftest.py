@@ -8,10 +8,11 @@ import torch
 
 from harvest.data.video import write_video
 from harvest.interfaces import Example
-from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_video_model
+from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer, train_tokenizer
+from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 
 SENTENCES = (

@@ -20,10 +20,11 @@ from harvest.evaluation.retrieval import reranked_ranks
 from harvest.evaluation.settings import EvalSettings
 from harvest.interfaces import Example, HarvestError
 from harvest.model.answers import AnswerIds, encode_answers
-from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.joining import with_answers
+from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 
 sys.path.append(str(Path(__file__).parent.parent / "model"))

@@ -15,9 +15,10 @@ from harvest.evaluation.matching import best, reranked
 from harvest.evaluation.metrics import ranks
 from harvest.evaluation.retrieval import reranked_ranks
 from harvest.interfaces import TextFeatures, VideoFeatures
-from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
+from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer, train_tokenizer
+from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 
 WORDS = [

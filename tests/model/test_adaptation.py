@@ -9,7 +9,8 @@ import torch
 from harvest.config import StartConfig
 from harvest.interfaces import HarvestError
 from harvest.model.adaptation import AdaptConfig, WiderMLP, adapt, merge
-from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
+from harvest.model.text_encoder import TextEncoderConfig
+from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 
 SIZES = {"width": 16, "depth": 2, "num_heads": 2, "mlp_width": 32, "embed_dim": 12}

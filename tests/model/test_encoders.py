@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from toys import randomize, toy_model, with_time_positions
 
 from harvest.interfaces import Merged, Packed
-from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.layers import attend
+from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import compile_blocks
 from harvest.tokens import mask_text, num_kept, random_keep
 

@@ -11,7 +11,7 @@ from toys import toy_model, with_time_positions
 
 from harvest.interfaces import Packed
 from harvest.model import layers
-from harvest.model.encoders import VideoEncoder
+from harvest.model.video_encoder import VideoEncoder
 
 CLIPS, TIMES, PLACES = 5, 4, 16
 
@@ -96,7 +96,7 @@ def test_a_run_has_the_mean_position_of_its_times(positions: str, video: torch.T
     encoder: VideoEncoder = model.video
     packed = packed_of([[5, 21], [5], [5, 21, 37], [5], [5]], [[1, 3], [4], [1, 1, 2], [2], [1]])
     rows = torch.tensor([1, 3, 4, 0, 0, 2, 2, 2])
-    tokens = encoder._embed_packed(video, packed, rows)
+    tokens = encoder._embed_packed(video, packed)
     if positions == "factored":
         table = encoder.time_positions(TIMES) + encoder.place_positions[5]
     else:

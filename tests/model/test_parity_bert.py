@@ -11,10 +11,10 @@ from toys import SHARED, randomize
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
 
 from harvest.interfaces import HarvestError
-from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.joining import join, with_frames
 from harvest.model.pretrained_bert import bert_tokenizer, load_bert
+from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 
 WORDS = [
     "[PAD]",

@@ -9,9 +9,9 @@ from toys import END, HEAD_WIDTH, SHARED, START, clip_folder, openai_state_dict
 from transformers import CLIPTokenizer
 
 from harvest.interfaces import HarvestError
+from harvest.model.layers import resize_positions
 from harvest.model.pretrained import clip_bpe, load_pretrained, read_bpe_vocabulary
 from harvest.model.tokenizer import Tokenizer, TokenizerConfig
-from harvest.model.weights import resize_positions
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from toys import SHARED
 
 from harvest.model.inflation import inflate_patches
-from harvest.model.layers import sinusoid
+from harvest.model.layers import resize_positions, sinusoid
 from harvest.model.pretrained_umt import (
     load_classifier,
     load_stage1,
@@ -27,7 +27,6 @@ from harvest.model.pretrained_umt import (
     stage1_table,
 )
 from harvest.model.video_text import ModelConfig, VideoTextModel
-from harvest.model.weights import resize_positions
 from harvest.objectives.losses import alignment
 from harvest.objectives.masked_alignment import (
     MaskedAlignment,

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harvest.interfaces import Batch, Box, Example
-from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher
+from harvest.model.text_encoder import TextEncoderConfig
+from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.classification import Classification, ClassificationConfig
 from harvest.objectives.detection import Detection, DetectionConfig

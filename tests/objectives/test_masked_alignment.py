@@ -11,9 +11,9 @@ from small import small_batch, small_model
 
 from harvest.interfaces import HarvestError
 from harvest.model.alignment import init_xavier, student_tower
-from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.inflation import as_teacher
 from harvest.model.layers import take
+from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.losses import alignment
 from harvest.objectives.masked_alignment import (

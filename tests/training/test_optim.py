@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from harvest.interfaces import HarvestError
-from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
+from harvest.model.text_encoder import TextEncoderConfig
+from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.training.optim import OptimConfig, build_optimizer, is_decayed, layer_factors, lr_at, set_lr
 

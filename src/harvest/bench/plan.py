@@ -32,7 +32,7 @@ from harvest.bench.step import (
 from harvest.bench.work import KNOWN, OPTIONS, WORDS, Reading, gflop_of, reading_of, teacher_of
 from harvest.config import RunConfig, StartConfig, from_dict
 from harvest.interfaces import Grid, HarvestError
-from harvest.model.encoders import TextEncoderConfig
+from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.model.weights import read_json
 from harvest.objectives.answer_decoding import AnswerDecodingConfig

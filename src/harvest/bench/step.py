@@ -29,8 +29,9 @@ from harvest.bench.trace import Traced, cells_of, trace_steps
 from harvest.files import write_file
 from harvest.interfaces import Batch, HarvestError, Losses, OnProgress
 from harvest.machine import cpu_name, keep_memory
-from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
+from harvest.model.text_encoder import TextEncoderConfig
+from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel, compile_blocks
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.parallel import Precision, autocast

@@ -18,9 +18,10 @@ from harvest.bench.step import describe_machine, measuring, print_table, random_
 from harvest.interfaces import Batch, HarvestError, OnProgress
 from harvest.machine import keep_memory
 from harvest.model.alignment import student_tower
-from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher
+from harvest.model.text_encoder import TextEncoderConfig
+from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel, compile_blocks
 from harvest.objectives import teacher_cache
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig

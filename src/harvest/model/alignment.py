@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from harvest.model.encoders import VideoEncoderConfig
 from harvest.model.layers import SinusoidPositions
+from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.weights import IMAGENET_PIXELS
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from harvest.interfaces import HarvestError
-from harvest.model.encoders import TextEncoder, TextEncoderConfig
 from harvest.model.fusion import FusionConfig, FusionDecoder
+from harvest.model.text_encoder import TextEncoder, TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
+from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 
 
 class VideoClassifier(nn.Module):

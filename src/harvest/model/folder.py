@@ -21,10 +21,11 @@ from torch import Tensor
 
 from harvest.files import new_folder
 from harvest.interfaces import HarvestError
-from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.fusion import FusionConfig
 from harvest.model.heads import Head, HeadConfig, build_head
+from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer, TokenizerConfig
+from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 
 FORMAT = 1

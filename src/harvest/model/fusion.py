@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harvest.model.encoders import TextEncoderConfig
 from harvest.model.layers import MLP, Activation, Attention, CrossAttention, Norms
+from harvest.model.text_encoder import TextEncoderConfig
 
 
 @dataclass(frozen=True)

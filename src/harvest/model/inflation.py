@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from harvest.interfaces import HarvestError
-from harvest.model.encoders import VideoEncoder
 from harvest.model.fusion import FusionConfig
 from harvest.model.int8 import in_8_bits
+from harvest.model.video_encoder import VideoEncoder
 from harvest.model.video_text import VideoTextModel
 
 

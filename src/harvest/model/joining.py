@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from harvest.interfaces import HarvestError
-from harvest.model.encoders import VideoEncoder
 from harvest.model.fusion import FusionConfig
 from harvest.model.pretrained_bert import TextTower
+from harvest.model.video_encoder import VideoEncoder
 from harvest.model.video_text import ModelConfig, VideoTextModel
 
 UMT_SCALE_RANGE = (2.0, 1000.0)

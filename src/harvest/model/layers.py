@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -41,6 +42,20 @@ def sinusoid(num_positions: int, width: int) -> Tensor:
 def take(x_BND: Tensor, rows_BK: Tensor) -> Tensor:
     """The tokens `rows` of each sequence, `[B, K, D]`."""
     return x_BND.gather(1, rows_BK[..., None].expand(-1, -1, x_BND.shape[-1]))
+
+
+def resize_positions(table_ND: Tensor, num_patches: int, *, num_times: int = 1) -> Tensor:
+    """Positions `[num_times * P, D]` of square frames for another number of patches, bicubic (UMT, transformers)."""
+    old, new = math.isqrt(table_ND.shape[0] // num_times), math.isqrt(num_patches)
+    if num_times * old * old != table_ND.shape[0] or new * new != num_patches:
+        raise ValueError(
+            f"frames must be square: {table_ND.shape[0]} positions of {num_times} times to {num_patches}"
+        )
+    if old == new:
+        return table_ND
+    grids = table_ND.view(num_times, old, old, -1).permute(0, 3, 1, 2)
+    grids = F.interpolate(grids, size=(new, new), mode="bicubic", align_corners=False)
+    return grids.permute(0, 2, 3, 1).flatten(0, 2).contiguous()
 
 
 class SinusoidPositions(nn.Module):

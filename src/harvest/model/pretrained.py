@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from harvest.interfaces import HarvestError
-from harvest.model.encoders import TextEncoderConfig, VideoEncoderConfig
 from harvest.model.folder import load_model, load_strictly
-from harvest.model.layers import Activation
+from harvest.model.layers import Activation, resize_positions
 from harvest.model.layouts import clip_table, openai_table, siglip_table, viclip_table
 from harvest.model.pretrained_umt import load_umt
+from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer, TokenizerConfig
+from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import NO_TEXT_TOWER, ModelConfig, VideoTextModel
 from harvest.model.weights import (
     CLIP_PIXELS,
@@ -40,7 +41,6 @@ from harvest.model.weights import (
     read_json,
     read_tensors,
     rename,
-    resize_positions,
     stack_depth,
 )
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from harvest.interfaces import HarvestError
-from harvest.model.encoders import TextEncoderConfig
 from harvest.model.fusion import FusionConfig
+from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer, TokenizerConfig
 from harvest.model.weights import (
     ImportReport,

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from harvest.interfaces import HarvestError
 from harvest.model.alignment import AlignmentHeads, student_tower
 from harvest.model.classifier import VideoClassifier
-from harvest.model.encoders import TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.folder import load_strictly
 from harvest.model.fusion import FusionConfig
 from harvest.model.heads import Head, HeadConfig, build_head
 from harvest.model.joining import UMT_SCALE_RANGE
-from harvest.model.layers import sinusoid
+from harvest.model.layers import resize_positions, sinusoid
 from harvest.model.layouts import openai_table
 from harvest.model.pretrained_bert import (
     bert_table,
@@ -35,7 +34,9 @@ from harvest.model.pretrained_bert import (
     special_ids,
     word_head_table,
 )
+from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.model.weights import (
     CLIP_PIXELS,
@@ -47,7 +48,6 @@ from harvest.model.weights import (
     layer_rows,
     read_tensors,
     rename,
-    resize_positions,
     stack_depth,
 )
 
@@ -130,9 +130,7 @@ def resize_joint_positions(positions_ND: Tensor, old: tuple[int, int], new: tupl
     if old[0] != new[0]:
         table = F.interpolate(table.flatten(1).T[None], size=new[0], mode="linear", align_corners=False)
         table = table[0].T.reshape(new[0], old[1] ** 2, D)
-    if old[1] != new[1]:
-        table = torch.stack([resize_positions(frame, new[1] ** 2) for frame in table])
-    return table.reshape(-1, D).contiguous()
+    return resize_positions(table.reshape(-1, D), new[1] ** 2, num_times=new[0])
 
 
 def load_stage1(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harvest.interfaces import HarvestError
-from harvest.model.encoders import TextEncoderConfig
+from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer
 
 PROMPT = "Question: {} Answer: [mask]"  # CoTrain's zero-shot prompt

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from harvest.interfaces import Grid, HarvestError, Kept, TextFeatures, VideoFeatures
 from harvest.model.answers import AnswerDecoder
-from harvest.model.encoders import TextEncoder, TextEncoderConfig, VideoEncoder, VideoEncoderConfig
 from harvest.model.fusion import FusionBlock, FusionConfig, FusionDecoder
 from harvest.model.layers import Block
+from harvest.model.text_encoder import TextEncoder, TextEncoderConfig
+from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import pickle
 import re
 import zipfile
@@ -22,7 +21,6 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.interfaces import HarvestError
@@ -132,17 +130,6 @@ def stack_depth(names: Mapping[str, Any], prefix: str) -> int:
     """One more than the highest number after `prefix`: a hole in the middle is then found as missing."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     return max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
-
-
-def resize_positions(positions_PD: Tensor, num_patches: int) -> Tensor:
-    """Positions of a square frame `[P, D]` for another number of places, bicubic (as in UMT and transformers)."""
-    old, new = math.isqrt(positions_PD.shape[0]), math.isqrt(num_patches)
-    if old * old != positions_PD.shape[0] or new * new != num_patches:
-        raise ValueError(f"frames must be square: {positions_PD.shape[0]} places to {num_patches}")
-    grid = positions_PD.T.reshape(1, -1, old, old)  # [1, D, G, G]
-    return (
-        F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()
-    )
 
 
 # --- files -------------------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from harvest.interfaces import Batch, Grid, HarvestError, Losses
 from harvest.model.alignment import AlignmentHeads
-from harvest.model.encoders import VideoEncoder, VideoEncoderConfig
 from harvest.model.layers import take
 from harvest.model.teacher import Look, look, outputs
+from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.losses import alignment
 from harvest.parallel import generator_for, world_rank_size

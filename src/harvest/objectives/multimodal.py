@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from harvest.interfaces import Batch, Grid, HarvestError, Losses, TextFeatures, VideoFeatures
-from harvest.model.encoders import VideoEncoder
+from harvest.model.video_encoder import VideoEncoder
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.contrast import ContrastiveLoss, contrast
 from harvest.objectives.losses import masked_words, matching, negatives

@@ -15,7 +15,6 @@ from harvest.interfaces import Example, HarvestError
 from harvest.model.adaptation import adapt
 from harvest.model.alignment import AlignmentHeads, init_xavier
 from harvest.model.answers import encode_answers
-from harvest.model.encoders import VideoEncoder
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher, as_video_model
 from harvest.model.joining import join, with_answers, with_frames, with_matching
@@ -24,6 +23,7 @@ from harvest.model.pretrained import find_folder, load_any, load_pretrained
 from harvest.model.pretrained_bert import TextTower, load_bert
 from harvest.model.pretrained_umt import read_heads
 from harvest.model.tokenizer import Tokenizer, train_tokenizer
+from harvest.model.video_encoder import VideoEncoder
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.model.weights import ImportReport, read_json
 from harvest.objectives.answer_decoding import AnswerDecoding, AnswerDecodingConfig

@@ -1,0 +1,139 @@
+"""The text tower. Shapes: B texts, L words, D width, E shared width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harvest.interfaces import TextFeatures
+from harvest.model.layers import Activation, Block, Norms
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """Sizes of a text tower and what its tokenizer's special ids mean."""
+
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 512
+    depth: int = 12
+    num_heads: int = 8
+    mlp_width: int = 2048
+    embed_dim: int = 512
+    activation: Activation = "quick_gelu"
+    norm_eps: float = 1e-5
+    causal: bool = True
+    norms: Norms = "before"
+    """BERT's norms stand behind each branch and behind the word vectors, and none follows the last block."""
+    dropout: float = 0.0
+    """In training: of word vectors, of attention and of what each branch adds (BERT)."""
+    pooling: Literal["end", "last", "first"] = "end"
+    """CLIP reads its text feature at the first end token, SigLIP at the last position, padding included, BERT at the
+    first position. Only SigLIP's words attend to padding."""
+    projection: bool = True
+    projection_bias: bool = False
+    end_id: int | None = 49407
+    """None: texts end without a mark of their own (UMT's BERT)."""
+    pad_id: int = 49407
+    start_id: int | None = 49406
+    mask_id: int | None = None
+    """The word that stands for hidden ones. None: one learnable vector does, and its id is `vocab_size`."""
+
+
+class TextEncoder(nn.Module):
+    """A transformer over words, in which hidden words can be marked."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        D, is_bert = config.width, config.norms == "after"
+        self.words = nn.Embedding(config.vocab_size, D)
+        self.mask_embedding = nn.Parameter(torch.randn(D) * 0.02) if config.mask_id is None else None
+        self.positions = nn.Parameter(torch.randn(config.context_length, D) * 0.01)
+        self.norm_pre = nn.LayerNorm(D, config.norm_eps) if is_bert else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(
+                D,
+                config.num_heads,
+                config.mlp_width,
+                config.activation,
+                config.norm_eps,
+                norms=config.norms,
+                dropout=config.dropout,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm_post = nn.Identity() if is_bert else nn.LayerNorm(D, config.norm_eps)
+        self.projection = (
+            nn.Linear(D, config.embed_dim, bias=config.projection_bias)
+            if config.projection
+            else nn.Identity()
+        )
+        nn.init.normal_(self.words.weight, std=0.02)
+
+    @property
+    def mask_id(self) -> int:
+        return self.config.vocab_size if self.config.mask_id is None else self.config.mask_id
+
+    def word_mask(self, text_ids: Tensor) -> Tensor:
+        """Bool `[B, L]`: True up to and with the first end token; where a text has none, where there is no pad."""
+        is_word = text_ids != self.config.pad_id
+        if self.config.end_id is None:
+            return is_word
+        is_end = text_ids == self.config.end_id
+        ends_before = is_end.cumsum(dim=1) - is_end.long()
+        return torch.where(is_end.any(dim=1, keepdim=True), ends_before == 0, is_word)
+
+    def maskable(self, text_ids: Tensor) -> Tensor:
+        """Bool `[B, L]`: words that may be hidden, which start, end and padding may not."""
+        is_word = self.word_mask(text_ids)
+        for special in (self.config.start_id, self.config.end_id):
+            if special is not None:
+                is_word = is_word & (text_ids != special)
+        return is_word
+
+    def embed(self, text_ids: Tensor) -> Tensor:
+        """Word vectors with their positions, `[B, L, D]`."""
+        positions = self.positions[: text_ids.shape[1]]
+        if self.mask_embedding is None:
+            x_BLD = self.words(text_ids) + positions
+        else:
+            is_hidden = text_ids == self.mask_id
+            x_BLD = self.words(text_ids.masked_fill(is_hidden, 0))
+            x_BLD = torch.where(is_hidden[..., None], self.mask_embedding, x_BLD) + positions
+        return F.dropout(self.norm_pre(x_BLD), self.config.dropout, self.training)
+
+    def pool(self, x_BLD: Tensor, word_mask_BL: Tensor) -> Tensor:
+        """The state `[B, D]` at which a text is read as a whole."""
+        if self.config.pooling == "first":
+            return x_BLD[:, 0]
+        if self.config.pooling == "last":
+            return x_BLD[:, -1]
+        # The end token is the last of the unmasked positions; a text cut short is read at its last word.
+        last = word_mask_BL.long().sum(dim=1).clamp(min=1) - 1
+        return x_BLD[torch.arange(len(last), device=last.device), last]
+
+    def forward(self, text_ids: Tensor) -> TextFeatures:
+        """Encode int64 `[B, L]`, L at most `context_length`. Returned tokens may leave out padding common to all."""
+        config = self.config
+        if text_ids.shape[1] > config.context_length:
+            raise ValueError(
+                f"texts have {text_ids.shape[1]} ids, the tower takes at most {config.context_length}"
+            )
+        mask_BL = self.word_mask(text_ids)
+        looks_at_padding = config.pooling == "last"
+        if not looks_at_padding and text_ids.device.type == "cpu":
+            # Nobody looks at padding behind the longest text. (On a GPU, asking how long that is would stall it.)
+            longest = max(1, int(mask_BL.sum(dim=1).max()))
+            text_ids, mask_BL = text_ids[:, :longest], mask_BL[:, :longest]
+        x_BLD = self.embed(text_ids)
+        mask = None if config.causal or looks_at_padding else mask_BL[:, None, None]
+        for block in self.blocks:
+            x_BLD = block(x_BLD, mask, causal=config.causal)
+        x_BLD = self.norm_post(x_BLD)
+        pooled_BD = self.pool(x_BLD, mask_BL)
+        return TextFeatures(x_BLD, F.normalize(self.projection(pooled_BD).float(), dim=-1), mask_BL)
