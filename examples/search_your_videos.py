@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 import harvest
-from harvest.search.cutting import Cutting
+from harvest.search.library.segmentation import Segmentation
 from harvest.search.results import Where
 
 folder, model = Path(sys.argv[1]), sys.argv[2]
 library = Path(sys.argv[3]) if len(sys.argv) > 3 else Path("runs/library")
 
 # %% Index it. The same call again takes in what is new, changed, moved or gone, and goes on where it was stopped.
-index = harvest.Index.build(folder, out=library, model=model, cutting=Cutting(window_s=4.0))
+index = harvest.Index.build(folder, out=library, model=model, segmentation=Segmentation(window_s=4.0))
 print(index.report)
 for broken in index.broken():
     print("not indexed:", broken.path, broken.reason)

@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "tokens",
         "objectives",
         "training",
+        "search",
     },
     "config": {"interfaces", "ranges", "parallel", "data", "model", "tokens", "objectives", "training"},
     "recipes": {"interfaces", "ranges", "config", "data", "model", "objectives", "training"},

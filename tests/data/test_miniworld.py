@@ -18,6 +18,7 @@ from harvest.data.miniworld import (
     SHAPES,
     MiniWorld,
     MiniWorldConfig,
+    absent_scenes,
     directions,
     drawings,
     gerund,
@@ -450,3 +451,15 @@ def test_questions_that_ask_for_a_direction(world: MiniWorld) -> None:
     }
     assert any(found.values()) and not all(found.values())
     assert directions(world.appearance_choice) == {} == directions(world.order_choice)
+
+
+def test_absent_scenes_are_in_no_clip() -> None:
+    config = MiniWorldConfig(seed=3, retrieval=300)
+    rows = [make_clip(config, "retrieval", index)[1] for index in range(300)]
+    present = {(row["motion"], row["colour"], row["shape"]) for row in rows}
+    absent = absent_scenes(present, 300, seed=0)
+    assert len(set(absent)) == len(absent) == 300
+    assert not set(absent) & {f"the {c} {s} {m}" for m, c, s in present}
+    assert absent == absent_scenes(present, 300, seed=0) != absent_scenes(present, 300, seed=1)
+    with pytest.raises(HarvestError, match="absent"):
+        absent_scenes(present, 10**6, seed=0)

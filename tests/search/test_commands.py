@@ -14,7 +14,7 @@ from rich.console import Console
 
 import harvest
 from harvest.cli import main
-from harvest.search.pictures import half_blocks, jpeg
+from harvest.search.asking.pictures import half_blocks, jpeg
 
 from .conftest import BANK
 
@@ -115,10 +115,6 @@ def test_search_shows_strips_in_a_terminal_with_colours(
         (["index", "nowhere", "--out", "LIBRARY"], "no such folder"),
         (["index", "VIDEOS", "--out", "LIBRARY", "--window-s", "7"], "--reindex"),
         (["index", "VIDEOS", "--out", "NEW"], "name the model"),
-        (
-            ["index", "VIDEOS", "--out", "NEW", "--model", "MODEL", "--store", "ftp://x/y"],
-            "http://HOST:PORT/NAME",
-        ),
         (["moments", "nowhere.mp4", "a", "--model", "MODEL"], "no such file"),
     ],
 )
@@ -166,7 +162,7 @@ def test_ranks_share_the_work(clips: Path, video_model: Path, tmp_path: Path) ->
     build(clips, tmp_path / "one", video_model).close()
     bank = tmp_path / "bank.txt"
     bank.write_text("\n".join(BANK))
-    code = "import sys; from harvest.search import building; building.GROUP = 2; from harvest.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from harvest.search.library import building; building.GROUP = 2; from harvest.cli import main; sys.exit(main(sys.argv[1:]))"
     (tmp_path / "run.py").write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     asked = [

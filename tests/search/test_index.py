@@ -22,15 +22,15 @@ from harvest.interfaces import HarvestError
 from harvest.model.folder import load_model, save_model
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_video_model
-from harvest.search.background import chance_of, default_bank, read_bank
-from harvest.search.cutting import Cutting
-from harvest.search.files import digest
 from harvest.search.index import MAX_QUERY_CHARACTERS, UnknownId
-from harvest.search.library import Library, writing
+from harvest.search.library.background import chance_of, default_bank, read_bank
+from harvest.search.library.files import digest
+from harvest.search.library.folder import Library, writing
+from harvest.search.library.segmentation import Segmentation
 from harvest.search.results import Where
 from harvest.tokens import Selector, see
 
-from .conftest import BANK, CUTTING, WORLD, write_long
+from .conftest import BANK, SEGMENTATION, WORLD, write_long
 
 Content = dict[tuple[str, str], tuple[str, list[tuple[float, float]], bytes, str | None]]
 
@@ -50,7 +50,9 @@ def content(folder: Path) -> Content:
 
 
 def build(clips: Path, out: Path, model: Path | None = None, **settings: object) -> harvest.Index:
-    settings = {"cutting": CUTTING, "background": BANK} | settings if model is not None else settings
+    settings = (
+        {"segmentation": SEGMENTATION, "background": BANK} | settings if model is not None else settings
+    )
     return harvest.Index.build(clips, out=out, model=model, **settings)  # type: ignore[arg-type]
 
 
@@ -201,7 +203,7 @@ def test_unknown_ids(library: harvest.Index, id: str) -> None:
 def test_what_a_library_says_of_itself(library: harvest.Index) -> None:
     stats = library.stats()
     assert (stats.videos, stats.moments, stats.broken, stats.duration_s) == (8, 24, 0, 48.0)
-    assert stats.search == "exact" and stats.store == "local" and stats.size_bytes > 0
+    assert stats.search == "exact" and stats.size_bytes > 0
     assert [video.path for video in library.videos()] == [f"{n}.mp4" for n in range(5)] + [
         f"trip/{n}.mp4" for n in (5, 6, 7)
     ]
@@ -292,7 +294,7 @@ def test_a_folder_that_was_renamed_or_is_not_mounted(
     (some_clips / "trip").rename(other)
     (some_clips / "broken.mp4").write_text("not a video")
     with harvest.Index.build(
-        [some_clips, other], out=out, model=image_model, cutting=CUTTING, background=BANK
+        [some_clips, other], out=out, model=image_model, segmentation=SEGMENTATION, background=BANK
     ) as index:
         [lost] = [video for video in index.videos() if video.path == "0.mp4"]
         [away] = [video for video in index.videos() if video.path == "7.mp4"]
@@ -350,7 +352,7 @@ def test_the_second_run_opens_no_model(
 ) -> None:  # type: ignore[no-untyped-def]
     build(some_clips, tmp_path / "library", image_model).close()
     monkeypatch.setattr("harvest.search.library.load_pretrained", None)
-    monkeypatch.setattr("harvest.search.building.embed_moments", None)
+    monkeypatch.setattr("harvest.search.library.building.embed_moments", None)
     with harvest.Index.build(some_clips, out=tmp_path / "library", model=image_model) as index:
         assert index.report is not None and index.report.unchanged == 8
 
@@ -396,11 +398,11 @@ def test_a_file_that_could_not_be_read_is_tried_again(
         return digest(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("harvest.search.building.digest", refuse)
+        patch.setattr("harvest.search.library.building.digest", refuse)
         with build(some_clips, out, image_model) as index:
             assert index.report is not None and index.report.new == 7
             assert [(file.path, file.reason) for file in index.broken()] == [("1.mp4", "Permission denied")]
-        patch.setattr("harvest.search.building._calibrate", None)  # nothing new: nothing to calibrate
+        patch.setattr("harvest.search.library.building._calibrate", None)  # nothing new: nothing to calibrate
         with build(some_clips, out) as index:
             assert index.report is not None and index.report.unchanged == 8 and len(index.report.broken) == 1
     with build(some_clips, out) as index:
@@ -451,7 +453,7 @@ def test_another_model_is_named(
     ):
         index.search("a red circle")
     with pytest.raises(HarvestError, match="--reindex"):
-        build(some_clips, out, cutting=dataclasses.replace(CUTTING, window_s=3.0))
+        build(some_clips, out, segmentation=dataclasses.replace(SEGMENTATION, window_s=3.0))
     assert content(out) == before
     with build(some_clips, out, video_model, reindex=True) as index:
         assert index.report is not None and index.report.new == 8
@@ -469,7 +471,7 @@ def test_a_model_that_was_moved(some_clips: Path, image_model: Path, tmp_path: P
         index.search("a red circle")
     with harvest.Index.open(out, model=tmp_path / "there") as index:
         assert index.search("a red circle").hits
-    with build(some_clips, out, tmp_path / "there", cutting=None, background=None) as index:
+    with build(some_clips, out, tmp_path / "there", segmentation=None, background=None) as index:
         assert index.report is not None and index.report.unchanged == 8
         assert index.search("a red circle").hits  # the library knows the new place
 
@@ -490,7 +492,7 @@ def test_a_run_stopped_before_calibration_is_made_up_for(
         change()
         before = content(out)["", "tops"]
         with monkeypatch.context() as patch:
-            patch.setattr("harvest.search.building.tops_of", stop)
+            patch.setattr("harvest.search.library.building.tops_of", stop)
             with pytest.raises(KeyboardInterrupt):
                 build(few, out)
         assert content(out)["", "tops"] == before  # searches go on with what there was
@@ -499,7 +501,7 @@ def test_a_run_stopped_before_calibration_is_made_up_for(
         fresh = tmp_path / f"fresh-{len(list(tmp_path.iterdir()))}"
         build(few, fresh, image_model).close()
         assert content(out) == content(fresh) and content(out)["", "tops"] != before
-    monkeypatch.setattr("harvest.search.building.tops_of", stop)
+    monkeypatch.setattr("harvest.search.library.building.tops_of", stop)
     os.utime(few / "1.mp4")
     build(few, out).close()  # of the same content: nothing to calibrate
 
@@ -553,8 +555,8 @@ def test_searching_while_another_indexes(some_clips: Path, image_model: Path, tm
 def test_a_video_model_and_a_budget(some_clips: Path, video_model: Path, tmp_path: Path) -> None:
     with build(some_clips, tmp_path / "all", video_model, workers=3) as index:
         assert index.search("a red circle").hits
-    cutting = dataclasses.replace(CUTTING, budget=40, selector="random")
-    with build(some_clips, tmp_path / "few", video_model, cutting=cutting) as index:
+    segmentation = dataclasses.replace(SEGMENTATION, budget=40, selector="random")
+    with build(some_clips, tmp_path / "few", video_model, segmentation=segmentation) as index:
         assert index.search("a red circle").hits
     every, few = content(tmp_path / "all"), content(tmp_path / "few")
     assert [row[1] for row in every.values()] == [row[1] for row in few.values()]
@@ -568,9 +570,9 @@ def test_moments_are_seen_as_clips_are_in_evaluation(
     clips: Path, video_model: Path, tmp_path: Path, selector: Selector
 ) -> None:
     budget = None if selector == "run_length" else 96
-    cutting = dataclasses.replace(CUTTING, budget=budget, selector=selector)
+    segmentation = dataclasses.replace(SEGMENTATION, budget=budget, selector=selector)
     model, _ = load_model(video_model)
-    with build(clips / "trip", tmp_path / "library", video_model, cutting=cutting) as index:
+    with build(clips / "trip", tmp_path / "library", video_model, segmentation=segmentation) as index:
         video = index.videos()[0]
         spans = index._library.store.spans(video.id)
         path = index.file(video.id)
@@ -590,15 +592,15 @@ def test_moments_are_seen_as_clips_are_in_evaluation(
 
 def test_a_budget_of_more_than_there_is(clips: Path, video_model: Path, tmp_path: Path) -> None:
     with pytest.raises(HarvestError, match="a budget of 1000000 tubelets is more than a clip has"):
-        build(clips, tmp_path / "library", video_model, cutting=Cutting(budget=10**6))
+        build(clips, tmp_path / "library", video_model, segmentation=Segmentation(budget=10**6))
     with pytest.raises(HarvestError, match="holds nothing yet"):  # nothing is settled by it
         harvest.Index.open(tmp_path / "library")
 
 
 def test_an_image_model_sees_whole_frames(clips: Path, image_model: Path, tmp_path: Path) -> None:
-    for cutting in (Cutting(budget=8), Cutting(selector="run_length")):
+    for segmentation in (Segmentation(budget=8), Segmentation(selector="run_length")):
         with pytest.raises(HarvestError, match="choosing tokens needs a video model"):
-            build(clips, tmp_path / "library", image_model, cutting=cutting)
+            build(clips, tmp_path / "library", image_model, segmentation=segmentation)
 
 
 def test_unwanted_everywhere(library: harvest.Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -675,7 +677,7 @@ def test_the_matching_head_orders_the_first_again(
         of_one = index._library.database.get("tops_reranked")
     for step in ("tops_of", "_reranked_tops"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"harvest.search.building.{step}", None)  # it stops there
+            patch.setattr(f"harvest.search.library.building.{step}", None)  # it stops there
             with pytest.raises(TypeError):
                 build(some_clips, tmp_path / "library", rerank=6 if step == "tops_of" else None)
     with build(some_clips, tmp_path / "library") as index:  # from now on always, and calibrated
@@ -708,8 +710,8 @@ KILLS = """
 import json, os, random, shutil, signal, sys, time
 import torch
 import harvest
-from harvest.search import building
-from harvest.search.cutting import Cutting
+from harvest.search.library import building
+from harvest.search.library.segmentation import Segmentation
 
 clips, folder, model, bank, rounds = *sys.argv[1:5], int(sys.argv[5])
 torch.set_num_threads(1)
@@ -717,7 +719,7 @@ building.GROUP = 2
 draw = random.Random(0)
 
 def index(out):
-    harvest.Index.build(clips, out=out, model=model, cutting=Cutting(window_s=2.0), background=bank).close()
+    harvest.Index.build(clips, out=out, model=model, segmentation=Segmentation(window_s=2.0), background=bank).close()
 
 def run(out, after_s):
     child = os.fork()  # nothing has computed here yet
@@ -774,7 +776,7 @@ def test_real_files(image_model: Path, tmp_path: Path) -> None:
         cases.mkdir()
         for file in sorted((shared / "decoder_cases").iterdir())[::5]:
             shutil.copy(file, cases)
-    with build(cases, tmp_path / "library", image_model, cutting=None) as index:
+    with build(cases, tmp_path / "library", image_model, segmentation=None) as index:
         first = index.report
         assert first is not None and first.broken and first.new > 4 * len(first.broken)
         assert all(video.num_moments for video in index.videos())

@@ -53,10 +53,6 @@ _MODULES = {
     "benchmark": "scoring",
     "compare": "scoring",
     "probe": "scoring",
-    "index": "searching",
-    "search": "searching",
-    "moments": "searching",
-    "serve": "searching",
     "convert": "models",
     "blend": "models",
 }

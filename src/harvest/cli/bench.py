@@ -14,7 +14,6 @@ WHAT = """usage: harvest bench WHAT [options]        harvest bench WHAT --help f
   accuracy    the same ways and budgets: what they teach in equal seconds, in the mini-world
   umt         the steps of UMT's two stages, and of the teacher's cache
   umt-accuracy  UMT's stages beside VideoMAE, from scratch and Harvest: what they teach in equal seconds
-  library     what search finds, and refuses, in videos of the mini-world
   vectors     search among a million made-up vectors"""
 
 
@@ -32,7 +31,6 @@ def bench_command(args: list[str]) -> None:
         "accuracy": _accuracy,
         "umt": _umt,
         "umt-accuracy": _umt_accuracy,
-        "library": lambda: library_bench,
         "vectors": lambda: vectors_bench,
     }
     if args[0] not in commands:
@@ -85,40 +83,6 @@ def _umt() -> Callable[..., None]:
     return umt_command
 
 
-def library_bench(
-    model: str,
-    /,
-    out: Path = Path("runs/library"),
-    videos: int = 200,
-    false_accept: float = 0.05,
-    rerank: int = 0,
-    seed: int = 7,
-) -> None:
-    """What search finds, and refuses, in long videos of the mini-world, ten clips each.
-
-    Args:
-        model: Model folder, or any source that `harvest convert` takes.
-        out: Folder for the videos and their library.
-        videos: How many.
-        false_accept: Share of nonsense queries that may be answered.
-        rerank: Let the model's matching head read the first so many again and order them.
-    """
-    from harvest.progress import bar
-    from harvest.search.measure import measure_library
-
-    with bar("indexing") as progress:
-        figures = measure_library(
-            model,
-            out,
-            num_videos=videos,
-            false_accept=false_accept,
-            rerank=rerank,
-            seed=seed,
-            progress=progress,
-        )
-    print_json(figures)
-
-
 def vectors_bench(out: Path = Path("runs/vectors"), count: int = 1_000_000, width: int = 512) -> None:
     """Search among made-up vectors: times, recall@10 against exact search, memory. Run twice: see --out.
 
@@ -127,8 +91,8 @@ def vectors_bench(out: Path = Path("runs/vectors"), count: int = 1_000_000, widt
         count: Vectors.
         width: Of each.
     """
+    from harvest.bench.vectors import measure_vectors
     from harvest.progress import bar
-    from harvest.search.measure import measure_vectors
 
     with bar("filling") as progress:
         figures = measure_vectors(out, count=count, width=width, progress=progress)

@@ -29,15 +29,15 @@ from harvest.data.video import IMAGE_SUFFIXES, read_clip
 from harvest.evaluation.embed import default_frames, encode_clips
 from harvest.interfaces import HarvestError, OnProgress
 from harvest.parallel import Precision
-from harvest.search import building
-from harvest.search.background import Calibration, read_bank
-from harvest.search.cutting import Cutting
-from harvest.search.embedding import mode_of
-from harvest.search.library import Library, Model
-from harvest.search.pictures import MOST_HEIGHT, frames_at, jpeg
-from harvest.search.reranking import Reranker
+from harvest.search.asking.pictures import MOST_HEIGHT, frames_at, jpeg
+from harvest.search.asking.reranking import Reranker
+from harvest.search.library import building
+from harvest.search.library.background import Calibration, read_bank
+from harvest.search.library.embedding import mode_of
+from harvest.search.library.folder import Library, Model
+from harvest.search.library.segmentation import Segmentation
+from harvest.search.library.store import Entry, Floats, Near, apart, matches
 from harvest.search.results import Answer, Broken, Hit, IndexReport, Moment, Stats, Timeline, Video, Where
-from harvest.search.store import Entry, Floats, Near, apart, matches
 
 MAX_QUERY_CHARACTERS = 2000
 MAX_HITS = 1000
@@ -79,9 +79,8 @@ class Index:
         *,
         out: str | Path,
         model: str | Path | None = None,
-        cutting: Cutting | None = None,
+        segmentation: Segmentation | None = None,
         background: str | Path | Sequence[str] | None = None,
-        store: str | None = None,
         rerank: int | None = None,
         precision: Precision = "fp32",
         batch_size: int = 32,
@@ -96,8 +95,7 @@ class Index:
         moved, also from another folder, is known by its content. A stopped run goes on with the same call. Files that
         cannot be read are named in `report.broken` and `out`/quarantine.jsonl.
 
-        `model` is needed once; `cutting` and `store` ("local", or the address of a Qdrant server,
-        `http://host:6333/name`) are settled by the first run. `background` is a list, or a text file, of sentences
+        `model` is needed once; `segmentation` is settled by the first run. `background` is a list, or a text file, of sentences
         that nothing in the library matches, against which scores are calibrated; the default is in everyday English.
         `rerank` has searches let the model's matching head read so many first answers again, and calibrates that: a
         stricter and slower reading, for models that have the head. 0 takes it back; None leaves it.
@@ -115,7 +113,7 @@ class Index:
         bank = None if background is None else read_bank(background)  # before hours of work, not after them
         settings = building.Settings(
             str(model) if model is not None else None,
-            *(cutting, bank, store, rerank, precision, batch_size, workers, verify, reindex),
+            *(segmentation, bank, rerank, precision, batch_size, workers, verify, reindex),
         )
         report = building.build(paths, Path(out), settings, progress)
         index = cls.open(out)
@@ -262,7 +260,6 @@ class Index:
             duration_s=sum(entry.duration_s for entry in good),
             broken=len(entries) - len(good),
             size_bytes=sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
-            store=self._library.store.address,
             search="exact" if self._library.store.is_exact() else "approximate",
         )
 
@@ -344,10 +341,10 @@ class Index:
     def _embed_file(self, path: Path, start_s: float, end_s: float | None) -> Floats:
         model = self._model().model
         is_picture = path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
-        cutting = self._library.facts.cutting
+        segmentation = self._library.facts.segmentation
         clip = read_clip(
             path,
-            num_frames=1 if is_picture else cutting.num_frames or default_frames(model, mode_of(model)),
+            num_frames=1 if is_picture else segmentation.num_frames or default_frames(model, mode_of(model)),
             image_size=model.config.video.image_size,
             start_s=start_s,
             end_s=end_s,
@@ -356,7 +353,7 @@ class Index:
             model,
             clip.frames[None],
             mode=mode_of(model),
-            selection=None if is_picture else cutting.selection,  # as the library's own moments are seen
+            selection=None if is_picture else segmentation.selection,  # as the library's own moments are seen
         )
         vector: Floats = seen.pooled[0].float().cpu().numpy()
         return vector
@@ -395,7 +392,7 @@ class Index:
         opened = self._model()
         with self._lock:
             if self._reranker is None:
-                self._reranker = Reranker(opened, self._library.facts.cutting, self.file)
+                self._reranker = Reranker(opened, self._library.facts.segmentation, self.file)
         agreements, why = self._reranker.agreements(self._read(text), near)
         notes += why
         values = np.array([-np.inf if value is None else value for value in agreements])

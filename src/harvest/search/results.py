@@ -133,8 +133,6 @@ class Stats:
     broken: int
     size_bytes: int
     """Of the library itself, on this machine."""
-    store: str
-    """Where vectors lie: "local", or the address of a vector database."""
     search: Literal["exact", "approximate"]
 
 

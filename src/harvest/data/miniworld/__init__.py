@@ -6,6 +6,7 @@ learnt: only order can. `docs/miniworld.md` tells the story; the files read in t
 captions, splits, writing. They keep to numpy and PyAV, so that worker processes start fast.
 """
 
+from harvest.data.miniworld.absent import absent_scenes
 from harvest.data.miniworld.acting import acting_rows
 from harvest.data.miniworld.directions import directions
 from harvest.data.miniworld.drawing import Scene, drawings, render
@@ -32,6 +33,7 @@ __all__ = [
     "MiniWorld",
     "MiniWorldConfig",
     "Scene",
+    "absent_scenes",
     "acting_rows",
     "directions",
     "drawings",

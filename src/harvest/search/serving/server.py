@@ -9,8 +9,8 @@
     GET  /api/moments/ID/preview         a moment as an mp4 that every browser plays, with byte ranges
     GET  /api/stats, /api/broken, /health, /metrics, /openapi.json
 
-Files are asked for by ids of the library, never by a path. What computes runs in threads, a few at a time, with a
-bounded number waiting; the event loop only hands out and takes in. Who may ask is the guard's business (guard.py).
+FileCache are asked for by ids of the library, never by a path. What computes runs in threads, a few at a time, with a
+bounded number waiting; the event loop only hands out and takes in. Who may ask is the guard's business (access.py).
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from harvest import __version__
 from harvest.data.video import VideoError
 from harvest.interfaces import HarvestError
-from harvest.search.guard import (
+from harvest.search.asking.pictures import MOST_HEIGHT
+from harvest.search.index import MAX_QUERY_CHARACTERS, MAX_RERANK, Index, UnknownId
+from harvest.search.library.store import Unavailable
+from harvest.search.results import Answer, Broken, Stats, Video, Where
+from harvest.search.serving.access import (
     MAX_PICTURE_BYTES,
     PICTURES,
     SENTENCES,
     SESSION,
+    AccessControl,
     Gate,
-    Guard,
     is_same,
     port_of,
 )
-from harvest.search.index import MAX_QUERY_CHARACTERS, MAX_RERANK, Index, UnknownId
-from harvest.search.metrics import Metrics
-from harvest.search.pictures import MOST_HEIGHT
-from harvest.search.results import Answer, Broken, Stats, Video, Where
-from harvest.search.store import Unavailable
-from harvest.search.uploads import MOST_PICTURES, MOST_PREVIEWS, Files, add_picture, write_preview
+from harvest.search.serving.metrics import Metrics
+from harvest.search.serving.uploads import MOST_PICTURES, MOST_PREVIEWS, FileCache, add_picture, write_preview
 
 MAX_K = 200
 MAX_VIDEOS = 500  # of one list or filter
@@ -86,11 +86,11 @@ class Filter(BaseModel):
         Field(max_length=500, description="A pattern such as `holiday/*.mp4`, or a piece of a path"),
     ] = None
     after: Annotated[
-        str | None, Field(max_length=40, description="Files changed on or after this ISO date")
+        str | None, Field(max_length=40, description="FileCache changed on or after this ISO date")
     ] = None
-    before: Annotated[str | None, Field(max_length=40, description="Files changed before this ISO date")] = (
-        None
-    )
+    before: Annotated[
+        str | None, Field(max_length=40, description="FileCache changed before this ISO date")
+    ] = None
     min_duration_s: Annotated[
         float | None, Field(ge=0, allow_inf_nan=False, description="Of the whole video")
     ] = None
@@ -147,8 +147,8 @@ class TimelinesRequest(Asked):
     videos: list[Annotated[str, Field(max_length=64)]] = Field(min_length=1, max_length=MAX_TIMELINES)
 
 
-class Scores(BaseModel):
-    """Scores of all moments of one video, in the order of time; moment n has the id `VIDEO.n`."""
+class VideoScores(BaseModel):
+    """VideoScores of all moments of one video, in the order of time; moment n has the id `VIDEO.n`."""
 
     video: Video
     start_s: list[float]
@@ -214,8 +214,8 @@ def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> Fa
     searching = Lane("search", width=threads, metrics=metrics)
     drawing = Lane("pictures", width=threads, metrics=metrics)
     encoding = Lane("previews", width=1, metrics=metrics)
-    pictures = Files(scratch / "pictures", most=MOST_PICTURES)
-    previews = Files(scratch / "previews", most=MOST_PREVIEWS)
+    pictures = FileCache(scratch / "pictures", most=MOST_PICTURES)
+    previews = FileCache(scratch / "previews", most=MOST_PREVIEWS)
     app = FastAPI(
         title="Harvest",
         version=__version__,
@@ -224,7 +224,7 @@ def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> Fa
         redoc_url=None,
         responses={"4XX": {"model": Problem, "description": "A request that cannot be answered, and why"}},
     )
-    app.add_middleware(Guard, gate=gate, metrics=metrics)
+    app.add_middleware(AccessControl, gate=gate, metrics=metrics)
     _tell_errors(app)
 
     def query_of(asked: Asked) -> dict[str, Any]:
@@ -256,15 +256,15 @@ def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> Fa
         return answer
 
     @app.post("/api/timelines", tags=["search"])
-    async def timelines(asked: TimelinesRequest, request: Request) -> list[Scores]:
+    async def timelines(asked: TimelinesRequest, request: Request) -> list[VideoScores]:
         """The scores along each of some videos."""
 
-        def work() -> list[Scores]:
+        def work() -> list[VideoScores]:
             found = []
             for video in dict.fromkeys(asked.videos):
                 timeline = index.timeline(video=video, **query_of(asked))
                 found.append(
-                    Scores(
+                    VideoScores(
                         video=timeline.video,
                         start_s=[round(moment.start_s, 3) for moment in timeline.moments],
                         end_s=[round(moment.end_s, 3) for moment in timeline.moments],
@@ -374,7 +374,7 @@ def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> Fa
 
     @app.get("/api/broken", tags=["library"])
     async def broken(request: Request) -> list[Broken]:
-        """Files that could not be indexed, and why."""
+        """FileCache that could not be indexed, and why."""
         return list(await searching.run(request, index.broken))
 
     @app.get("/health", tags=["service"])
@@ -406,7 +406,7 @@ def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> Fa
             )
         return answer
 
-    page = resources.files("harvest.search") / "page"
+    page = resources.files("harvest.search.serving") / "page"
     for address, name, kind in (
         ("/", "page.html", "text/html"),
         ("/page.css", "page.css", "text/css"),

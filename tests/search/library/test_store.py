@@ -11,9 +11,10 @@ import pytest
 
 from harvest.files import PART
 from harvest.interfaces import HarvestError
-from harvest.search import store as stores
+from harvest.search.library import local_store as stores
+from harvest.search.library.local_store import Database, LocalStore
+from harvest.search.library.store import Entry, Spans, Store, matches
 from harvest.search.results import Where
-from harvest.search.store import Database, Entry, LocalStore, Spans, Store, matches
 
 WIDTH = 32
 
@@ -29,18 +30,9 @@ def video(name: str, n: int, *, seed: int) -> tuple[Entry, Spans]:
     return entry, Spans(2.0 * np.arange(n), 2.0 * np.arange(n) + 2, unit(seed, n))
 
 
-@pytest.fixture(params=["local", "qdrant"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "local":
-        return LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
-    qdrant_client = pytest.importorskip("qdrant_client")
-    from harvest.search.qdrant import QdrantStore
-
-    # the client's own in-memory server; a server on another machine is asked in the same words
-    client = qdrant_client.QdrantClient(":memory:")
-    made = QdrantStore("http://localhost:6333/tests", width=WIDTH, library="tests", client=client)
-    made.begin()
-    return made
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
 
 
 def test_nearest_is_exact(store: Store) -> None:

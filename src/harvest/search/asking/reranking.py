@@ -19,9 +19,9 @@ from torch import Tensor
 from harvest.data.video import read_clip
 from harvest.evaluation.embed import default_frames, encode_clips, evaluating
 from harvest.interfaces import HarvestError, TextFeatures, VideoFeatures
-from harvest.search.cutting import Cutting
-from harvest.search.library import Model
-from harvest.search.store import Near
+from harvest.search.library.folder import Model
+from harvest.search.library.segmentation import Segmentation
+from harvest.search.library.store import Near
 
 _REMEMBERED_BYTES = 256 * 2**20  # tokens of moments: who types on asks for the same ones again
 
@@ -38,13 +38,13 @@ def check_matches(opened: Model) -> None:
 class Reranker:
     """A model's matching head at work on the moments of a library. HarvestError where the model has none."""
 
-    def __init__(self, opened: Model, cutting: Cutting, file_of: Callable[[str], Path]) -> None:
+    def __init__(self, opened: Model, segmentation: Segmentation, file_of: Callable[[str], Path]) -> None:
         model = opened.model
         check_matches(opened)
         self._opened, self._file_of = opened, file_of
-        self._frames = cutting.num_frames or default_frames(model, "video")
+        self._frames = segmentation.num_frames or default_frames(model, "video")
         # What the index has seen of a moment, if that is equally much of each: they are read side by side.
-        self._selection = cutting.selection if cutting.selector != "run_length" else None
+        self._selection = segmentation.selection if segmentation.selector != "run_length" else None
         video = model.config.video
         a_moment = 4 * video.num_patches * max(1, self._frames // video.tubelet_size) * video.width
         self._tokens = lru_cache(max(1, _REMEMBERED_BYTES // a_moment))(self._read)

@@ -26,9 +26,9 @@ from harvest.interfaces import HarvestError, OnProgress
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
-from harvest.search.embedding import mode_of
+from harvest.search.library.embedding import mode_of
+from harvest.search.library.store import Floats
 from harvest.search.results import Curve, Interval
-from harvest.search.store import Floats
 
 FALL = 0.5  # of the way from the median down to which a stretch reaches around its peak
 

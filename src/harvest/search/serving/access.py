@@ -23,7 +23,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from harvest.search.metrics import Metrics
+from harvest.search.serving.metrics import Metrics
 
 MAX_JSON_BYTES = 64 * 1024
 MAX_PICTURE_BYTES = 10 * 1024 * 1024
@@ -118,7 +118,7 @@ class _Refused(Exception):
         self.status, self.sentence, self.headers = status, sentence, headers
 
 
-class Guard:
+class AccessControl:
     """ASGI middleware, outermost."""
 
     def __init__(self, app: ASGIApp, *, gate: Gate, metrics: Metrics) -> None:
@@ -132,7 +132,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        answer = _Answer(scope, send)
+        answer = _Response(scope, send)
         body = bytearray()
         try:
             self._check(scope)
@@ -211,7 +211,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return next_message
 
 
-class _Answer:
+class _Response:
     """Passes an answer on with the headers that each carries, an error as JSON."""
 
     def __init__(self, scope: Scope, send: Send) -> None:

@@ -22,19 +22,19 @@ import pytest
 import harvest
 from harvest.data.video import probe, read_clip
 from harvest.interfaces import HarvestError
-from harvest.search.pictures import jpeg
+from harvest.search.asking.pictures import jpeg
 
 pytest.importorskip("fastapi")
 
 import httpx2 as httpx
 from starlette.testclient import TestClient
 
-from harvest.search import guard, server
-from harvest.search.guard import Gate, Guard
-from harvest.search.metrics import Metrics
-from harvest.search.server import gate_of, make_app
+from harvest.search.serving import access, server
+from harvest.search.serving.access import AccessControl, Gate
+from harvest.search.serving.metrics import Metrics
+from harvest.search.serving.server import gate_of, make_app
 
-from .conftest import BANK, CUTTING
+from ..conftest import BANK, SEGMENTATION
 
 LOCAL = gate_of("127.0.0.1", token=None)
 TOKEN = "a token that is long enough"
@@ -159,7 +159,7 @@ def test_bad_queries(client: TestClient, asked: dict[str, Any], status: int, par
         (b"[" * 50_000, "application/json", 400),
         (b'{"text": "a"}', "text/plain", 422),
         (b"", "application/json", 422),
-        (b'{"text": "' + b"a" * guard.MAX_JSON_BYTES + b'"}', "application/json", 413),
+        (b'{"text": "' + b"a" * access.MAX_JSON_BYTES + b'"}', "application/json", 413),
     ],
 )
 def test_malformed_bodies(client: TestClient, body: bytes, kind: str, status: int) -> None:
@@ -182,10 +182,10 @@ def test_what_is_no_picture_is_refused(client: TestClient, data: bytes) -> None:
 
 def test_damaged_and_huge_pictures(client: TestClient, picture: bytes) -> None:
     says(client.post("/api/pictures", content=picture[:40]), 400, "damaged")
-    says(client.post("/api/pictures", content=bytes(guard.MAX_PICTURE_BYTES + 1)), 413, "too large")
+    says(client.post("/api/pictures", content=bytes(access.MAX_PICTURE_BYTES + 1)), 413, "too large")
 
     def parts() -> Iterator[bytes]:  # without a length
-        for _ in range(guard.MAX_PICTURE_BYTES // 2**20 + 1):
+        for _ in range(access.MAX_PICTURE_BYTES // 2**20 + 1):
             yield picture[:4] + bytes(2**20)
 
     says(client.post("/api/pictures", content=parts()), 413, "too large")
@@ -277,7 +277,7 @@ def test_links_and_vanished_files_are_not_served(some_clips: Path, image_model: 
     secret = tmp_path / "secret.mp4"
     shutil.copy(some_clips / "0.mp4", secret)
     with harvest.Index.build(
-        some_clips, out=tmp_path / "library", model=image_model, cutting=CUTTING, background=BANK
+        some_clips, out=tmp_path / "library", model=image_model, segmentation=SEGMENTATION, background=BANK
     ) as index:
         client = client_of(index, tmp_path / "scratch")
         first, second, third = (video.id for video in index.videos()[:3])
@@ -440,7 +440,7 @@ def test_the_token(library: harvest.Index, tmp_path: Path, monkeypatch: pytest.M
     assert client.get("/api/stats", headers={"cookie": f"{name}=00"}).status_code == 401
 
     compared: list[str] = []
-    monkeypatch.setattr(guard.hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
+    monkeypatch.setattr(access.hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
     client.get("/api/stats", headers={"authorization": "Bearer wrong"})
     assert compared == [b"wrong"]
 
@@ -470,7 +470,7 @@ def test_too_many_waiting_are_told_to_come_again(
 def test_a_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     import anyio
 
-    monkeypatch.setattr(guard, "BODY_S", 0.1)
+    monkeypatch.setattr(access, "BODY_S", 0.1)
     sent: list[Any] = []
 
     async def app(*_: Any) -> None:
@@ -490,13 +490,13 @@ def test_a_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
         "headers": [(b"host", b"localhost")],
         "server": ("127.0.0.1", 1),
     }
-    asked = Guard(app, gate=LOCAL, metrics=Metrics())
+    asked = AccessControl(app, gate=LOCAL, metrics=Metrics())
     anyio.run(asked, scope, receive, send)
     assert sent[0]["status"] == 408 and b"did not arrive" in sent[1]["body"]
     assert asked._held_bytes == 0
 
-    monkeypatch.setattr(guard, "MAX_BODIES_BYTES", 3)
-    monkeypatch.setattr(guard, "BODY_S", 5.0)
+    monkeypatch.setattr(access, "MAX_BODIES_BYTES", 3)
+    monkeypatch.setattr(access, "BODY_S", 5.0)
     sent.clear()
     anyio.run(asked, scope, receive, send)
     assert sent[0]["status"] == 503 and asked._held_bytes == 0
@@ -535,7 +535,9 @@ def test_a_thousand_requests_while_indexing_goes_on(
     some_clips: Path, image_model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "library"
-    harvest.Index.build(some_clips, out=out, model=image_model, cutting=CUTTING, background=BANK).close()
+    harvest.Index.build(
+        some_clips, out=out, model=image_model, segmentation=SEGMENTATION, background=BANK
+    ).close()
     with served(out) as (address, _), concurrent.futures.ThreadPoolExecutor(50) as pool:
         limits = httpx.Limits(max_connections=50, max_keepalive_connections=50)
         with httpx.Client(base_url=address, timeout=60, limits=limits) as client:

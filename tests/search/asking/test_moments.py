@@ -11,13 +11,13 @@ from harvest.data.video import VideoError, read_clip, write_video
 from harvest.evaluation.embed import encode_clips
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_model
-from harvest.search.curve import blocks, clock, svg
-from harvest.search.cutting import Cutting, Window, windows
-from harvest.search.embedding import WindowEncoder
-from harvest.search.moments import Dense, DenseVideo, stretches
+from harvest.search.asking.curve import blocks, clock, svg
+from harvest.search.asking.moments import Dense, DenseVideo, stretches
+from harvest.search.library.embedding import WindowEncoder
+from harvest.search.library.segmentation import Segmentation, Window, windows
 from harvest.search.results import Curve, Interval
 
-from .conftest import write_long
+from ..conftest import write_long
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_video_models_windows_are_their_own_vectors_unless_it_has_to_be_fast(
 def test_the_curve_finds_where_it_happens(long: Path, image_model: Path) -> None:
     from harvest.data.miniworld import make_clip
 
-    from .conftest import WORLD
+    from ..conftest import WORLD
 
     model, tokenizer = load_model(image_model)
     read = DenseVideo.read(model, tokenizer, long, Dense(window_s=2.0))
@@ -109,8 +109,8 @@ def test_pictures_of_windows_that_overlap_are_encoded_once(tmp_path: Path, image
         path, ground.repeat_interleave(8, 2).repeat_interleave(8, 3).repeat(96, 1, 1, 1), fps=8
     )  # 12 s, one shot
     model, _ = load_model(image_model)
-    encoder = WindowEncoder(model, Cutting())
-    found = [w for w in windows(path, Cutting(), num_frames=8, image_size=64) if isinstance(w, Window)]
+    encoder = WindowEncoder(model, Segmentation())
+    found = [w for w in windows(path, Segmentation(), num_frames=8, image_size=64) if isinstance(w, Window)]
     assert [w.start_s for w in found] == [0.0, 2.0, 4.0, 6.0]
     vectors = torch.cat([encoder(found[:2]), encoder(found[2:])])
     assert encoder.num_encoded < 8 * len(found)

@@ -1,6 +1,6 @@
 """A library's folder: what it is, which model it belongs to, and who may write to it.
 
-library/library.db        facts, files, moments and vectors (store.py)
+library/library.db        facts, files, moments and vectors (local_store.py)
 library/vectors-*.usearch the approximate index of a large library; made again when it is gone
 library/quarantine.jsonl  files that could not be indexed, or not in whole, and why
 library/.lock             held by the one indexer that is at work
@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from harvest.interfaces import HarvestError, TextFeatures
 from harvest.model.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
-from harvest.search.cutting import Cutting
-from harvest.search.store import Database, LocalStore, Store
+from harvest.search.library.local_store import Database, LocalStore
+from harvest.search.library.segmentation import Segmentation
+from harvest.search.library.store import Store
 
 FORMAT = 1
 
@@ -44,8 +44,7 @@ class Facts:
     """Size and time of the weights, which tell cheaply that they are still the same."""
     width: int
     """Of the vectors."""
-    cutting: Cutting
-    store: str = "local"
+    segmentation: Segmentation
     rerank: int = 0
     """So many first answers are read again beside the sentence, unless a search says otherwise."""
     format: int = FORMAT
@@ -61,7 +60,7 @@ class Facts:
                 f"{folder} was written by a newer Harvest (format {values['format']}, this one reads {FORMAT}): "
                 "update Harvest"
             )
-        return Facts(**{**values, "cutting": Cutting(**values["cutting"])})
+        return Facts(**{**values, "segmentation": Segmentation(**values["segmentation"])})
 
 
 class Model:
@@ -120,7 +119,7 @@ class Library:
         facts = read_facts(database)
         if facts is None:
             raise HarvestError(f"{folder} holds nothing yet: run harvest index again")
-        return Library(folder, database, facts, open_store(database, facts))
+        return Library(folder, database, facts, LocalStore(database, width=facts.width))
 
     def check_model(self, model: Model) -> None:
         if model.digest != self.facts.model_digest:
@@ -137,22 +136,6 @@ class Library:
 def read_facts(database: Database) -> Facts | None:
     found = database.get("facts")
     return None if found is None else Facts.from_json(found, database.path.parent)
-
-
-def open_store(database: Database, facts: Facts, *, is_new: bool = False) -> Store:
-    """The store that a library's facts name. A server's is seen to be this library's, unless `is_new`: `begin` it."""
-    if facts.store == "local":
-        return LocalStore(database, width=facts.width)
-    from harvest.search.qdrant import QdrantStore
-
-    library = database.get("id")
-    if library is None:
-        library = secrets.token_hex(8).encode()
-        database.set(id=library)
-    store = QdrantStore(facts.store, width=facts.width, library=library.decode())
-    if not is_new:
-        store.check()
-    return store
 
 
 @contextmanager

@@ -30,7 +30,7 @@ LEAST_CHANGE = 4.0  # of 255, of a cut: less is noise
 
 
 @dataclass(frozen=True)
-class Cutting:
+class Segmentation:
     """How videos become moments; the same for all of a library."""
 
     window_s: float = 4.0
@@ -78,14 +78,14 @@ class Cut(NamedTuple):
 
 
 def windows(
-    path: str | Path, cutting: Cutting, *, num_frames: int, image_size: int
+    path: str | Path, segmentation: Segmentation, *, num_frames: int, image_size: int
 ) -> Iterator[Window | Cut]:
     """Cut a video: its windows in the order of their starts, then one `Cut`.
 
     Raises VideoError where nothing can be read at all.
     """
-    every_s = cutting.window_s / (num_frames * PICTURES_PER_FRAME)
-    shot = _Shot(cutting, num_frames, 0.0)
+    every_s = segmentation.window_s / (num_frames * PICTURES_PER_FRAME)
+    shot = _Shot(segmentation, num_frames, 0.0)
     end_s = 0.0
     damage: str | None = None
     claimed_s = probe(path).duration_s
@@ -94,7 +94,7 @@ def windows(
         for time_s, picture, is_first in _with_cuts(pictures):
             if is_first and time_s - shot.start_s >= SHORTEST_S:
                 yield from shot.close(time_s)
-                shot = _Shot(cutting, num_frames, time_s)
+                shot = _Shot(segmentation, num_frames, time_s)
             yield from shot.add(time_s, picture)
             end_s = time_s + every_s
     except VideoError as error:
@@ -148,12 +148,12 @@ def _small(picture: Tensor) -> Tensor:
 class _Shot:
     """The pictures of the shot that is being read, from the start of its next window on."""
 
-    def __init__(self, cutting: Cutting, num_frames: int, start_s: float) -> None:
-        self.window_s = cutting.window_s
+    def __init__(self, segmentation: Segmentation, num_frames: int, start_s: float) -> None:
+        self.window_s = segmentation.window_s
         self.num_frames = num_frames
-        every_s = cutting.window_s / (num_frames * PICTURES_PER_FRAME)
+        every_s = segmentation.window_s / (num_frames * PICTURES_PER_FRAME)
         # The step is a whole number of pictures, so that windows that overlap look at the same ones.
-        self.step_s = max(1, round(cutting.window_s * (1 - cutting.overlap) / every_s)) * every_s
+        self.step_s = max(1, round(segmentation.window_s * (1 - segmentation.overlap) / every_s)) * every_s
         self.start_s = start_s
         self.next_s = start_s
         self.times_s: list[float] = []

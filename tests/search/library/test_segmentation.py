@@ -7,7 +7,7 @@ import torch
 
 from harvest.data.video import VideoError, read_clip, write_video
 from harvest.interfaces import HarvestError
-from harvest.search.cutting import Cut, Cutting, Window, is_cut, windows
+from harvest.search.library.segmentation import Cut, Segmentation, Window, is_cut, windows
 
 
 def scene(seed: int, num_frames: int) -> torch.Tensor:
@@ -21,8 +21,8 @@ def scene(seed: int, num_frames: int) -> torch.Tensor:
     return frames
 
 
-def cut_up(path: Path, cutting: Cutting, num_frames: int = 4) -> tuple[list[Window], Cut]:
-    *found, end = windows(path, cutting, num_frames=num_frames, image_size=64)
+def cut_up(path: Path, segmentation: Segmentation, num_frames: int = 4) -> tuple[list[Window], Cut]:
+    *found, end = windows(path, segmentation, num_frames=num_frames, image_size=64)
     assert isinstance(end, Cut)
     assert all(isinstance(window, Window) for window in found)
     return found, end  # type: ignore[return-value]
@@ -36,7 +36,7 @@ def three_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_shots_are_found_and_long_ones_become_windows(three_scenes: Path) -> None:
-    found, end = cut_up(three_scenes, Cutting(window_s=4.0))
+    found, end = cut_up(three_scenes, Segmentation(window_s=4.0))
     spans = [(window.start_s, window.end_s) for window in found]
     assert spans[:2] == [(0.0, 3.0), (3.0, 5.0)]
     assert spans[2:] == [(5.0, 9.0), (7.0, 11.0), (9.0, 13.0), (11.0, 16.0)]  # half as long again at most
@@ -44,13 +44,13 @@ def test_shots_are_found_and_long_ones_become_windows(three_scenes: Path) -> Non
 
 
 def test_windows_that_overlap_share_their_pictures(three_scenes: Path) -> None:
-    found, _ = cut_up(three_scenes, Cutting(window_s=4.0))
+    found, _ = cut_up(three_scenes, Segmentation(window_s=4.0))
     one, other = found[2].pictures, found[3].pictures
     assert [id(picture) for picture in one[2:]] == [id(picture) for picture in other[:2]]
 
 
 def test_a_window_shows_what_a_clip_of_its_stretch_shows(three_scenes: Path) -> None:
-    found, _ = cut_up(three_scenes, Cutting(window_s=4.0))
+    found, _ = cut_up(three_scenes, Segmentation(window_s=4.0))
     whole = [window for window in found if window.end_s - window.start_s == 4.0]
     assert len(whole) == 3  # shots of other lengths show the nearest pictures that were taken
     for window in whole:
@@ -62,7 +62,7 @@ def test_a_window_shows_what_a_clip_of_its_stretch_shows(three_scenes: Path) -> 
 
 def test_every_second_belongs_to_a_window(three_scenes: Path) -> None:
     for overlap in (0.0, 0.5, 0.8):
-        found, end = cut_up(three_scenes, Cutting(window_s=2.0, overlap=overlap))
+        found, end = cut_up(three_scenes, Segmentation(window_s=2.0, overlap=overlap))
         covered = 0.0
         for window in found:
             assert window.start_s <= covered + 1e-9
@@ -82,7 +82,7 @@ def test_a_file_cut_short_gives_what_it_has(three_scenes: Path, tmp_path: Path) 
     whole = three_scenes.read_bytes()
     path = tmp_path / "short.mp4"
     path.write_bytes(whole[: int(len(whole) * 0.6)])
-    found, end = cut_up(path, Cutting(window_s=4.0))
+    found, end = cut_up(path, Segmentation(window_s=4.0))
     assert found and 0 < end.duration_s < 16
     assert end.damage is not None and "read only to" in end.damage
 
@@ -91,10 +91,10 @@ def test_a_file_that_is_no_video(tmp_path: Path) -> None:
     path = tmp_path / "text.mp4"
     path.write_text("not a video")
     with pytest.raises(VideoError):
-        list(windows(path, Cutting(), num_frames=4, image_size=64))
+        list(windows(path, Segmentation(), num_frames=4, image_size=64))
 
 
 @pytest.mark.parametrize("wrong", [{"window_s": 0.0}, {"overlap": 0.95}, {"num_frames": 0}, {"budget": 0}])
 def test_settings_check_themselves(wrong: dict) -> None:
     with pytest.raises(HarvestError):
-        Cutting(**wrong)
+        Segmentation(**wrong)

@@ -18,7 +18,7 @@ import harvest
 from harvest.data.miniworld import make_clip, render
 from harvest.data.video import read_clip
 
-from .conftest import CUTTING, WORLD, write_long
+from ..conftest import SEGMENTATION, WORLD, write_long
 from .test_server import served
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -48,7 +48,9 @@ def folder(image_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture[:64, :64].copy(), format="rgb24")))
         container.mux(stream.encode(None))
     (videos / "broken.mp4").write_text("no video")
-    harvest.Index.build(videos, out=out, model=image_model, cutting=CUTTING, background=ELSEWHERE).close()
+    harvest.Index.build(
+        videos, out=out, model=image_model, segmentation=SEGMENTATION, background=ELSEWHERE
+    ).close()
     return out
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harvest.interfaces import HarvestError
-from harvest.search.store import Floats
+from harvest.search.library.store import Floats
 
 LEAST = 20  # sentences: with fewer, no chance below 5 % could be told
 BANK_SIZE = 512

@@ -1,4 +1,4 @@
-"""Files that the service makes for itself: pictures that were sent to search with, and previews of moments.
+"""FileCache that the service makes for itself: pictures that were sent to search with, and previews of moments.
 
 Both lie in a temporary folder, in bounded number, and go with the service.
 """
@@ -31,7 +31,7 @@ _PICTURES: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
 )
 
 
-class Files:
+class FileCache:
     """The newest files of a folder, by name; older ones are deleted."""
 
     def __init__(self, folder: Path, *, most: int) -> None:
@@ -62,7 +62,7 @@ class Files:
         return path
 
 
-def add_picture(files: Files, data: bytes) -> str:
+def add_picture(files: FileCache, data: bytes) -> str:
     """Keep a picture; gives its id. HarvestError where the bytes are no picture of a known kind."""
     suffix = next((suffix for suffix, fits in _PICTURES if fits(data)), None)
     if suffix is None:

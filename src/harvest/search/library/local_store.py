@@ -15,28 +15,21 @@ Shapes: n moments, Q queries, E shared width. Vectors have unit length.
 
 from __future__ import annotations
 
-import fnmatch
-import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harvest.files import new_file
 from harvest.interfaces import HarvestError
-from harvest.search.results import Where
+from harvest.search.library.store import Entry, Floats, Near, Spans, Unavailable
 
-Floats = NDArray[np.float32]
-
-OVERLAP = 0.3  # of the shorter of two moments, from which they show the same
 EXACT_MOST = 100_000  # moments that are searched exactly, in memory
 _CANDIDATES = 64  # of the approximate index at least
 _EXPANSION = (
@@ -68,129 +61,6 @@ CREATE TRIGGER IF NOT EXISTS note_removed AFTER DELETE ON moments
   BEGIN INSERT INTO removed VALUES (old.row); END;
 """
 _COUNT_UP = """INSERT INTO meta VALUES ('generation', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file that the indexer has seen: indexed, or in quarantine with the reason."""
-
-    id: str
-    root: str
-    path: str  # relative to the root, with forward slashes
-    size_bytes: int
-    modified_ns: int
-    digest: str
-    duration_s: float = 0.0
-    num_moments: int = 0
-    damage: str | None = None
-    reason: str | None = None  # why it is in quarantine; None where it is not
-
-
-class Spans(NamedTuple):
-    """The moments of one video."""
-
-    start_s: NDArray[np.float64]  # [n]
-    end_s: NDArray[np.float64]  # [n]
-    vectors: Floats  # [n, E]
-
-
-class Unavailable(HarvestError):
-    """The store cannot be read or written now: locked, full, damaged, or on a server that does not answer."""
-
-
-class Near(NamedTuple):
-    """A moment found by its vector."""
-
-    video: str
-    number: int
-    start_s: float
-    end_s: float
-    score: float  # cosine with the query
-    vector: Floats  # [E]
-
-
-def apart(near: Iterable[Near], k: int) -> list[Near]:
-    """The first `k` that do not overlap with one before them, which would show the same."""
-    kept: list[Near] = []
-    for found in near:
-        if len(kept) < k and not any(_overlaps(found, other) for other in kept if other.video == found.video):
-            kept.append(found)
-    return kept
-
-
-def _overlaps(one: Near, other: Near) -> bool:
-    common = min(one.end_s, other.end_s) - max(one.start_s, other.start_s)
-    return common > OVERLAP * min(one.end_s - one.start_s, other.end_s - other.start_s)
-
-
-class Store(Protocol):
-    """What a library needs of a vector store. Methods may be called from several threads."""
-
-    address: str
-
-    def entries(self, videos: Collection[str] | None = None) -> dict[str, Entry]:
-        """Files by id: all, or those of some ids that are there."""
-
-    def entry(self, video: str) -> Entry | None:
-        """One file."""
-
-    def put(self, videos: Sequence[tuple[Entry, Spans | None]], *, gone: Sequence[str] = ()) -> None:
-        """Replace videos (None: those without moments) and remove others, all or nothing."""
-
-    def update(self, entries: Sequence[Entry]) -> None:
-        """Note new times and sizes of files whose content is the same."""
-
-    def begin(self) -> None:
-        """Forget every file, and make what a new library needs; HarvestError where another library's would be lost."""
-
-    def spans(self, video: str) -> Spans:
-        """The moments of a video, in the order of their numbers."""
-
-    def nearest(self, query: Floats, k: int, videos: frozenset[str] | None = None) -> list[Near]:
-        """The `k` moments with the largest cosine to `query` `[E]`, among some videos or all."""
-
-    def best_scores(self, queries: Floats) -> Floats:
-        """The largest cosine of each of `[Q, E]` with any moment; -1 where there is none."""
-
-    def num_moments(self) -> int: ...
-
-    def is_exact(self) -> bool: ...
-
-    def optimise(self) -> None:
-        """After writing: make or extend what speeds searching up, if it is time to."""
-
-    def close(self) -> None: ...
-
-
-def video_id(root: str, path: str) -> str:
-    """The id of a file: a digest of where it is."""
-    return hashlib.blake2b(f"{root}\0{path}".encode(errors="surrogateescape"), digest_size=8).hexdigest()
-
-
-def matches(entry: Entry, where: Where) -> bool:
-    """Whether a file meets all conditions of a filter."""
-    if entry.reason is not None or (where.videos and entry.id not in where.videos):
-        return False
-    if where.path is not None:
-        path, wanted = entry.path.lower(), where.path.lower()
-        is_pattern = any(mark in wanted for mark in "*?[")
-        if not (fnmatch.fnmatchcase(path, wanted) if is_pattern else wanted in path):
-            return False
-    if where.after is not None and entry.modified_ns < _time_ns(where.after):
-        return False
-    if where.before is not None and entry.modified_ns >= _time_ns(where.before):
-        return False
-    if where.min_duration_s is not None and entry.duration_s < where.min_duration_s:
-        return False
-    return where.max_duration_s is None or entry.duration_s <= where.max_duration_s
-
-
-def _time_ns(text: str) -> int:
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        raise HarvestError(f"expected a date such as 2026-11-21, got {text!r}") from None
-    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1e9)
 
 
 @contextmanager
@@ -285,8 +155,6 @@ class _Tail(NamedTuple):
 
 class LocalStore:
     """The store in the library's own folder."""
-
-    address = "local"
 
     def __init__(self, database: Database, *, width: int) -> None:
         self.database = database

@@ -19,24 +19,24 @@ from harvest.data.video import VideoError
 from harvest.evaluation.embed import embed_texts
 from harvest.interfaces import HarvestError, OnProgress
 from harvest.parallel import Precision, barrier, world_rank_size
-from harvest.search.background import default_bank, knows_everyday_words
-from harvest.search.cutting import Cutting
-from harvest.search.embedding import Embedded, check_choice, embed_moments
-from harvest.search.files import File, digest, is_gone, video_files
-from harvest.search.library import (
+from harvest.search.asking.reranking import Reranker, check_matches
+from harvest.search.library.background import default_bank, knows_everyday_words
+from harvest.search.library.embedding import Embedded, check_choice, embed_moments
+from harvest.search.library.files import File, digest, is_gone, video_files
+from harvest.search.library.folder import (
     Facts,
     Library,
     Model,
     named,
-    open_store,
     read_facts,
     signature,
     write_quarantine,
     writing,
 )
-from harvest.search.reranking import Reranker, check_matches
+from harvest.search.library.local_store import Database, LocalStore
+from harvest.search.library.segmentation import Segmentation
+from harvest.search.library.store import Entry, Floats, Spans, Store, apart, video_id
 from harvest.search.results import Broken, IndexReport
-from harvest.search.store import Database, Entry, Floats, Spans, Store, apart, video_id
 
 GROUP = 16  # files
 
@@ -45,9 +45,8 @@ class Settings(NamedTuple):
     """How to index; see `Index.build`."""
 
     model: str | None
-    cutting: Cutting | None
+    segmentation: Segmentation | None
     background: Sequence[str] | None
-    store: str | None
     rerank: int | None
     precision: Precision
     batch_size: int
@@ -142,15 +141,11 @@ def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
     facts = read_facts(database)
     model: Model | None = None
     if facts is not None and not settings.reindex:
-        if settings.store is not None and settings.store != facts.store:
+        if settings.segmentation is not None and settings.segmentation != facts.segmentation:
             raise HarvestError(
-                f"{out} keeps its vectors in {facts.store}, not in {settings.store}: give --reindex"
+                f"{out} was cut with {facts.segmentation}, and {settings.segmentation} is asked for: give --reindex to cut anew"
             )
-        if settings.cutting is not None and settings.cutting != facts.cutting:
-            raise HarvestError(
-                f"{out} was cut with {facts.cutting}, and {settings.cutting} is asked for: give --reindex to cut anew"
-            )
-        library = Library(out, database, facts, open_store(database, facts))
+        library = Library(out, database, facts, LocalStore(database, width=facts.width))
         if settings.rerank is not None and settings.rerank != facts.rerank:
             model = Model(settings.model or facts.model)
             library.check_model(model)
@@ -178,12 +173,11 @@ def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
         model_digest=model.digest,
         model_signature=signature(model.source),
         width=model.model.config.video.embed_dim,
-        cutting=settings.cutting or (facts.cutting if facts else Cutting()),
-        store=settings.store or (facts.store if facts else "local"),
+        segmentation=settings.segmentation or (facts.segmentation if facts else Segmentation()),
         rerank=settings.rerank or 0,
     )
-    check_choice(model.model, facts.cutting)
-    store = open_store(database, facts, is_new=True)
+    check_choice(model.model, facts.segmentation)
+    store = LocalStore(database, width=facts.width)
     if world_rank_size()[0] == 0:
         store.begin()
         database.remove("background", "background_texts", "tops", "tops_reranked")
@@ -271,7 +265,7 @@ def _index_group(
         made = embed_moments(
             model.model,
             [path for path, _ in wanted],
-            library.facts.cutting,
+            library.facts.segmentation,
             precision=settings.precision,
             batch_size=settings.batch_size,
             workers=settings.workers,
@@ -298,7 +292,7 @@ def _put(library: Library, videos: Sequence[tuple[Entry, Spans | None]], *, gone
 
 
 def _twin(store: Store, entry: Entry | None) -> tuple[Entry, Spans] | None:
-    """A file of equal content and its moments, if they are all there: a server has no transactions."""
+    """A file of equal content and its moments, if they are all there."""
     if entry is None or len((spans := store.spans(entry.id)).start_s) != entry.num_moments:
         return None
     return entry, spans
@@ -368,7 +362,7 @@ def _reranked_tops(
 ) -> Floats:
     """The best agreement among the first answers to every background query, fp32 `[Q]`, ascending."""
     files = {id: Path(entry.root) / entry.path for id, entry in library.store.entries().items()}
-    reranker = Reranker(model, library.facts.cutting, files.__getitem__)
+    reranker = Reranker(model, library.facts.segmentation, files.__getitem__)
     tops = []
     for place, (text, query) in enumerate(zip(texts, bank, strict=True)):
         most = library.facts.rerank

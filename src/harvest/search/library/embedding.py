@@ -26,8 +26,8 @@ from harvest.evaluation.embed import Mode, default_frames, encode_clips
 from harvest.interfaces import Grid, HarvestError
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
-from harvest.search.cutting import Cut, Cutting, Window, windows
-from harvest.search.store import Spans
+from harvest.search.library.segmentation import Cut, Segmentation, Window, windows
+from harvest.search.library.store import Spans
 from harvest.tokens import budget_of
 
 Item = Window | Cut | VideoError
@@ -45,34 +45,34 @@ def mode_of(model: VideoTextModel) -> Mode:
     return "image" if model.config.video.num_frames == 1 else "video"
 
 
-def check_choice(model: VideoTextModel, cutting: Cutting) -> Grid | None:
+def check_choice(model: VideoTextModel, segmentation: Segmentation) -> Grid | None:
     """How the model divides a moment, where not all of it is seen; HarvestError where it cannot see so little of it."""
-    if cutting.selection is None:
+    if segmentation.selection is None:
         return None
     if mode_of(model) == "image":
         raise HarvestError("choosing tokens needs a video model: an image model sees whole frames")
     size = model.config.video.image_size
-    num_frames = cutting.num_frames or default_frames(model, "video")
+    num_frames = segmentation.num_frames or default_frames(model, "video")
     grid = model.grid(
         torch.empty(1, num_frames, 3, size, size, dtype=torch.uint8, device=model.log_scale.device)
     )
-    budget_of(cutting.selection, grid)
+    budget_of(segmentation.selection, grid)
     return grid
 
 
 def embed_moments(
     model: VideoTextModel,
     paths: Sequence[Path],
-    cutting: Cutting,
+    segmentation: Segmentation,
     *,
     precision: Precision = "fp32",
     batch_size: int = 32,
     workers: int = 1,
 ) -> list[Embedded | VideoError]:
     """Cut and embed videos. For each its moments, or why it cannot be read."""
-    num_frames = cutting.num_frames or default_frames(model, mode_of(model))
-    encoder = WindowEncoder(model, cutting, precision=precision)
-    check_choice(model, cutting)
+    num_frames = segmentation.num_frames or default_frames(model, mode_of(model))
+    encoder = WindowEncoder(model, segmentation, precision=precision)
+    check_choice(model, segmentation)
     found: list[list[Window]] = [[] for _ in paths]
     vectors: list[list[Tensor]] = [[] for _ in paths]
     ends: list[Cut | VideoError | None] = [None] * len(paths)
@@ -86,7 +86,7 @@ def embed_moments(
         batch.clear()
 
     with _decoded(
-        paths, cutting, num_frames, model.config.video.image_size, ahead=2 * batch_size, workers=workers
+        paths, segmentation, num_frames, model.config.video.image_size, ahead=2 * batch_size, workers=workers
     ) as items:
         for number, item in items:
             if isinstance(item, Window):
@@ -119,9 +119,11 @@ class WindowEncoder:
     batch's pictures are kept for those that overlap it.
     """
 
-    def __init__(self, model: VideoTextModel, cutting: Cutting, *, precision: Precision = "fp32") -> None:
+    def __init__(
+        self, model: VideoTextModel, segmentation: Segmentation, *, precision: Precision = "fp32"
+    ) -> None:
         self.model = model
-        self.selection = cutting.selection
+        self.selection = segmentation.selection
         self.precision = precision
         self.is_frame_wise = mode_of(model) == "image"
         self.num_encoded = 0
@@ -161,7 +163,7 @@ class WindowEncoder:
 @contextmanager
 def _decoded(
     paths: Sequence[Path],
-    cutting: Cutting,
+    segmentation: Segmentation,
     num_frames: int,
     image_size: int,
     *,
@@ -182,7 +184,7 @@ def _decoded(
 
     def decode(number: int) -> None:
         try:
-            for item in windows(paths[number], cutting, num_frames=num_frames, image_size=image_size):
+            for item in windows(paths[number], segmentation, num_frames=num_frames, image_size=image_size):
                 if stopped.is_set():
                     return
                 give(number, item)

@@ -1,0 +1,74 @@
+"""`harvest serve`: a library over HTTP, with a page in the browser."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from harvest.cli.parsing import run
+
+
+def serve_command(args: list[str]) -> None:
+    import signal
+
+    import tyro
+
+    def serve(
+        library: Annotated[Path, tyro.conf.Positional],
+        /,
+        host: str = "127.0.0.1",
+        port: int = 8077,
+        token_file: Path | None = None,
+        name: tuple[str, ...] = (),
+        threads: int = 2,
+        model: str | None = None,
+        open: bool = False,
+    ) -> None:
+        """Serve a library over HTTP: a page in the browser, and the interface that /openapi.json describes.
+
+        $ harvest serve library --open
+        $ harvest serve library --host 0.0.0.0 --token-file token.txt
+
+        Whoever can reach it on this machine may ask. Bound to another address it asks for a token: that of
+        --token-file or the variable HARVEST_TOKEN, or else one that is made and printed.
+
+        Args:
+            library: The folder that `harvest index` wrote.
+            host: Address to listen at.
+            port: Port to listen at; 0 is any free one.
+            token_file: File whose first line is the token.
+            name: Further names that this service goes by, such as that of a proxy before it.
+            threads: Searches, and pictures, computed at once.
+            model: Where the model is now, if it was moved.
+            open: Open the page in the browser.
+        """
+        import harvest
+        from harvest.interfaces import HarvestError
+
+        try:
+            from harvest.search.serving.server import serve as run
+        except ImportError as error:
+            raise HarvestError(
+                f"serving needs {error.name}: pip install 'harvest-video[search,serve]'"
+            ) from error
+        token = os.environ.get("HARVEST_TOKEN") or None
+        if token_file is not None:
+            try:
+                token = token_file.read_text(encoding="utf-8").partition("\n")[0].strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise HarvestError(f"token file {token_file}: cannot be read: {error}") from error
+
+        # so that what the service keeps in a temporary folder goes with it
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+        def ready(address: str) -> None:
+            print(f"serving {library} at {address}\nend with Ctrl-C", flush=True)
+            if open:
+                import webbrowser
+
+                webbrowser.open(address)
+
+        with harvest.Index.open(library, model=model) as index:
+            run(index, host=host, port=port, token=token, names=name, threads=threads, ready=ready)
+
+    run(serve, args)
