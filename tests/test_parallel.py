@@ -10,7 +10,17 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from harvest.interfaces import HarvestError
-from harvest.parallel import World, clip_gradients, full_state, is_sharded, shard, sync_errors, world
+from harvest.parallel import (
+    World,
+    autocast,
+    clip_gradients,
+    computed_in,
+    full_state,
+    is_sharded,
+    shard,
+    sync_errors,
+    world,
+)
 
 
 def on_a_rank(rank: int, meeting: dict[str, str], folder: str) -> None:
@@ -114,3 +124,14 @@ def test_a_connection_that_is_lost_at_the_start_is_tried_again() -> None:
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GLOO_SOCKET_IFNAME": "lo"}
     meeting["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     mp.spawn(lose_the_first_connection, args=(meeting,), nprocs=2)  # raises what a rank raises
+
+
+def test_a_cpu_without_bf16_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for has_bf16, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr("harvest.parallel._cpu_has_bf16", lambda found=has_bf16: found)
+        assert computed_in(cpu, "bf16") == expected
+        with autocast(cpu, "bf16"):
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if has_bf16 else torch.float32)
+    assert computed_in(cpu, "fp32") == "fp32" and computed_in(torch.device("cuda"), "bf16") == "bf16"

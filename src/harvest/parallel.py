@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -50,14 +51,21 @@ class World:
         return self.rank == 0
 
 
+def own_device() -> torch.device:
+    """This process's GPU where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
 @contextmanager
 def world() -> Iterator[World]:
     """Join the processes that `torchrun` started, or be alone. Leaves the group behind a barrier.
 
     The device is this process's GPU where there is one, else the CPU. Raises HarvestError in ranks whose like is gone.
     """
-    has_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_gpu else torch.device("cpu")
+    device = own_device()
+    has_gpu = device.type == "cuda"
     if has_gpu:
         torch.cuda.set_device(device)
     if "RANK" not in os.environ:
@@ -122,10 +130,22 @@ def generator_for(seed: int, *numbers: int, device: torch.device | str = "cpu") 
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """bf16 autocast on CPU and GPU alike, or nothing for fp32."""
-    if precision == "fp32":
+    """bf16 autocast, or nothing for fp32 and where the device computes bf16 slower than fp32 (`computed_in`)."""
+    if computed_in(device, precision) == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def computed_in(device: torch.device, precision: Precision) -> Precision:
+    """The precision that is really used: a CPU without bf16 instructions emulates them 50 times slower than fp32."""
+    if precision == "bf16" and device.type == "cpu" and not _cpu_has_bf16():
+        return "fp32"
+    return precision
+
+
+@cache
+def _cpu_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _GatherRows(torch.autograd.Function):

@@ -66,6 +66,7 @@ from harvest.parallel import (
     autocast,
     barrier,
     clip_gradients,
+    computed_in,
     full_state,
     is_sharded,
     mean_over_ranks,
@@ -101,6 +102,8 @@ def train(config: RunConfig, run: Path) -> Path:
             torch.set_num_threads(config.loop.threads)
         if here.device.type == "cpu":
             keep_memory()
+        if computed_in(here.device, config.loop.precision) != config.loop.precision:
+            say("this CPU has no bf16 instructions: computing in fp32, which is faster here")
         dataset, pictures, captions, model, tokenizer, image_model, names = prepare(config, run, here)
         if config.blend < 1 and image_model is None:
             raise HarvestError("blend needs an image model to blend with: this run does not start from one")

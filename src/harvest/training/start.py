@@ -36,6 +36,7 @@ from harvest.objectives.multiple_choice import MultipleChoice, MultipleChoiceCon
 from harvest.objectives.pixel_reconstruction import PixelReconstruction, PixelReconstructionConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.objectives.question_answering import QuestionAnswering, QuestionAnsweringConfig
+from harvest.parallel import computed_in, own_device
 from harvest.progress import say
 from harvest.training.checkpoint import newest_weights
 
@@ -214,7 +215,7 @@ def _teacher(config: RunConfig, objective: MaskedAlignmentConfig) -> VideoEncode
             "give an image model"
         )
     say(f"the teacher is {report}")
-    dtype = torch.bfloat16 if config.loop.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if computed_in(own_device(), config.loop.precision) == "bf16" else torch.float32
     return as_teacher(teacher, dtype=dtype, int8=objective.teacher_int8)
 
 
