@@ -17,8 +17,8 @@ test: $(VENV)/.ready-test lint
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.ready-test
-	$(BIN)/ruff format --check -q src tests
-	$(BIN)/ruff check -q src tests
+	$(BIN)/ruff format --check -q src tests experiments examples
+	$(BIN)/ruff check -q src tests experiments examples
 	$(BIN)/mypy
 
 $(BIN)/python:

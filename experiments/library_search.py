@@ -1,7 +1,4 @@
-"""What search finds, and refuses, in long videos of the mini-world, ten clips each (docs/results.md, search):
-
-python experiments/library_search.py runs/demo/model --out runs/library
-"""
+"""What search finds, and refuses, in long videos of the mini-world: `python -m experiments.library_search`."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ import numpy as np
 import torch
 import tyro
 
+from experiments import main
 from harvest import Index
 from harvest.data.miniworld import MiniWorldConfig, absent_scenes, make_clip, render
 from harvest.data.video import write_video
@@ -129,7 +127,7 @@ def measure_library(
     )
 
 
-def main(
+def library_search(
     model: tyro.conf.Positional[str],
     /,
     out: Path = Path("runs/library"),
@@ -139,6 +137,8 @@ def main(
     seed: int = 7,
 ) -> None:
     """Index generated videos, ask for every clip and for scenes that are in none of them, and print the figures.
+
+    $ python -m experiments.library_search runs/demo/model
 
     Args:
         model: Model folder, or any source that `harvest convert` takes.
@@ -161,4 +161,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main(library_search)

@@ -57,9 +57,7 @@ ALLOWED: dict[str, set[str]] = {
 WIRING = {
     f"harvest.{name}" for name in ("api", "demo", "report", "training.loop", "training.start", "__main__")
 } | {
-    # whole runs: what they are worth, and what they will take
-    "harvest.bench.accuracy",
-    "harvest.bench.umt_accuracy",
+    # what a whole run will take
     "harvest.bench.plan",
 }
 

@@ -138,7 +138,7 @@ def test_a_reader_that_has_seen_enough(command: str) -> None:
         ("evaluate nowhere/model --data nowhere.jsonl", "nowhere.jsonl"),
         ("evaluate", "required"),
         ("evaluate m --data d.jsonl --task dance", "dance"),
-        ("bench leap", "nothing to bench called 'leap'"),
+        ("bench leap", "no benchmark 'leap'"),
         ("bench step --model mini --drop-ratios 1", "drop_ratios: expected"),
         ("miniworld", "required"),
     ],

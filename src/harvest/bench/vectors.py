@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import resource
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from harvest.interfaces import OnProgress
+from harvest.progress import bar
 from harvest.search.library.local_store import Database, LocalStore
 from harvest.search.library.store import Entry, Floats, Spans
 
@@ -30,6 +33,26 @@ class VectorFigures:
     resident_mb: float
     """Of the process, at the end."""
     disk_mb: float
+
+
+def vectors_command(out: Path = Path("runs/vectors"), count: int = 1_000_000, width: int = 512) -> None:
+    """Search among made-up vectors: times, recall@10 against exact search, memory. Run twice: see --out.
+
+    $ harvest bench vectors
+    $ harvest bench vectors --count 100000 --out /tmp/vectors
+
+    Args:
+        out: Folder for the library. If it is filled already, it is only searched: its memory is then that of searching.
+        count: Vectors.
+        width: Of each.
+    """
+    with bar("filling") as progress:
+        print(
+            json.dumps(
+                dataclasses.asdict(measure_vectors(out, count=count, width=width, progress=progress)),
+                indent=1,
+            )
+        )
 
 
 def measure_vectors(

@@ -1,9 +1,9 @@
-"""`harvest bench accuracy`: what ways of choosing tokens and budgets teach in equal time.
+"""What selectors and budgets teach in equal time: `python -m experiments.selectors`.
 
-Runs of `mini-harvest` that differ only in what they see of each clip. How long a step of each takes is measured
-first, with all of them taking turns; then each trains for as many steps as fit into the same seconds, a last stage
-like the recipe's included, and answers the mini-world's questions: seeing all of each clip, and at the budget it was
-trained for. Seconds are of one thread's processor time, so that other work on the machine costs no run its steps.
+Runs of `mini-harvest` that differ only in what they see of each clip. The time of a step of each is measured first,
+in turns; then each trains for the number of steps that fit into the same seconds, including a last stage like the
+recipe's, and answers the mini-world's questions: seeing all of each clip, and at the budget it was trained for.
+Seconds are processor seconds of one thread, so that other work on the machine costs no run its steps.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments import main
 from harvest.bench.plot import lines
 from harvest.bench.step import describe_machine, print_table
 from harvest.config import RunConfig
@@ -46,7 +47,7 @@ from harvest.training.vary import VaryConfig
 
 TUNING_SHARE = 0.1  # of the seconds: the last stage, as in the recipe
 CURVE = (1 / 2,)  # of the main stage: where the curve over seconds has its points, beside the end
-_WARM_UP, _TIMED = 2, 9  # steps of each course that are not, and that are, timed
+_WARM_UP, _TIMED = 2, 9  # steps of each arm that are not, and that are, timed
 _PARTS = {
     "motion": "motion_choice",
     "held-out": "motion_choice_held_out",
@@ -56,7 +57,7 @@ _PARTS = {
 _CPU = torch.device("cpu")
 
 
-def accuracy_command(
+def selectors(
     selectors: tuple[Selector, ...] = ("random", "tube", "attention", "motion", "run_length"),
     budgets: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5),
     any_budget: bool = False,
@@ -68,16 +69,16 @@ def accuracy_command(
 ) -> None:
     """Train on the mini-world for equal seconds, choosing tokens in several ways at several budgets; compare.
 
-    $ harvest bench accuracy
-    $ harvest bench accuracy --selectors motion --any-budget --dims 64 --seconds 240 --seeds 0 --out runs/any
+    $ python -m experiments.selectors
+    $ python -m experiments.selectors --selectors motion --any-budget --dims 64 --seconds 240 --seeds 0 --out runs/any
 
-    The same command goes on where it was stopped.
+    The same command resumes where it was stopped.
 
     Args:
         selectors: Ways of choosing.
         budgets: Shares of a clip's tubelets that are seen in training.
         any_budget: Also train, for each way, one model with all of the budgets, one of them drawn at each step.
-        dims: The first so many entries of an embedding are trained to be one too, in the models of any budget.
+        dims: Leading entries of an embedding that are trained to be an embedding too, in the models of any budget.
         seconds: Processor seconds of training that each run gets, on one thread.
         seeds: One run for each.
         out: Folder for the world, the models, results.json and the plots.
@@ -88,13 +89,13 @@ def accuracy_command(
             "expected some selectors and seeds, some seconds, and budgets of more than 0 and at most 1"
         )
     torch.set_num_threads(1)
-    school = School(out)
-    courses = [Course(selector, (share,)) for selector in selectors for share in budgets]
+    experiment = Experiment(out)
+    arms = [Arm(selector, (share,)) for selector in selectors for share in budgets]
     if any_budget:
-        courses += [Course(selector, budgets, dims) for selector in selectors]
-    results = school.hold(courses, seeds=seeds, seconds=seconds)
+        arms += [Arm(selector, budgets, dims) for selector in selectors]
+    results = experiment.run(arms, seeds=seeds, seconds=seconds)
     print(", ".join(str(value) for value in describe_machine(_CPU).values()))
-    print_table(_HEADINGS, [_cells(course, results) for course in courses])
+    print_table(_HEADINGS, [_cells(arm, results) for arm in arms])
     print(f"written: {out / 'results.json'}")
     if plot:
         for name, drawn in (("tokens", _over_tokens(results)), ("seconds", _over_seconds(results))):
@@ -103,7 +104,7 @@ def accuracy_command(
 
 
 @dataclass(frozen=True)
-class Course:
+class Arm:
     """What a run sees of each clip."""
 
     selector: Selector
@@ -117,10 +118,10 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Outcome:
     """One run and what came of it."""
 
-    course: str
+    arm: str
     selector: Selector
     shares: tuple[float, ...]
     seed: int
@@ -137,7 +138,7 @@ class Lesson:
     """(Processor seconds, motion accuracy), everything seen, the end included."""
 
 
-class School:
+class Experiment:
     """The mini-world, read once, and the runs that learn from it."""
 
     def __init__(self, out: Path) -> None:
@@ -153,38 +154,38 @@ class School:
         self._parts: dict[str, tuple[list[Example], list[Tensor]]] = {}
         self.texts: tuple[Tensor | None, Tensor | None] | None = None
 
-    def hold(self, courses: Sequence[Course], *, seeds: Sequence[int], seconds: float) -> list[Lesson]:
+    def run(self, arms: Sequence[Arm], *, seeds: Sequence[int], seconds: float) -> list[Outcome]:
         """Train and score what `results.json` does not hold yet."""
         path = self.out / "results.json"
         known: dict[str, Any] = {"seconds": seconds, "machine": describe_machine(_CPU)}
-        known |= {"step_s": {}, "lessons": []}
+        known |= {"step_s": {}, "outcomes": []}
         if path.exists():
             known |= json.loads(path.read_text())
         if known["seconds"] != seconds:
             raise HarvestError(f"{path} is of runs of {known['seconds']:g} s: give another folder with --out")
         with bar("decoding clips") as progress:
             self.dataset.fill_cache(progress)
-        if missing := [course for course in courses if course.name not in known["step_s"]]:
+        if missing := [arm for arm in arms if arm.name not in known["step_s"]]:
             known["step_s"] |= self._step_times(missing)
-        done = {(lesson["course"], lesson["seed"]) for lesson in known["lessons"]}
-        wanted = [(seed, c) for seed in seeds for c in courses if (c.name, seed) not in done]
+        done = {(outcome["arm"], outcome["seed"]) for outcome in known["outcomes"]}
+        wanted = [(seed, c) for seed in seeds for c in arms if (c.name, seed) not in done]
         with bar("training") as progress:
-            for number, (seed, course) in enumerate(wanted):
-                lesson = self.teach(course, seed, seconds, known["step_s"][course.name])
-                known["lessons"].append(dataclasses.asdict(lesson))
+            for number, (seed, arm) in enumerate(wanted):
+                outcome = self.train(arm, seed, seconds, known["step_s"][arm.name])
+                known["outcomes"].append(dataclasses.asdict(outcome))
                 write_file(path, json.dumps(known, indent=1))
                 progress(number + 1, len(wanted))
-        names = {course.name for course in courses}
+        names = {arm.name for arm in arms}
         return [
-            Lesson(**lesson)
-            for lesson in known["lessons"]
-            if lesson["course"] in names and lesson["seed"] in seeds
+            Outcome(**outcome)
+            for outcome in known["outcomes"]
+            if outcome["arm"] in names and outcome["seed"] in seeds
         ]
 
-    def _step_times(self, courses: Sequence[Course]) -> dict[str, list[float]]:
+    def _step_times(self, arms: Sequence[Arm]) -> dict[str, list[float]]:
         """Processor seconds of a step of the main stage and of the last one, all taking turns."""
         times = _WARM_UP + _TIMED
-        runs = {c.name: _Run(self, c, seed=0, steps=times, tuning_steps=times) for c in courses}
+        runs = {c.name: _Run(self, c, seed=0, steps=times, tuning_steps=times) for c in arms}
         taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in runs}
         with bar("timing steps") as progress:
             for turn in range(2 * times):
@@ -195,12 +196,12 @@ class School:
                 progress(turn + 1, 2 * times)
         return {name: [statistics.median(part[_WARM_UP:]) for part in parts] for name, parts in taken.items()}
 
-    def teach(self, course: Course, seed: int, seconds: float, step_s: Sequence[float]) -> Lesson:
+    def train(self, arm: Arm, seed: int, seconds: float, step_s: Sequence[float]) -> Outcome:
         """One run for so many seconds, and what it then knows."""
         main, tuning = step_s
         steps = max(1, round(seconds * (1 - TUNING_SHARE) / main))
         tuning_steps = max(1, round(seconds * TUNING_SHARE / tuning))
-        run = _Run(self, course, seed=seed, steps=steps, tuning_steps=tuning_steps)
+        run = _Run(self, arm, seed=seed, steps=steps, tuning_steps=tuning_steps)
         curve, spent = [], 0.0
         stops = {round(share * steps) for share in CURVE}
         for step in range(steps + tuning_steps):
@@ -210,19 +211,19 @@ class School:
             if step + 1 in stops:
                 curve.append((spent, self.scores(run.model, ["motion"])["motion"]))
         scores = {"all": self.scores(run.model, list(_PARTS))}
-        for share in course.shares:
-            selection = Selection(budget=self.budget(share), selector=course.selector)
+        for share in arm.shares:
+            selection = Selection(budget=self.budget(share), selector=arm.selector)
             scores[f"{share:g}"] = self.scores(run.model, ["motion", "R@1"], selection)
-        for dim in course.dims:
+        for dim in arm.dims:
             scores[f"all, first {dim}"] = self.scores(run.model, ["motion", "R@1"], dim=dim)
         curve.append((spent, scores["all"]["motion"]))
-        with new_folder(self.out / "models" / f"{course.name}-{seed}") as folder:
+        with new_folder(self.out / "models" / f"{arm.name}-{seed}") as folder:
             assert self.tokenizer is not None
-            save_model(folder, run.model, self.tokenizer, notes={"course": course.name, "seed": str(seed)})
-        return Lesson(
-            course=course.name,
-            selector=course.selector,
-            shares=course.shares,
+            save_model(folder, run.model, self.tokenizer, notes={"arm": arm.name, "seed": str(seed)})
+        return Outcome(
+            arm=arm.name,
+            selector=arm.selector,
+            shares=arm.shares,
             seed=seed,
             step_s=main,
             steps=steps,
@@ -277,30 +278,30 @@ class School:
 class _Run:
     """The training loop without what selectors a run: no folder, no log, no checkpoints."""
 
-    def __init__(self, school: School, course: Course, *, seed: int, steps: int, tuning_steps: int) -> None:
-        base = school.config
+    def __init__(self, experiment: Experiment, arm: Arm, *, seed: int, steps: int, tuning_steps: int) -> None:
+        base = experiment.config
         assert isinstance(base.objective, PostPretrainingConfig)
-        budgets = tuple(school.budget(share) for share in course.shares)
+        budgets = tuple(experiment.budget(share) for share in arm.shares)
         self.config: RunConfig = dataclasses.replace(
             base,
             objective=dataclasses.replace(
-                base.objective, selector=course.selector, budget=budgets[0], dims=course.dims
+                base.objective, selector=arm.selector, budget=budgets[0], dims=arm.dims
             ),
             vary=VaryConfig(budgets=budgets if len(budgets) > 1 else ()),
             loop=dataclasses.replace(base.loop, steps=steps, seed=seed),
             tuning=dataclasses.replace(base.tuning, steps=tuning_steps),
         )
-        dataset = school.dataset.reseeded(seed)
+        dataset = experiment.dataset.reseeded(seed)
         with torch.random.fork_rng(devices=[]):
             self.model, tokenizer, _ = start_model(self.config, dataset.captions())
         objective = build_objective(self.config, self.model, [], tokenizer=tokenizer)
         assert isinstance(objective, PostPretraining) and tokenizer is not None
-        if school.texts is None or course.dims:  # the same frozen tower for all that do not turn its space
+        if experiment.texts is None or arm.dims:  # the same frozen tower for all that do not turn its space
             objective.fill_text_cache(tokenizer(dataset.captions()), dataset.caption_clips())
-            if not course.dims:
-                school.texts = objective.text_cache, objective.text_example
+            if not arm.dims:
+                experiment.texts = objective.text_cache, objective.text_example
         else:
-            objective.text_cache, objective.text_example = school.texts
+            objective.text_cache, objective.text_example = experiment.texts
         self.objective = objective.train()
         self.optimizer = build_optimizer(objective, self.config.optim)
         self.batches: Iterator[Batch] = iter(TrainLoader(dataset, self.config.loop.global_batch))
@@ -321,7 +322,7 @@ class _Run:
         self.done += 1
 
 
-# ---- what is told ------------------------------------------------------------------------------------------------
+# ---- what is printed ------------------------------------------------------------------------------------------------
 
 _HEADINGS = (
     "seen in training",
@@ -334,55 +335,59 @@ _HEADINGS = (
 )
 
 
-def _cells(course: Course, lessons: Sequence[Lesson]) -> tuple[str, ...]:
-    own = [lesson for lesson in lessons if lesson.course == course.name]
+def _cells(arm: Arm, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    own = [outcome for outcome in outcomes if outcome.arm == arm.name]
     if not own:
-        return (course.name, *[""] * 6)
+        return (arm.name, *[""] * 6)
 
-    def told(seen: str, name: str) -> str:
-        values = [100 * lesson.scores[seen][name] for lesson in own]
+    def shown(seen: str, name: str) -> str:
+        values = [100 * outcome.scores[seen][name] for outcome in own]
         spread = f" ±{statistics.stdev(values):.1f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.1f}{spread}"
 
     at = "; ".join(
-        f"{seen}: {told(seen, 'motion')}, {told(seen, 'R@1')}" for seen in own[0].scores if seen != "all"
+        f"{seen}: {shown(seen, 'motion')}, {shown(seen, 'R@1')}" for seen in own[0].scores if seen != "all"
     )
     return (
-        course.name,
+        arm.name,
         f"{own[0].clips:,}",
-        *(told("all", name) for name in ("motion", "held-out", "appearance", "R@1")),
+        *(shown("all", name) for name in ("motion", "held-out", "appearance", "R@1")),
         at,
     )
 
 
-def _over_tokens(lessons: Sequence[Lesson]) -> str:
+def _over_tokens(outcomes: Sequence[Outcome]) -> str:
     """Motion accuracy, everything seen, over the share seen in training; the mean over seeds."""
     found: dict[str, dict[float, list[float]]] = {}
-    for lesson in lessons:
-        if len(lesson.shares) == 1:
-            at = found.setdefault(lesson.selector, {}).setdefault(100 * lesson.shares[0], [])
-            at.append(100 * lesson.scores["all"]["motion"])
+    for outcome in outcomes:
+        if len(outcome.shares) == 1:
+            at = found.setdefault(outcome.selector, {}).setdefault(100 * outcome.shares[0], [])
+            at.append(100 * outcome.scores["all"]["motion"])
     series = {k: [(x, statistics.mean(ys)) for x, ys in sorted(v.items())] for k, v in found.items()}
     return lines(series, x_title="tubelets seen in training, %", y_title="motion choice, % (chance 25)")
 
 
-def _over_seconds(lessons: Sequence[Lesson]) -> str:
+def _over_seconds(outcomes: Sequence[Outcome]) -> str:
     """Motion accuracy over processor seconds, at each way's best budget; the mean over seeds."""
-    groups: dict[str, list[Lesson]] = {}
-    for lesson in lessons:
-        groups.setdefault(lesson.course, []).append(lesson)
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(outcome.arm, []).append(outcome)
 
-    def final(own: list[Lesson]) -> float:
-        return statistics.mean(lesson.scores["all"]["motion"] for lesson in own)
+    def final(own: list[Outcome]) -> float:
+        return statistics.mean(outcome.scores["all"]["motion"] for outcome in own)
 
     series = {}
-    for selector in dict.fromkeys(lesson.selector for lesson in lessons):
+    for selector in dict.fromkeys(outcome.selector for outcome in outcomes):
         name, own = max(
             ((n, g) for n, g in groups.items() if g[0].selector == selector), key=lambda item: final(item[1])
         )
-        points = zip(*(lesson.curve for lesson in own), strict=True)
+        points = zip(*(outcome.curve for outcome in own), strict=True)
         series[name] = [
             (statistics.mean(s for s, _ in point), 100 * statistics.mean(y for _, y in point))
             for point in points
         ]
     return lines(series, x_title="processor seconds of training", y_title="motion choice, % (chance 25)")
+
+
+if __name__ == "__main__":
+    main(selectors)

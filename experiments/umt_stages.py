@@ -1,6 +1,6 @@
-"""`harvest bench umt-accuracy`: what UMT's stages teach in equal time, in the mini-world.
+"""What UMT's stages teach in equal time, in the mini-world: `python -m experiments.umt_stages`.
 
-Whole runs of the recipes, one after the other, each for as many steps as fit into the seconds it is given. Seconds
+Whole runs of the recipes, one after the other, each for the number of steps that fit into its seconds. Seconds
 are of one thread's processor time, so that other work on the machine costs no run its steps.
 
 pretraining  stage 1, pixel reconstruction (VideoMAE), and nothing: then all are fine-tuned on action labels. What is
@@ -28,6 +28,7 @@ from typing import Any, Literal
 import safetensors.torch
 import torch
 
+from experiments import main
 from harvest.bench.plot import lines
 from harvest.bench.step import describe_machine, print_table
 from harvest.config import RunConfig, StartConfig, TuningConfig
@@ -63,7 +64,7 @@ _LABELLED = 960
 """Clips with a label of their appearance: twenty of each colour and shape."""
 
 
-def umt_accuracy_command(
+def umt_stages(
     parts: tuple[Part, ...] = ("pretraining", "appearance", "masks", "layers", "stage2"),
     pretrain_s: float = 150.0,
     finetune_s: float = 120.0,
@@ -73,10 +74,10 @@ def umt_accuracy_command(
 ) -> None:
     """Train UMT's stages and what they are compared with for equal seconds in the mini-world.
 
-    $ harvest bench umt-accuracy
-    $ harvest bench umt-accuracy --parts stage2 --stage2-s 600
+    $ python -m experiments.umt_stages
+    $ python -m experiments.umt_stages --parts stage2 --stage2-s 600
 
-    The same command goes on where it was stopped.
+    The same command resumes where it was stopped.
 
     Args:
         parts: Comparisons to make.
@@ -185,7 +186,7 @@ class Lab:
     # ---- how
 
     def train(self, name: str, config: RunConfig, seconds: float, *, like: str, after: str = "") -> None:
-        """A run of so many processor seconds, and its scores. `like` names the kind whose step it costs."""
+        """A run of the given processor seconds, and its scores. `like` names the kind whose step it costs."""
         if name in self.runs:
             return
         config = dataclasses.replace(config, tuning=TuningConfig())
@@ -200,7 +201,7 @@ class Lab:
         if name.endswith(_LABELS):
             curve = tuple((start_s + step * step_s, accuracy) for step, accuracy in self._curve(name))
         self.runs[name] = Run(name, steps, start_s + steps * step_s, scores, curve)
-        print(f"{name}: {steps} steps, {spent:.0f} s with reading and writing; {_told(scores)}", flush=True)
+        print(f"{name}: {steps} steps, {spent:.0f} s with reading and writing; {_shown(scores)}", flush=True)
         found = {
             "machine": describe_machine(torch.device("cpu")),
             "step_s": self.step_s,
@@ -299,7 +300,7 @@ class Lab:
 
 
 def _with_blocks(config: RunConfig, depth: int) -> RunConfig:
-    """A recipe that starts from scratch, with a video tower of so many blocks."""
+    """A recipe that starts from scratch, with a video tower of `depth` blocks."""
     sizes = config.start.scratch
     assert sizes is not None
     sizes = dataclasses.replace(sizes, video=dataclasses.replace(sizes.video, depth=depth))
@@ -319,12 +320,12 @@ def _for(config: RunConfig, steps: int, seed: int, *, save_every: int) -> RunCon
     return dataclasses.replace(config, loop=loop)
 
 
-def _told(scores: Mapping[str, float]) -> str:
+def _shown(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
 
 
 def _cells(run: Run) -> tuple[str, ...]:
-    return run.name, str(run.steps), f"{run.spent_s:.0f}", _told(run.scores)
+    return run.name, str(run.steps), f"{run.spent_s:.0f}", _shown(run.scores)
 
 
 def _drawn(runs: Mapping[str, Run], labels: str) -> str:
@@ -335,3 +336,7 @@ def _drawn(runs: Mapping[str, Run], labels: str) -> str:
         if f"{start}-{labels}" in runs
     }
     return lines(series, x_title="processor seconds, pretraining included", y_title=f"{labels}, %")
+
+
+if __name__ == "__main__":
+    main(umt_stages)

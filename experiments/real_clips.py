@@ -1,30 +1,29 @@
-"""Does what a model learnt in the mini-world help on real video? Fine-tuning from it and from random weights.
+"""Does what a model learnt in the mini-world help on real video? `python -m experiments.real_clips`
 
-python examples/real_clips.py --clips CLIPS --model runs/demo/model --out runs/real
+Fine-tuning from it and from random weights.
 
 CLIPS holds `fight_surv` (surveillance clips with groups.csv: file, label, group of each) and `labelled` (clips of UCF101
 under their official names). Fights: each seed draws its own halves of the groups, so that no scene is in both. UCF101:
 half of each class's clips; the few that there are mostly show one scene a class, so that it asks for pictures to be
 known again rather than for actions. The tower has the mini-world's size, 64 x 64 pixels, on one thread; both starts see
-the same clips in the same order. OUT/real.md is the table, OUT/real.json every run. Interrupted, the same command goes
-on: a finished run is only scored again.
+the same clips in the same order. OUT/real.md is the table, OUT/real.json every run. Interrupted, the same command
+resumes: a finished run is only scored again.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import json
 import math
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments import main
 from harvest.config import StartConfig
 from harvest.data.manifest import write_manifest
 from harvest.evaluation import EvalSettings, evaluate
@@ -38,7 +37,7 @@ from harvest.recipes import RECIPES
 from harvest.training.loop import train
 
 STARTS = ("mini-world", "random weights")
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262}  # Student's t, two-sided, for so many seeds
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262}  # Student's t, two-sided, by number of seeds
 Halves = tuple[list[Example], list[Example]]
 
 
@@ -137,52 +136,53 @@ def spread(values: list[float]) -> str:
     return f"{100 * mean:.1f} ({100 * (mean - reach):.1f} to {100 * (mean + reach):.1f})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clips", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True, help="a model folder of the mini-world")
-    parser.add_argument("--out", type=Path, default=Path("runs/real"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60, help="of 16 clips each")
-    asked = parser.parse_args()
+def real_clips(
+    clips: Path, model: Path, out: Path = Path("runs/real"), seeds: int = 5, steps: int = 60
+) -> None:
+    """Fine-tune on real clips from the mini-world's model and from random weights.
+
+    $ python -m experiments.real_clips --clips CLIPS --model runs/demo/model
+
+    Args:
+        clips: Folder with fight_surv and labelled.
+        model: A model folder of the mini-world.
+        out: Folder for the runs, real.md and real.json.
+        seeds: Of fine-tunings.
+        steps: Of 16 clips each.
+    """
     torch.set_num_threads(1)
-    asked.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     lines = [
         "| clips | learnt from, asked about | "
         + " | ".join(f"from {start}" for start in STARTS)
         + " | difference | chance |",
         "|---|---|---|---|---|---|",
     ]
-    told: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
     for name, split in SETS.items():
         found: dict[str, list[float]] = {start: [] for start in STARTS}
-        for seed in range(asked.seeds):
-            halves = split(asked.clips, seed)
+        for seed in range(seeds):
+            halves = split(clips, seed)
             for start in STARTS:
-                run = asked.out / f"{name}-{start.replace(' ', '-')}-{seed}"
-                value = accuracy(asked.model, start, halves, run, seed=seed, steps=asked.steps)
+                run = out / f"{name}-{start.replace(' ', '-')}-{seed}"
+                value = accuracy(model, start, halves, run, seed=seed, steps=steps)
                 found[start].append(value)
-                told.append({"clips": name, "start": start, "seed": seed, "top1": value})
+                runs.append({"clips": name, "start": start, "seed": seed, "top1": value})
                 say(f"{name}, {start}, seed {seed}: {100 * value:.1f} %")
-        halves = split(asked.clips, 0)
+        halves = split(clips, 0)
         commonest = max(sum(e.label == k for e in halves[1]) for k in {e.label for e in halves[1]})
         paired = [a - b for a, b in zip(found[STARTS[0]], found[STARTS[1]], strict=True)]
         cells = [name, f"{len(halves[0])}, {len(halves[1])}", *(spread(found[start]) for start in STARTS)]
         cells += [spread(paired), f"{100 * commonest / len(halves[1]):.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     text = (
-        f"Top-1 in percent, mean over {asked.seeds} seeds with the 95 % interval of the mean (Student's t), {asked.steps}"
+        f"Top-1 in percent, mean over {seeds} seeds with the 95 % interval of the mean (Student's t), {steps}"
         " steps of 16 clips; chance is always saying the commonest class.\n\n" + "\n".join(lines) + "\n"
     )
-    (asked.out / "real.md").write_text(text, encoding="utf-8")
-    (asked.out / "real.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    (out / "real.md").write_text(text, encoding="utf-8")
+    (out / "real.json").write_text(json.dumps(runs, indent=1), encoding="utf-8")
     print(text)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except HarvestError as error:
-        sys.exit(str(error))
+    main(real_clips)

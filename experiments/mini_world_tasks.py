@@ -1,31 +1,29 @@
-"""Every task in the mini-world, before and after fine-tuning, for any number of models:
-
-python examples/mini_world_tasks.py --models harvest=runs/demo/model umt=runs/mini-umt-stage2/model --out runs/tasks
+"""Every task in the mini-world, before and after fine-tuning: `python -m experiments.mini_world_tasks`.
 
 Each model is scored as it is (zero-shot) on clips that nobody was trained on, fine-tuned for each task by a `mini-ft-…`
 recipe, two minutes on one CPU core each and ten for retrieval, and scored again. OUT/tasks.md is the table,
-OUT/tasks.json the same with the protocols; both grow with every task. Interrupted, the same command goes on: a task that
-is scored is not scored again, and a fine-tuning goes on from its last checkpoint.
+OUT/tasks.json the same with the protocols; both grow with every task. Interrupted, the same command resumes: a task that is
+scored is not scored again, and a fine-tuning resumes from its last checkpoint.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from experiments import main
 from harvest.config import TuningConfig
 from harvest.data.labels import read_class_names
 from harvest.data.manifest import boxed_example, read_manifest
 from harvest.data.miniworld import MiniWorld, MiniWorldConfig, acting_rows, write_miniworld
 from harvest.evaluation import EvalSettings, Result, evaluate
 from harvest.evaluation.detection import detection
+from harvest.files import write_file
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_head
 from harvest.model.heads import BoxHead, Head
@@ -33,7 +31,6 @@ from harvest.model.pretrained import load_any
 from harvest.model.weights import digest_of
 from harvest.progress import say
 from harvest.recipes import RECIPES
-from harvest.report import write_whole
 from harvest.training.loop import train
 
 # task: the recipe that fine-tunes for it, and its main metric
@@ -115,7 +112,7 @@ def fine_tune(model: Path, recipe: str, run: Path, *, steps: int | None) -> Path
 def scored(
     called: str, folder: Path, world: MiniWorld, task: str, *, out: Path, steps: int | None
 ) -> dict[str, Any]:
-    """A line of the table, kept in OUT/CALLED-TASK.json: what stands there is not scored again."""
+    """A line of the table, kept in OUT/NAME-TASK.json: what is there is not scored again."""
     recipe, name = TASKS[task]
     kept = out / f"{called}-{task.replace(' ', '-')}.json"
     asked = {
@@ -136,7 +133,7 @@ def scored(
     found = {"task": task, "model": called, "metric": name, "asked": asked}
     for key, result in (("zero_shot", before), ("fine_tuned", after), ("one_frame", still)):
         found[key] = None if result is None else result.to_dict()
-    write_whole(kept, json.dumps(found, indent=1, ensure_ascii=False))
+    write_file(kept, json.dumps(found, indent=1, ensure_ascii=False))
     return found
 
 
@@ -147,51 +144,48 @@ def figure(result: dict[str, Any] | None, name: str) -> str:
     return f"{100 * result['metrics'][name]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def table(told: Sequence[dict[str, Any]], *, clips: int) -> str:
+def table(rows: Sequence[dict[str, Any]], *, clips: int) -> str:
     lines = [
         f"Percent, with 95 % intervals over {clips} clips a task.",
         "",
         "| task | model | zero-shot | fine-tuned | one frame, fine-tuned |",
         "|---|---|---|---|---|",
     ]
-    for line in told:
+    for line in rows:
         figures = [figure(line[key], line["metric"]) for key in ("zero_shot", "fine_tuned", "one_frame")]
         lines.append("| " + " | ".join([line["task"], line["model"], *figures]) + " |")
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER")
-    parser.add_argument("--out", type=Path, default=Path("runs/tasks"))
-    parser.add_argument(
-        "--steps", type=int, default=None, help="of every fine-tuning, to try it; without it the recipes' own"
-    )
-    parser.add_argument("--clips", type=int, default=400, help="scored in each task")
-    asked = parser.parse_args()
+def mini_world_tasks(
+    models: tuple[str, ...], out: Path = Path("runs/tasks"), steps: int | None = None, clips: int = 400
+) -> None:
+    """Every task of the mini-world, zero-shot and fine-tuned, for one or several models.
+
+    $ python -m experiments.mini_world_tasks --models harvest=runs/demo/model umt=runs/mini-umt-stage2/model
+
+    Args:
+        models: NAME=FOLDER of each model.
+        out: Folder for the runs, tasks.md and tasks.json. The same command resumes where it was stopped.
+        steps: Of every fine-tuning, to try it; without it the recipes' own.
+        clips: Scored in each task.
+    """
     torch.set_num_threads(1)
-    models: list[tuple[str, str]] = [pair.partition("=")[::2] for pair in asked.models]
-    if not all(called and folder for called, folder in models):
-        raise HarvestError(f"--models takes NAME=FOLDER, got {' '.join(asked.models)}")
+    named: list[tuple[str, str]] = [pair.partition("=")[::2] for pair in models]
+    if not all(name and folder for name, folder in named):
+        raise HarvestError(f"--models takes NAME=FOLDER, got {' '.join(models)}")
     world = write_miniworld(
-        asked.out / "world",
-        MiniWorldConfig(seed=5, train=1, retrieval=asked.clips, questions=asked.clips),
-        workers=1,
+        out / "world", MiniWorldConfig(seed=5, train=1, retrieval=clips, questions=clips), workers=1
     )
-    told: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for task in TASKS:
-        for called, folder in models:
-            told.append(scored(called, Path(folder), world, task, out=asked.out, steps=asked.steps))
-            write_whole(asked.out / "tasks.md", table(told, clips=asked.clips))
-            write_whole(asked.out / "tasks.json", json.dumps(told, indent=1, ensure_ascii=False))
-            say(f"{len(told)} of {len(TASKS) * len(asked.models)}: {task}, {called}")
-    print(table(told, clips=asked.clips))
+        for name, folder in named:
+            rows.append(scored(name, Path(folder), world, task, out=out, steps=steps))
+            write_file(out / "tasks.md", table(rows, clips=clips))
+            write_file(out / "tasks.json", json.dumps(rows, indent=1, ensure_ascii=False))
+            say(f"{len(rows)} of {len(TASKS) * len(models)}: {task}, {name}")
+    print(table(rows, clips=clips))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except HarvestError as error:
-        sys.exit(str(error))
+    main(mini_world_tasks)

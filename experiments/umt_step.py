@@ -1,4 +1,4 @@
-"""`harvest bench umt`: the training steps of UMT's two stages, random weights, the teacher looking or its cache read."""
+"""The training steps of UMT's two stages, timed, with the teacher and with its cache: `python -m experiments.umt_step`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from experiments import main
 from harvest.bench.ceiling import wait_for
 from harvest.bench.step import describe_machine, measuring, print_table, random_batch
 from harvest.interfaces import Batch, HarvestError, OnProgress
@@ -42,7 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def umt_command(
+def umt_step(
     model: Literal["b16", "mini"] = "b16",
     batch: int = 8,
     frames: tuple[int, int] = (8, 4),
@@ -54,6 +55,8 @@ def umt_command(
     device: str | None = None,
 ) -> None:
     """Clips a second of UMT's stage 1, with the teacher, with it in int8 and with its cache, and of stage 2.
+
+    $ python -m experiments.umt_step --compile --seconds 20
 
     Args:
         model: b16 is ViT-B/16 taught by CLIP-B/16, with a BERT-base; mini is the size of the mini-world's.
@@ -221,3 +224,7 @@ def _time(
         progress(round(min(sum(times), seconds)), round(seconds))
         step += 1
     return times
+
+
+if __name__ == "__main__":
+    main(umt_step)

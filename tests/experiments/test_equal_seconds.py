@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harvest.bench import accuracy, umt_accuracy
+from experiments import selectors, umt_stages
 from harvest.config import RunConfig
 from harvest.data.miniworld import MiniWorldConfig
 from harvest.interfaces import HarvestError
@@ -23,40 +23,42 @@ def small(config: RunConfig) -> RunConfig:
 
 
 def test_ways_of_choosing_get_equal_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small(accuracy.mini_harvest())
-    monkeypatch.setattr(accuracy, "mini_harvest", lambda: config)
-    monkeypatch.setattr(accuracy, "_TIMED", 1)
+    config = small(selectors.mini_harvest())
+    monkeypatch.setattr(selectors, "mini_harvest", lambda: config)
+    monkeypatch.setattr(selectors, "_TIMED", 1)
     settings: dict = {"selectors": ("motion",), "budgets": (0.1, 0.5), "seeds": (0,), "seconds": 0.2}
-    accuracy.accuracy_command(**settings, out=tmp_path, any_budget=True, dims=(64,))
+    selectors.selectors(**settings, out=tmp_path, any_budget=True, dims=(64,))
     found = json.loads((tmp_path / "results.json").read_text())
-    lessons = {lesson["course"]: lesson for lesson in found["lessons"]}
-    assert set(lessons) == {f"motion-{b}" for b in ("10", "50", "any-d64")}
-    assert all(0 <= value <= 1 for lesson in lessons.values() for value in lesson["scores"]["all"].values())
-    assert set(lessons["motion-any-d64"]["scores"]) == {"all", "0.1", "0.5", "all, first 64"}
+    outcomes = {outcome["arm"]: outcome for outcome in found["outcomes"]}
+    assert set(outcomes) == {f"motion-{b}" for b in ("10", "50", "any-d64")}
+    assert all(
+        0 <= value <= 1 for outcome in outcomes.values() for value in outcome["scores"]["all"].values()
+    )
+    assert set(outcomes["motion-any-d64"]["scores"]) == {"all", "0.1", "0.5", "all, first 64"}
     # who has a dearer step takes fewer of them
-    for lesson in lessons.values():
-        assert lesson["steps"] == max(1, round(0.2 * 0.9 / lesson["step_s"]))
+    for outcome in outcomes.values():
+        assert outcome["steps"] == max(1, round(0.2 * 0.9 / outcome["step_s"]))
     assert (tmp_path / "tokens.svg").read_text().startswith("<svg")
-    monkeypatch.setattr(accuracy.School, "teach", None)  # everything is there already
-    accuracy.accuracy_command(**settings, out=tmp_path, any_budget=True, dims=(64,))
+    monkeypatch.setattr(selectors.Experiment, "train", None)  # everything is there already
+    selectors.selectors(**settings, out=tmp_path, any_budget=True, dims=(64,))
     with pytest.raises(HarvestError, match="another folder"):
-        accuracy.accuracy_command(**settings | {"seconds": 1.0}, out=tmp_path)
+        selectors.selectors(**settings | {"seconds": 1.0}, out=tmp_path)
 
 
 def test_umt_is_compared_with_what_it_is_measured_against(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("stage1", "stage2", "qa"):
-        config = small(getattr(umt_accuracy, f"mini_umt_{name}")())
-        monkeypatch.setattr(umt_accuracy, f"mini_umt_{name}", lambda config=config: config)
+        config = small(getattr(umt_stages, f"mini_umt_{name}")())
+        monkeypatch.setattr(umt_stages, f"mini_umt_{name}", lambda config=config: config)
     for name in ("videomae", "actions", "harvest"):
-        config = small(getattr(umt_accuracy, f"mini_{name}")())
-        monkeypatch.setattr(umt_accuracy, f"mini_{name}", lambda config=config: config)
-    monkeypatch.setattr(umt_accuracy, "_TEST_WORLD", SMALL)
+        config = small(getattr(umt_stages, f"mini_{name}")())
+        monkeypatch.setattr(umt_stages, f"mini_{name}", lambda config=config: config)
+    monkeypatch.setattr(umt_stages, "_TEST_WORLD", SMALL)
     timed = dict.fromkeys(("stage1", "videomae", "stage2", "harvest", "qa"), 0.1)  # all but one, to be quick
     (tmp_path / "results.json").write_text(json.dumps({"runs": {}, "step_s": timed}))
     settings: dict = {"pretrain_s": 0.3, "finetune_s": 0.2, "stage2_s": 0.3, "out": tmp_path}
-    umt_accuracy.umt_accuracy_command(("pretraining", "appearance", "stage2"), **settings)
+    umt_stages.umt_stages(("pretraining", "appearance", "stage2"), **settings)
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     starts, labels = ("stage1", "videomae", "scratch"), ("actions", "appearance")
     tuned = {f"{start}-{of}" for start in starts for of in labels}
