@@ -27,8 +27,8 @@ from harvest.files import write_file
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_head
 from harvest.model.heads import BoxHead, Head
-from harvest.model.pretrained import load_any
-from harvest.model.weights import digest_of
+from harvest.model.importing.pretrained import load_any
+from harvest.model.folder import digest_of
 from harvest.progress import say
 from harvest.recipes import RECIPES
 from harvest.training.loop import train

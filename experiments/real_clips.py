@@ -29,7 +29,7 @@ from harvest.data.manifest import write_manifest
 from harvest.evaluation import EvalSettings, evaluate
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_head
-from harvest.model.pretrained import load_any
+from harvest.model.importing.pretrained import load_any
 from harvest.objectives.classification import ClassificationConfig
 from harvest.parallel import generator_for
 from harvest.progress import say

@@ -39,7 +39,7 @@ from harvest.evaluation import EvalSettings, Task, evaluate
 from harvest.files import write_file
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_head, load_strictly
-from harvest.model.pretrained import load_any, load_pretrained
+from harvest.model.importing.pretrained import load_any, load_pretrained
 from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.recipes import (

@@ -116,7 +116,7 @@ def test_the_training_machine_needs_few_libraries() -> None:
     wanted = (
         "bench.step",
         "bench.tokens",
-        "model.pretrained",
+        "model.importing.pretrained",
         "model.folder",
         "objectives.post_pretraining",
         "objectives.image_text",

@@ -55,7 +55,7 @@ from harvest.evaluation.retrieval import retrieval
 from harvest.files import new_folder, write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
 from harvest.machine import described, hardware, num_cores
-from harvest.model.pretrained import load_pretrained
+from harvest.model.importing.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision, generator_for
@@ -129,8 +129,7 @@ def run_demo(out: Path, *, seed: int = 0, config: RunConfig | None = None) -> Pa
 
     with seconds.measure("image_scores"):
         say("2/5  what the image model knows: every frame alone, embeddings averaged")
-        start = str(loop.MINI_IMAGE) if config.start.model == "mini-image" else config.start.model
-        image_model, tokenizer, _ = load_pretrained(start)
+        image_model, tokenizer, _ = load_pretrained(config.start.model)
         with bar("scoring the image model") as progress:
             image = score(image_model, tokenizer, material, "image", config.loop.precision, progress)
         del image_model

@@ -10,7 +10,7 @@ from toys import toy_model
 
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_model, save_model
-from harvest.model.pretrained import load_any, load_pretrained
+from harvest.model.importing.pretrained import load_any, load_pretrained
 from harvest.model.video_text import VideoTextModel
 
 

@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harvest.model.importing.pretrained import load_pretrained
 from harvest.model.inflation import as_teacher
 from harvest.model.int8 import Int8Linear, in_8_bits, round_rows
 from harvest.model.layers import Block
-from harvest.model.pretrained import load_pretrained
 from harvest.model.teacher import look, outputs
-from harvest.training.start import source_of
 
 
 def test_whole_numbers_up_to_127_are_exact() -> None:
@@ -64,7 +63,7 @@ def test_a_block_is_as_before_but_for_rounding(key_bias: bool) -> None:
 
 
 def test_a_trained_teacher_in_8_bits_sees_what_it_saw() -> None:
-    image, _, _ = load_pretrained(source_of("mini-image"))
+    image, _, _ = load_pretrained("mini-image")
     frames = (torch.rand(12, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
 
     def seen(int8: bool) -> tuple[list[Tensor], Tensor]:
@@ -81,7 +80,7 @@ def test_a_trained_teacher_in_8_bits_sees_what_it_saw() -> None:
 
 
 def test_the_image_model_keeps_its_own_matrices_and_the_last_block_is_left() -> None:
-    image, _, _ = load_pretrained(source_of("mini-image"))
+    image, _, _ = load_pretrained("mini-image")
     teacher = as_teacher(image, dtype=torch.bfloat16, int8=True)
     kinds = [type(block.mlp.up) for block in teacher.blocks]
     assert kinds == [Int8Linear] * 3 + [nn.Linear]

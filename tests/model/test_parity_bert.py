@@ -12,8 +12,9 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFa
 
 from harvest.interfaces import HarvestError
 from harvest.model.fusion import FusionConfig
+from harvest.model.importing.bert import load_bert
+from harvest.model.importing.vocabularies import bert_tokenizer
 from harvest.model.joining import join, with_frames
-from harvest.model.pretrained_bert import bert_tokenizer, load_bert
 from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 
 WORDS = [

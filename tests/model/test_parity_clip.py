@@ -9,8 +9,9 @@ from toys import END, HEAD_WIDTH, SHARED, START, clip_folder, openai_state_dict
 from transformers import CLIPTokenizer
 
 from harvest.interfaces import HarvestError
+from harvest.model.importing.pretrained import load_pretrained
+from harvest.model.importing.vocabularies import clip_bpe, read_bpe_vocabulary
 from harvest.model.layers import resize_positions
-from harvest.model.pretrained import clip_bpe, load_pretrained, read_bpe_vocabulary
 from harvest.model.tokenizer import Tokenizer, TokenizerConfig
 
 

@@ -6,7 +6,7 @@ import torch
 from toys import siglip_folder
 
 from harvest.interfaces import HarvestError
-from harvest.model.pretrained import load_pretrained
+from harvest.model.importing.pretrained import load_pretrained
 
 
 def test_both_towers_and_scores(tmp_path):

@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from toys import SHARED
 
-from harvest.model.inflation import inflate_patches
-from harvest.model.layers import resize_positions, sinusoid
-from harvest.model.pretrained_umt import (
+from harvest.model.importing.umt import (
     load_classifier,
     load_stage1,
     load_teacher,
     resize_joint_positions,
     stage1_table,
 )
+from harvest.model.inflation import inflate_patches
+from harvest.model.layers import resize_positions, sinusoid
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.losses import alignment
 from harvest.objectives.masked_alignment import (

@@ -21,7 +21,7 @@ from test_parity_umt import P, S, assert_same, part, watch
 from toys import SHARED
 
 from harvest.interfaces import TextFeatures
-from harvest.model.pretrained_umt import load_stage2, load_teacher, stage2_table
+from harvest.model.importing.umt import load_stage2, load_teacher, stage2_table
 from harvest.model.tokenizer import Tokenizer, TokenizerConfig
 from harvest.objectives.contrast import contrast
 from harvest.objectives.losses import alignment

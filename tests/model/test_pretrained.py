@@ -11,8 +11,8 @@ from toys import HEAD_WIDTH, clip_folder, openai_state_dict, siglip_folder, toy_
 
 from harvest.interfaces import HarvestError
 from harvest.model.folder import save_model
+from harvest.model.importing.pretrained import load_pretrained
 from harvest.model.inflation import as_video_model
-from harvest.model.pretrained import load_pretrained
 
 
 def change_weights(folder, change):

@@ -14,15 +14,15 @@ from safetensors.torch import load_file, save_file
 from toys import SHARED, siglip_folder
 
 from harvest.interfaces import HarvestError
-from harvest.model import pretrained
 from harvest.model.folder import load_head, load_model, save_model
+from harvest.model.importing import pretrained
+from harvest.model.importing.files import read_tensors
+from harvest.model.importing.pretrained import load_any, load_pretrained
+from harvest.model.importing.umt import load_classifier, load_stage1, load_stage2, load_teacher, read_heads
+from harvest.model.importing.vocabularies import bert_tokenizer
 from harvest.model.inflation import as_teacher
 from harvest.model.layers import sinusoid
-from harvest.model.pretrained import load_any, load_pretrained
-from harvest.model.pretrained_bert import bert_tokenizer
-from harvest.model.pretrained_umt import load_classifier, load_stage1, load_stage2, load_teacher, read_heads
 from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
-from harvest.model.weights import read_tensors
 from harvest.training.optim import OptimConfig, build_optimizer
 
 KEYS = SHARED / "method" / "keys"

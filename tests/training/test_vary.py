@@ -15,7 +15,7 @@ from harvest.config import RunConfig
 from harvest.data.manifest import read_manifest
 from harvest.evaluation.embed import embed_texts
 from harvest.interfaces import Batch, HarvestError, Losses
-from harvest.model.pretrained import load_pretrained
+from harvest.model.importing.pretrained import load_pretrained
 from harvest.objectives.post_pretraining import PostPretraining
 from harvest.recipes import mini_harvest, mini_umt_stage1
 from harvest.training.loop import train

@@ -32,9 +32,10 @@ from harvest.bench.step import (
 from harvest.bench.work import KNOWN, OPTIONS, WORDS, Reading, gflop_of, reading_of, teacher_of
 from harvest.config import RunConfig, StartConfig, from_dict
 from harvest.interfaces import Grid, HarvestError
+from harvest.model.importing.files import read_json
+from harvest.model.importing.sources import find_local
 from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
-from harvest.model.weights import read_json
 from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
@@ -42,7 +43,6 @@ from harvest.objectives.multimodal import MultimodalConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.recipes import RECIPES
 from harvest.tokens import Selection, budget_of
-from harvest.training.start import source_of
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _start_sizes(config: RunConfig) -> ModelConfig:
             tubelet_size=start.tubelet_size,
         )
         return dataclasses.replace(known, fusion=start.fusion)
-    written = Path(source_of(start.model)).expanduser() / "config.json"
+    written = find_local(start.model) / "config.json"
     if written.is_file():
         values = read_json(written)
         if isinstance(values.get("model"), dict):

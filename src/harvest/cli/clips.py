@@ -56,7 +56,7 @@ def check_command(args: list[str]) -> None:
         similarities = None
         if caption_model is not None:
             from harvest.evaluation.caption_quality import caption_similarities
-            from harvest.model.pretrained import load_pretrained
+            from harvest.model.importing.pretrained import load_pretrained
 
             model, tokenizer, _ = load_pretrained(caption_model)
             with bar("comparing clips and captions") as progress:

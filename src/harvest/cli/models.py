@@ -38,8 +38,8 @@ def convert_command(args: list[str]) -> None:
                 their numbers, a JSON object or a .csv with the columns id and name.
         """
         from harvest.model.folder import check_room, save_model
-        from harvest.model.pretrained import load_any
-        from harvest.model.pretrained_umt import convert_classifier
+        from harvest.model.importing.pretrained import load_any
+        from harvest.model.importing.umt import convert_classifier
 
         check_room(out)  # before anything is opened
         sizes: dict[str, Any] = {"image_size": image_size, "num_frames": num_frames, "head_width": head_width}
@@ -115,16 +115,15 @@ def blend_command(args: list[str]) -> None:
         from harvest.evaluation.result import Result
         from harvest.files import write_file
         from harvest.model.folder import check_room, save_model
+        from harvest.model.importing.pretrained import load_pretrained
         from harvest.model.inflation import blend as mix
-        from harvest.model.pretrained import load_pretrained
         from harvest.model.video_text import VideoTextModel
         from harvest.parallel import world
         from harvest.progress import bar
-        from harvest.training.start import source_of
 
         check_room(out / "model")  # before hours of scoring
-        start = load_pretrained(source_of(image_model))[0]
-        model, tokenizer, _ = load_pretrained(source_of(video_model))
+        start = load_pretrained(image_model)[0]
+        model, tokenizer, _ = load_pretrained(video_model)
         sets = {
             "image": (read_manifest(image_evaluate, videos=image_videos), image_task),
             "video": (read_manifest(evaluate, videos=videos), task),

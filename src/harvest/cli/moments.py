@@ -42,7 +42,7 @@ def moments_command(args: list[str]) -> None:
 
         from harvest.files import write_file
         from harvest.interfaces import HarvestError
-        from harvest.model.pretrained import load_pretrained
+        from harvest.model.importing.pretrained import load_pretrained
         from harvest.progress import bar
         from harvest.search.asking.curve import blocks, clock, svg
         from harvest.search.asking.moments import Dense, DenseVideo

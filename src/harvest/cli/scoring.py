@@ -139,7 +139,7 @@ def evaluate_command(args: list[str]) -> None:
         from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
         from harvest.interfaces import HarvestError
         from harvest.model.folder import load_head
-        from harvest.model.pretrained import load_any
+        from harvest.model.importing.pretrained import load_any
         from harvest.parallel import world
         from harvest.progress import bar
 
@@ -288,7 +288,7 @@ def benchmark_command(args: list[str]) -> None:
         from harvest.evaluation.detection import read_boxes
         from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
         from harvest.model.folder import load_head
-        from harvest.model.pretrained import load_any
+        from harvest.model.importing.pretrained import load_any
         from harvest.parallel import world
         from harvest.progress import bar
 
@@ -389,7 +389,7 @@ def probe_command(args: list[str]) -> None:
         from harvest.evaluation.probe import probe as run
         from harvest.evaluation.result import Result
         from harvest.interfaces import HarvestError
-        from harvest.model.pretrained import load_any
+        from harvest.model.importing.pretrained import load_any
         from harvest.parallel import world
         from harvest.progress import bar
 

@@ -27,8 +27,8 @@ from harvest import __version__
 from harvest.evaluation.result import Credits, Result, is_fraction, parts_of, shown
 from harvest.files import new_folder
 from harvest.interfaces import Example, HarvestError
+from harvest.model.folder import digest_of
 from harvest.model.video_text import VideoTextModel
-from harvest.model.weights import digest_of
 
 FORMAT = 1
 TEMPLATE = Path(__file__).with_name("card.html.j2")

@@ -30,9 +30,9 @@ from harvest.evaluation.result import Result
 from harvest.evaluation.settings import check_counts
 from harvest.files import new_file, write_file
 from harvest.interfaces import Example, HarvestError, OnProgress, VideoFeatures
+from harvest.model.folder import digest_of
 from harvest.model.heads import AttentiveHead, HeadConfig
 from harvest.model.video_text import VideoTextModel
-from harvest.model.weights import digest_of
 from harvest.parallel import Precision, generator_for, world_rank_size
 
 Kind = Literal["linear", "attentive"]

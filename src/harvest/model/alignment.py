@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from harvest.model.layers import SinusoidPositions
+from harvest.model.preprocessing import IMAGENET_PIXELS
 from harvest.model.video_encoder import VideoEncoderConfig
-from harvest.model.weights import IMAGENET_PIXELS
 
 
 def student_tower(

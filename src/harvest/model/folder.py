@@ -9,6 +9,7 @@ model/head.json          of a fine-tuned model: what its head tells apart, besid
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,16 @@ FORMAT = 1
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "head.json", "head.safetensors")
 SENTENCE = "a red circle moves to the left"
 FINGERPRINT_TOLERANCE = 2e-3
+
+
+def digest_of(*modules: torch.nn.Module) -> str:
+    """A hash of every weight, by name and to the bit, on whatever device they are."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:

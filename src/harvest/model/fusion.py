@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from harvest.model.layers import MLP, Activation, Attention, CrossAttention, Norms
 from harvest.model.text_encoder import TextEncoderConfig
 
+UMT_SCALE_RANGE = (2.0, 1000.0)
+"""Of the scale of cosines: temperatures from 0.5 to 0.001."""
+
 
 @dataclass(frozen=True)
 class FusionConfig:

@@ -8,13 +8,10 @@ import torch
 from torch import nn
 
 from harvest.interfaces import HarvestError
-from harvest.model.fusion import FusionConfig
-from harvest.model.pretrained_bert import TextTower
+from harvest.model.fusion import UMT_SCALE_RANGE, FusionConfig
+from harvest.model.importing.bert import TextTower
 from harvest.model.video_encoder import VideoEncoder
 from harvest.model.video_text import ModelConfig, VideoTextModel
-
-UMT_SCALE_RANGE = (2.0, 1000.0)
-"""Temperatures from 0.5 to 0.001."""
 
 NEW = (
     "video.projection.",

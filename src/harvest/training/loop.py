@@ -87,8 +87,6 @@ from harvest.training.vary import show_frames, show_size
 
 Loader = TrainLoader | MixedLoader
 
-MINI_IMAGE = Path(__file__).parent.parent / "weights" / "mini-image"
-
 
 def train(config: RunConfig, run: Path) -> Path:
     """Run `config` in folder `run`, going on from its newest checkpoint; returns the model folder, `run/model`.

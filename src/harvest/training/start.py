@@ -16,16 +16,18 @@ from harvest.model.adaptation import adapt
 from harvest.model.alignment import AlignmentHeads, init_xavier
 from harvest.model.answers import encode_answers
 from harvest.model.fusion import FusionConfig
+from harvest.model.importing.bert import TextTower, load_bert
+from harvest.model.importing.files import read_json
+from harvest.model.importing.pretrained import load_any, load_pretrained
+from harvest.model.importing.sources import find_model
+from harvest.model.importing.tables import ImportReport
+from harvest.model.importing.umt import read_heads
 from harvest.model.inflation import as_teacher, as_video_model
 from harvest.model.joining import join, with_answers, with_frames, with_matching
 from harvest.model.matryoshka import turn_by_captions
-from harvest.model.pretrained import find_folder, load_any, load_pretrained
-from harvest.model.pretrained_bert import TextTower, load_bert
-from harvest.model.pretrained_umt import read_heads
 from harvest.model.tokenizer import Tokenizer, train_tokenizer
 from harvest.model.video_encoder import VideoEncoder
 from harvest.model.video_text import ModelConfig, VideoTextModel
-from harvest.model.weights import ImportReport, read_json
 from harvest.objectives.answer_decoding import AnswerDecoding, AnswerDecodingConfig
 from harvest.objectives.classification import Classification, ClassificationConfig
 from harvest.objectives.detection import Detection, DetectionConfig
@@ -39,8 +41,6 @@ from harvest.objectives.question_answering import QuestionAnswering, QuestionAns
 from harvest.parallel import computed_in, own_device
 from harvest.progress import say
 from harvest.training.checkpoint import newest_weights
-
-MINI_IMAGE = Path(__file__).parent.parent / "weights" / "mini-image"
 
 Objective = (
     PostPretraining
@@ -77,10 +77,9 @@ def start_model(
         if isinstance(config.objective, WITHOUT_TEXT) and start.scratch.text is None:
             return _student(config, start.scratch), None, None
         return *_from_scratch(config, captions), None
-    source = source_of(start.model)
     needs_words = not isinstance(config.objective, WITHOUT_TEXT)
     model, tokenizer, report = (load_pretrained if needs_words else load_any)(
-        source, vocabulary=_vocabulary(config)
+        start.model, vocabulary=_vocabulary(config)
     )
     say(str(report))
     if model.config.video.num_frames > 1:
@@ -91,7 +90,7 @@ def start_model(
             and config.objective.masked_words_weight > 0
         ):
             raise HarvestError(
-                f"{source} is a video model without a fusion decoder, which masked words need: "
+                f"{start.model} is a video model without a fusion decoder, which masked words need: "
                 "give --objective.masked-words-weight 0"
             )
         return _with_answers(config, model), tokenizer, None
@@ -177,7 +176,7 @@ def _objective(
         with _seeded(config):
             made = Multimodal(objective, model, teacher, seed=seed)
         if made.teaching is not None:
-            _take_heads(made.teaching.heads, source_of(config.start.model))
+            _take_heads(made.teaching.heads, find_model(config.start.model))
         return made
     if isinstance(objective, MaskedAlignmentConfig):
         teacher = _teacher(config, objective)
@@ -190,14 +189,6 @@ def _objective(
     return ImageTextPretraining(objective, model, seed=seed)
 
 
-def source_of(name: str) -> str:
-    """Where a model of this name lies: `mini-image` is shipped, and a run folder holds its model."""
-    if name == "mini-image":
-        return str(MINI_IMAGE)
-    inside = Path(name).expanduser() / "model"
-    return str(inside) if (inside / "config.json").is_file() else name
-
-
 def _vocabulary(config: RunConfig) -> Path | None:
     return Path(config.start.vocabulary) if config.start.vocabulary else None
 
@@ -207,7 +198,7 @@ def _vocabulary(config: RunConfig) -> Path | None:
 
 def _teacher(config: RunConfig, objective: MaskedAlignmentConfig) -> VideoEncoder:
     teacher, _, report = load_pretrained(
-        source_of(objective.teacher), image_size=objective.teacher_image_size, vocabulary=_vocabulary(config)
+        objective.teacher, image_size=objective.teacher_image_size, vocabulary=_vocabulary(config)
     )
     if teacher.config.video.num_frames != 1:
         raise HarvestError(
@@ -232,11 +223,11 @@ def _second_stage(config: RunConfig, captions: list[str]) -> tuple[VideoTextMode
     start = config.start
     if start.model == "scratch":
         raise HarvestError("give the run of stage 1 to start from: --start.model runs/umt-stage1-b16")
-    source = source_of(start.model)
+    source = find_model(start.model)
     model, tokenizer, report = load_any(
         source,
         vocabulary=_vocabulary(config),
-        num_frames=config.data.num_frames if Path(source).is_file() else None,
+        num_frames=config.data.num_frames if source.is_file() else None,
     )
     say(str(report))
     if tokenizer is not None:
@@ -274,7 +265,7 @@ def _text_tower(config: RunConfig, name: str, fusion: FusionConfig, captions: li
             sizes, vocab_size=tokenizer.core.get_vocab_size(), embed_dim=start.embed_dim
         )
         return TextTower(text, None, {}, tokenizer, ImportReport("new", used=0))
-    folder = find_folder(source_of(name))
+    folder = find_model(name)
     if read_json(folder / "config.json").get("model_type") == "bert":
         return load_bert(
             folder,
@@ -283,16 +274,15 @@ def _text_tower(config: RunConfig, name: str, fusion: FusionConfig, captions: li
             context_length=start.max_text_tokens,
             vocabulary=_vocabulary(config),
         )
-    model, text_tokenizer, report = load_pretrained(source_of(name), vocabulary=_vocabulary(config))
+    model, text_tokenizer, report = load_pretrained(name, vocabulary=_vocabulary(config))
     tensors = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("text.")}
     report = dataclasses.replace(report, used=len(tensors), notes=(*report.notes, "its text tower alone"))
     return TextTower(model.config.text_tower, None, tensors, text_tokenizer, report)
 
 
-def _take_heads(heads: AlignmentHeads, source: str) -> None:
+def _take_heads(heads: AlignmentHeads, path: Path) -> None:
     """Go on with the alignment heads of stage 1 where they can be had: its run folder, or a released file."""
     found: dict[str, Tensor] = {}
-    path = Path(source)
     if path.is_file():
         found = read_heads(path)
     elif (path.parent / "checkpoints").is_dir():

@@ -23,7 +23,7 @@ import torch
 from harvest.evaluation.embed import evaluating
 from harvest.files import write_file
 from harvest.interfaces import HarvestError, TextFeatures
-from harvest.model.pretrained import load_pretrained
+from harvest.model.importing.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.search.library.local_store import Database, LocalStore

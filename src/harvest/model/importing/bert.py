@@ -9,26 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import tokenizers
 import torch
 from torch import Tensor
 
 from harvest.interfaces import HarvestError
 from harvest.model.fusion import FusionConfig
+from harvest.model.importing.assembly import check_tokenizer
+from harvest.model.importing.files import read_folder, read_json
+from harvest.model.importing.tables import ImportReport, Row, Table, layer_rows, rename, stack_depth
+from harvest.model.importing.vocabularies import bert_ids, bert_tokenizer, find_vocabulary
 from harvest.model.text_encoder import TextEncoderConfig
-from harvest.model.tokenizer import Tokenizer, TokenizerConfig
-from harvest.model.weights import (
-    ImportReport,
-    Row,
-    Table,
-    layer_rows,
-    read_folder,
-    read_json,
-    rename,
-    stack_depth,
-)
+from harvest.model.tokenizer import Tokenizer
 
 BLOCK = {
     "norm_attention": ("attention.output.LayerNorm.{}",),
@@ -127,50 +119,6 @@ def has_tied_words(tensors: Mapping[str, Tensor], source: str, *, bert: str) -> 
     return torch.equal(matrix, embedding)
 
 
-def bert_tokenizer(vocabulary: Path, context_length: int) -> Tokenizer:
-    """BERT's lower-cased word pieces from its vocab.txt; texts begin with [CLS] and end without [SEP], as in UMT."""
-    try:
-        pieces = vocabulary.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise HarvestError(f"{vocabulary} is not a readable vocabulary of BERT: {error}") from error
-    core = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
-    )
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    missing = [name for name in specials if core.token_to_id(name) is None]
-    if missing:
-        raise HarvestError(f"{vocabulary} is not a vocabulary of BERT: it lacks {', '.join(missing)}")
-    core.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    core.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    core.decoder = tokenizers.decoders.WordPiece()
-    core.add_special_tokens(specials)
-    core.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A", special_tokens=[("[CLS]", core.token_to_id("[CLS]"))]
-    )
-    pad_id = core.token_to_id("[PAD]")
-    assert pad_id is not None  # among the specials
-    config = TokenizerConfig(context_length=context_length, pad_id=pad_id)
-    return Tokenizer(core, config)
-
-
-def find_vocabulary(folder: Path, vocabulary: Path | None) -> Path:
-    path = vocabulary or folder / "vocab.txt"
-    if not path.is_file():
-        raise HarvestError(f"{path}: BERT's vocabulary is needed: a vocab.txt beside the weights, or given")
-    return path
-
-
-def special_ids(tokenizer: Tokenizer, vocab_size: int, source: str) -> dict[str, Any]:
-    """What a BERT tower's config says of its tokenizer; HarvestError where they do not go together."""
-    highest = max(tokenizer.core.get_vocab().values())
-    if highest >= vocab_size:
-        raise HarvestError(
-            f"{source}: the tokenizer has ids up to {highest}, the text tower {vocab_size} words"
-        )
-    ids = {name: tokenizer.core.token_to_id(f"[{name.upper()}]") for name in ("pad", "cls", "mask")}
-    return {"pad_id": ids["pad"], "start_id": ids["cls"], "mask_id": ids["mask"], "end_id": None}
-
-
 def load_bert(
     folder: Path,
     *,
@@ -232,8 +180,9 @@ def load_bert(
         dropout=config.get("hidden_dropout_prob", 0.1),
         pooling="first",
         projection_bias=True,
-        **special_ids(tokenizer, vocab_size, str(folder)),
+        **bert_ids(tokenizer),
     )
+    check_tokenizer(tokenizer, text, str(folder))
     is_tied = not has_head or "fusion.head_bias" in ours
     fusion = FusionConfig(
         depth=fusion_depth, num_heads=num_heads, layout="bert", tied_words=is_tied, matches=True

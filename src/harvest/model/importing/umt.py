@@ -22,34 +22,29 @@ from harvest.interfaces import HarvestError
 from harvest.model.alignment import AlignmentHeads, student_tower
 from harvest.model.classifier import VideoClassifier
 from harvest.model.folder import load_strictly
-from harvest.model.fusion import FusionConfig
+from harvest.model.fusion import UMT_SCALE_RANGE, FusionConfig
 from harvest.model.heads import Head, HeadConfig, build_head
-from harvest.model.joining import UMT_SCALE_RANGE
-from harvest.model.layers import resize_positions, sinusoid
-from harvest.model.layouts import openai_table
-from harvest.model.pretrained_bert import (
-    bert_table,
-    bert_tokenizer,
-    find_vocabulary,
-    special_ids,
-    word_head_table,
-)
-from harvest.model.text_encoder import TextEncoderConfig
-from harvest.model.tokenizer import Tokenizer
-from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
-from harvest.model.video_text import ModelConfig, VideoTextModel
-from harvest.model.weights import (
-    CLIP_PIXELS,
+from harvest.model.importing.assembly import ImportOptions, check_heads, check_tokenizer
+from harvest.model.importing.bert import bert_table, word_head_table
+from harvest.model.importing.clip import openai_table
+from harvest.model.importing.files import read_tensors
+from harvest.model.importing.tables import (
     ImportReport,
     Row,
     Table,
     check_names,
     flat_patches,
     layer_rows,
-    read_tensors,
     rename,
     stack_depth,
 )
+from harvest.model.importing.vocabularies import bert_ids, bert_tokenizer, find_vocabulary
+from harvest.model.layers import resize_positions, sinusoid
+from harvest.model.preprocessing import CLIP_PIXELS
+from harvest.model.text_encoder import TextEncoderConfig
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
+from harvest.model.video_text import ModelConfig, VideoTextModel
 
 GRID = (8, 14)
 """Times and places a side that UMT's tables of positions are made for."""
@@ -263,10 +258,10 @@ def convert_classifier(
     load_strictly(
         head, {f"linear.{k}": t for k, t in classifier.head.state_dict().items()}, source=str(source)
     )
-    return _without_words(classifier.video), head.eval(), report
+    return _tower_alone(classifier.video), head.eval(), report
 
 
-def _without_words(encoder: VideoEncoder) -> VideoTextModel:
+def _tower_alone(encoder: VideoEncoder) -> VideoTextModel:
     with torch.device("meta"):
         model = VideoTextModel(ModelConfig(video=encoder.config, text=None))
     model.video = encoder
@@ -297,7 +292,7 @@ def load_teacher(
         raise HarvestError(
             f"{name}: {num_patches} places and patches {list(conv.shape)} are not a square frame's"
         )
-    _check_heads(width, head_width, name)
+    check_heads(width, head_width, name)
     if image_size is not None and image_size != grid * patch_size:
         if image_size % patch_size:
             raise HarvestError(f"image_size {image_size} is not a multiple of the patches' {patch_size}")
@@ -326,15 +321,17 @@ def load_teacher(
     return encoder.eval(), report
 
 
+def is_umt(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is UMT's: stage 1, stage 2 or fine-tuned from it."""
+    return any(name.endswith("encoder.patch_embed.proj.weight") for name in tensors)
+
+
 def load_umt(
     tensors: Mapping[str, Tensor],
+    options: ImportOptions,
     *,
     source: str,
     folder: Path,
-    vocabulary: Path | None = None,
-    num_frames: int | None = None,
-    image_size: int | None = None,
-    head_width: int = 64,
     notes: Sequence[str] = (),
 ) -> tuple[VideoTextModel, Tokenizer | None, ImportReport]:
     """A model of stage 1 (no text tower, 8 frames) or of stage 2 and its fine-tunings (4 frames), in eval mode.
@@ -342,26 +339,23 @@ def load_umt(
     Of stage 1 the heads that align with the teacher are left to `load_stage1`, of stage 2 those and the teacher are
     ignored and listed: neither is part of the model. `folder` is where BERT's vocab.txt is looked for.
     """
-    size = image_size or 224
+    sizes = {"image_size": options.image_size or 224, "head_width": options.head_width}
+    tokenizer: Tokenizer | None = None
     if "vision_encoder.encoder.patch_embed.proj.weight" in tensors:
         model, tokenizer, report = load_stage2(
             tensors,
-            vocabulary=find_vocabulary(folder, vocabulary),
-            num_frames=num_frames or 4,
-            image_size=size,
-            head_width=head_width,
+            vocabulary=find_vocabulary(folder, options.vocabulary),
+            num_frames=options.num_frames or 4,
+            **sizes,
         )
     else:
-        encoder, _, report = load_stage1(
-            tensors, num_frames=num_frames or 8, image_size=size, head_width=head_width
-        )
-        model, tokenizer = _without_words(encoder), None
+        encoder, _, report = load_stage1(tensors, num_frames=options.num_frames or 8, **sizes)
+        model = _tower_alone(encoder)
         of_heads = tuple(key for key in tensors if key.startswith("clip_decoder."))
         report = dataclasses.replace(
             report, used=report.used - len(of_heads), ignored=(*report.ignored, *of_heads)
         )
-    report = dataclasses.replace(report, source=source, notes=(*notes, *report.notes))
-    return model.eval(), tokenizer, report
+    return model, tokenizer, dataclasses.replace(report, source=source, notes=(*notes, *report.notes))
 
 
 def stage2_table(
@@ -470,7 +464,7 @@ def load_stage2(
     vocab_size, text_width = ours["text.words.weight"].shape
     embed_dim = ours["video.projection.weight"].shape[0] if has_projection else text_width
     text_head_width = text_head_width or head_width
-    _check_heads(text_width, text_head_width, name)
+    check_heads(text_width, text_head_width, name)
     tokenizer = (
         vocabulary if isinstance(vocabulary, Tokenizer) else bert_tokenizer(vocabulary, context_length)
     )
@@ -511,7 +505,7 @@ def load_stage2(
             pooling="first",
             projection=has_projection,
             projection_bias=has_projection,
-            **special_ids(tokenizer, vocab_size, name),
+            **bert_ids(tokenizer),
         ),
         fusion=fusion("fusion", layers - crossing[0]),
         answers=fusion("answers.decoder", answer_depth) if answer_depth else None,
@@ -521,6 +515,7 @@ def load_stage2(
     if "log_scale" not in ours:
         new = ("log_scale",)
         ours["log_scale"] = torch.tensor(math.log(1 / 0.07))
+    check_tokenizer(tokenizer, config.text_tower, name)
     model = VideoTextModel(config)
     load_strictly(model, ours, source=name)
     notes = [
@@ -549,7 +544,7 @@ def _tower(
     conv = tensors[f"{prefix}patch_embed.proj.weight"]
     if conv.ndim != 5:
         raise HarvestError(f"{source}: wrong shape: patches {list(conv.shape)}, expected five dimensions")
-    _check_heads(conv.shape[0], head_width, source)
+    check_heads(conv.shape[0], head_width, source)
     if image_size % conv.shape[-1] or num_frames % conv.shape[2]:
         raise HarvestError(
             f"{source}: frames of {image_size} pixels are no multiple of patches of {conv.shape[-1]}, or "
@@ -577,11 +572,6 @@ def _tensors(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tenso
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _check_heads(width: int, head_width: int, source: str) -> None:
-    if width % head_width:
-        raise HarvestError(f"{source}: a tower {width} wide has no heads {head_width} wide: give head_width")
 
 
 def _unknown(source: str, what: str, lacks: str, tensors: Mapping[str, Tensor]) -> HarvestError:

@@ -1,0 +1,106 @@
+"""Any supported model by name: what a source is, and the family that opens it.
+
+Layouts: Harvest's model folders; `transformers` folders (CLIP, SigLIP, SigLIP 2 of fixed resolution); OpenAI's and
+OpenCLIP's state dicts; ViCLIP's and UMT's checkpoints. Image models have one frame (`num_frames = 1`);
+`as_video_model` inflates them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harvest.interfaces import HarvestError
+from harvest.model.folder import load_model
+from harvest.model.importing import clip, siglip
+from harvest.model.importing.assembly import ImportOptions, Loaded, complete
+from harvest.model.importing.files import read_json, read_tensors
+from harvest.model.importing.sources import find_model
+from harvest.model.importing.tables import ImportReport
+from harvest.model.importing.umt import is_umt, load_umt
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_text import NO_TEXT_TOWER, VideoTextModel
+
+FAMILIES = {"clip": clip.from_transformers, "siglip": siglip.from_transformers}
+"""By the `model_type` of a `transformers` config.json."""
+
+
+def load_pretrained(source: str | Path, *, offline: bool = False, **options: Any) -> Loaded:
+    """Open any supported model with a text tower, in fp32 and eval mode; load or fail with HarvestError.
+
+    `source` is what `find_model` takes: `mini-image`, a run, a model folder of Harvest, a folder or hub name in the
+    layout of `transformers` (`openai/clip-vit-base-patch16`) or of OpenCLIP, or a file with a state dict in OpenAI's,
+    OpenCLIP's, ViCLIP's or UMT's names. `options` are the fields of `ImportOptions`. `offline` asks the hub's local
+    cache only.
+    """
+    model, tokenizer, report = load_any(source, offline=offline, **options)
+    if tokenizer is None:
+        raise HarvestError(f"{source}: {NO_TEXT_TOWER}")
+    return model, tokenizer, report
+
+
+def load_any(
+    source: str | Path, *, offline: bool = False, **options: Any
+) -> tuple[VideoTextModel, Tokenizer | None, ImportReport]:
+    """As `load_pretrained`, and models without a text tower, which have no tokenizer."""
+    return open_path(find_model(source, offline=offline), str(source), ImportOptions(**options))
+
+
+def open_path(
+    path: Path, source: str, options: ImportOptions
+) -> tuple[VideoTextModel, Tokenizer | None, ImportReport]:
+    """The model of a file or folder, by the family whose layout it has; `source` is its name in messages."""
+    if path.is_file():
+        return _open_file(path, source, options)
+    if options.activation is not None or options.num_frames is not None:
+        raise HarvestError(f"{path}: activation and num_frames are for single files; a folder says its own")
+    config = read_json(path / "config.json")
+    if "format" in config and isinstance(config.get("model"), dict):
+        return _open_own(path, source, options)
+    if "model_type" in config:
+        family = FAMILIES.get(str(config["model_type"]))
+        if family is None:
+            raise HarvestError(
+                f"{source}: model_type {config['model_type']!r} is not supported, only {', '.join(map(repr, FAMILIES))} "
+                "(SigLIP 2 in its fixed resolutions is 'siglip' too)"
+            )
+        return family(path, source, config, options)
+    if (path / "open_clip_config.json").is_file():
+        return clip.from_open_clip(path, source, options)
+    raise HarvestError(
+        f"{path} is not a model folder that Harvest can read: expected config.json of Harvest or transformers, or "
+        "open_clip_config.json. For a single weights file, give the path of the file."
+    )
+
+
+def _open_file(
+    path: Path, source: str, options: ImportOptions
+) -> tuple[VideoTextModel, Tokenizer | None, ImportReport]:
+    if options.activation is None and path.name.startswith("open_clip_"):
+        raise HarvestError(
+            f"{path}: a file of OpenCLIP does not say its activation. Give the folder with open_clip_config.json "
+            "instead, or activation='gelu' (OpenCLIP's own default) or 'quick_gelu' (OpenAI's weights)."
+        )
+    tensors, notes = read_tensors(path)
+    if is_umt(tensors):
+        return load_umt(tensors, options, source=source, folder=path.parent, notes=notes)
+    if options.num_frames is not None:
+        raise HarvestError(f"{path}: num_frames is for UMT's files; this one says its own")
+    width = options.head_width
+    stated = clip.Stated(options.activation, width, width, notes=tuple(notes))
+    return clip.from_state_dict(tensors, source, path.parent, options, stated)
+
+
+def _open_own(
+    folder: Path, source: str, options: ImportOptions
+) -> tuple[VideoTextModel, Tokenizer | None, ImportReport]:
+    model, tokenizer = load_model(folder)
+    tensors = model.state_dict()
+    report = ImportReport(source, used=len(tensors))
+    if options.image_size in (None, model.config.video.image_size):
+        return model, tokenizer, report
+    if tokenizer is None or "video.place_positions" not in tensors:
+        raise HarvestError(
+            f"{source}: its positions cannot be resized from {model.config.video.image_size} pixels"
+        )
+    return complete(model.config, tensors, tokenizer, report, options)
