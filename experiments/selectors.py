@@ -24,9 +24,10 @@ from experiments import main
 from harvest.bench.plot import lines
 from harvest.bench.step import describe_machine, print_table
 from harvest.config import RunConfig
-from harvest.data.loader import TrainLoader, eval_batches
+from harvest.data.loader import TrainLoader
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import write_miniworld
+from harvest.data.read_once import eval_batches
 from harvest.evaluation.choice import choice
 from harvest.evaluation.embed import Embeddings, encode_clips
 from harvest.evaluation.retrieval import retrieval

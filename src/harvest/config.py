@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from harvest.data.loader import DataConfig
+from harvest.data.dataset import DataConfig
 from harvest.data.miniworld import MiniWorldConfig
 from harvest.interfaces import HarvestError
 from harvest.model.adaptation import AdaptConfig

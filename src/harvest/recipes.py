@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 from harvest.config import LoopConfig, ObjectiveConfig, RunConfig, StartConfig, TuningConfig
-from harvest.data.loader import DataConfig
+from harvest.data.dataset import DataConfig
 from harvest.data.miniworld import MiniWorldConfig
 from harvest.model.alignment import student_tower
 from harvest.model.fusion import FusionConfig

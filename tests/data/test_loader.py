@@ -11,17 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harvest.data import loader as module
-from harvest.data.loader import (
-    ClipDataset,
-    DataConfig,
-    Refused,
-    TrainLoader,
-    clip_numbers,
-    eval_batches,
-    lost_workers,
-    order,
-)
+from harvest.data.dataset import ClipDataset, DataConfig, Refused
+from harvest.data.loader import TrainLoader
+from harvest.data.read_once import clip_numbers, eval_batches
+from harvest.data.sampler import epoch_order
 from harvest.data.video import read_clip, write_video
 from harvest.interfaces import Batch, Clip, Example, HarvestError
 
@@ -82,12 +75,12 @@ def equal(a: list[Batch], b: list[Batch]) -> bool:
 
 @given(st.integers(0, 2**40), st.integers(0, 1000), st.integers(1, 200))
 def test_an_epoch_is_a_permutation(seed: int, epoch: int, n: int) -> None:
-    assert order(seed, epoch, n).sort().values.equal(torch.arange(n))
-    assert order(seed, epoch, n).equal(order(seed, epoch, n))
+    assert epoch_order(seed, epoch, n).sort().values.equal(torch.arange(n))
+    assert epoch_order(seed, epoch, n).equal(epoch_order(seed, epoch, n))
 
 
 def test_epochs_and_seeds_differ() -> None:
-    orders = {tuple(order(seed, epoch, 50).tolist()) for seed in range(3) for epoch in range(3)}
+    orders = {tuple(epoch_order(seed, epoch, 50).tolist()) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
 
 
@@ -105,9 +98,9 @@ def test_steps_use_up_the_order_without_gap(changes: list[tuple[int, int]], worl
     ranks = [loader(examples, batch=batches, rank=rank, world=world) for rank in range(world)]
     seen = []
     for step in range(steps):
-        shares = [rank.keys(step) for rank in ranks]
+        shares = [rank.sampler.keys(step) for rank in ranks]
         assert len({len(share) for share in shares}) == 1
-        assert ranks[0].position_of(step) == len(seen)
+        assert ranks[0].sampler.position_of(step) == len(seen)
         assert sum(map(len, shares)) == ranks[0].batch_at(step)
         seen += sorted(key for share in shares for key in share)
     assert seen == [divmod(position, 7) for position in range(len(seen))]
@@ -130,7 +123,7 @@ def test_a_batch(examples: list[Example]) -> None:
     assert all(x.dtype == torch.int64 for x in batch[1:])
     captions = loader(examples).dataset.captions()
     assert len(captions) == sum(len(e.texts) for e in examples)
-    samples = order(1, 0, 12)
+    samples = epoch_order(1, 0, 12)
     assert batch.example.equal(clip_numbers(examples)[samples])
     assert batch.example.tolist().count(3) == 2  # two rows of one clip
     for row, sample in enumerate(samples.tolist()):
@@ -228,6 +221,11 @@ def test_workers_change_nothing(examples: list[Example], folder: Path) -> None:
     assert alone.broken == helped.broken != {}
 
 
+def test_spawned_workers_change_nothing(examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harvest.data.workers.start_method", lambda _, workers: "spawn" if workers else None)
+    assert equal(take(loader(examples), 2), take(loader(examples, workers=1), 2))
+
+
 @pytest.mark.parametrize("cache", ["none", "memory"])
 def test_ranks_share_the_batch(examples: list[Example], cache: str) -> None:
     whole = take(loader(examples, cache=cache), 3)
@@ -282,7 +280,7 @@ def test_the_next_sample_takes_the_place_of_a_broken_one(
     assert "Invalid data" in reader.broken["broken"].reason
     assert reader.broken_ratio == 2 / 8
     for epoch, batch in enumerate(batches):
-        samples = order(1, epoch, 8).tolist()
+        samples = epoch_order(1, epoch, 8).tolist()
         stand_ins = [next(s for s in samples[place:] + samples if s < 6) for place in range(8)]
         assert batch.example.tolist() == stand_ins
 
@@ -308,7 +306,8 @@ def hostile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Example]:
             time.sleep(1000)
         return read_clip(path, **options)
 
-    monkeypatch.setattr("harvest.data.loader.read_clip", read)
+    monkeypatch.setattr("harvest.data.dataset.read_clip", read)
+    monkeypatch.setattr("harvest.data.read_once.read_clip", read)
     return [Example(name, str(folder / f"{name}.mp4"), ("t",)) for name in ("crash", "hang")]
 
 
@@ -323,7 +322,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_sample(
     assert reader.broken["hang"].reason == "reading took longer than 0.5 s"
     assert reader.broken_ratio == 2 / 8
     for epoch, batch in enumerate(batches):
-        samples = order(1, epoch, 8).tolist()
+        samples = epoch_order(1, epoch, 8).tolist()
         assert batch.example.tolist() == [
             next(s for s in samples[place:] + samples if s < 6) for place in range(8)
         ]
@@ -336,7 +335,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_sample(
 def test_a_video_is_left_out_from_its_position_on_only(examples: list[Example]) -> None:
     """A run that goes on from before a video failed sees it again where it had seen it."""
     unbroken = take(loader(examples, batch=12), 3)
-    first = order(1, 1, 12).tolist().index(4) + 12
+    first = epoch_order(1, 1, 12).tolist().index(4) + 12
     again = take(loader(examples, batch=12, refused={"e4": Refused("flaky", first)}), 3)
     assert equal(again[:1], unbroken[:1]) and 4 in again[0].example.tolist()
     assert not any(4 in batch.example.tolist() for batch in again[1:])
@@ -363,25 +362,10 @@ def test_a_mistake_in_a_worker_is_told_as_it_is(
     def mistake(*_: object, **__: object) -> Clip:
         raise RuntimeError("a mistake in the reader")
 
-    monkeypatch.setattr(module, "read_clip", mistake)
+    monkeypatch.setattr("harvest.data.dataset.read_clip", mistake)
     with pytest.raises(RuntimeError, match="a mistake in the reader") as error:
         next(iter(loader(examples, workers=1)))
     assert not isinstance(error.value, HarvestError) and "memory" not in str(error.value)
-
-
-def test_a_killed_worker_is_told_in_words(examples: list[Example]) -> None:
-    import multiprocessing
-
-    batches = iter(loader(examples, workers=1))
-    next(batches)
-    with (
-        pytest.raises(HarvestError, match=r"ended by the system.*fewer --data.workers.*last checkpoint"),
-        lost_workers(),
-    ):
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid, signal.SIGKILL)
-        for _ in range(30):
-            next(batches)
 
 
 @pytest.mark.parametrize("count", [1, 3, 300])
@@ -456,7 +440,7 @@ def test_views_of_a_clip_stand_together_and_differ(examples: list[Example]) -> N
         assert batch.video.shape[0] == 8
         assert batch.example[0::2].equal(batch.example[1::2])
         assert not batch.video[0::2].equal(batch.video[1::2])
-    samples = order(1, 0, 12)[:8]
+    samples = epoch_order(1, 0, 12)[:8]
     numbers = clip_numbers(examples)[samples]
     assert torch.cat([first.example, second.example])[0::2].equal(numbers)
     assert equal(take(loader(examples, **of), 2), [first, second])
@@ -484,6 +468,6 @@ def test_options_come_whole_and_in_their_order(tmp_path: Path, examples: list[Ex
         for n, e in enumerate(examples)
     ]
     (batch,) = take(loader(asked, batch=12, captions_per_clip=0), 1)
-    samples = order(1, 0, 12)
+    samples = epoch_order(1, 0, 12)
     assert batch.caption.tolist() == [[3 * s, 3 * s + 1, 3 * s + 2] for s in samples.tolist()]
     assert batch.label.tolist() == [s % 3 for s in samples.tolist()] and batch.text_ids.shape == (12, 3, 4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harvest.data import loader
-from harvest.data.loader import ClipDataset, DataConfig
+from harvest.data.dataset import ClipDataset, DataConfig
 from harvest.data.mixing import MixedLoader
 from harvest.data.video import VideoError
 from harvest.interfaces import Clip, Example, HarvestError

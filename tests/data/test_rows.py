@@ -14,12 +14,11 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from harvest.data.guard import Guard
-from harvest.data.loader import clip_numbers, eval_batches
 from harvest.data.manifest import read_manifest, write_manifest
 from harvest.data.prepare import PrepareConfig, prepare
+from harvest.data.read_once import ClipReader, clip_numbers, eval_batches
 from harvest.data.rows import read_rows, video_of
 from harvest.data.video import PackedVideo, VideoError, read_clip, write_video
-from harvest.data.views import view_batches
 from harvest.interfaces import Example, HarvestError
 
 CLIPS = 7
@@ -83,10 +82,10 @@ def test_shards_of_the_same_files_show_the_same_frames(
     assert read_rows(str(folder / "{00000..00002}.tar"))[0] == rows
     assert [row.id for row in rows] == [f"{n // 3:05d}.tar#{n % 3}" for n in range(CLIPS)]
     assert [(row.texts, row.label) for row in rows] == [(row.texts, row.label) for row in examples]
-    for batches in (eval_batches, view_batches):
-        views = {"num_clips": 2, "num_crops": 3} if batches is view_batches else {}
-        how = {"batch_size": 4, "workers": workers, **ONE, **views}
-        for (here, one), (there, other) in zip(batches(examples, **how), batches(rows, **how), strict=True):
+    for views in (None, (2, 3)):
+        how = {"batch_size": 4, "workers": workers, "views": views, **ONE}
+        both = zip(eval_batches(examples, **how), eval_batches(rows, **how), strict=True)
+        for (here, one), (there, other) in both:
             assert here.equal(there) and one.equal(other)
 
 
@@ -175,9 +174,7 @@ def test_a_slow_bucket_is_no_broken_video(
     given = []
     monkeypatch.setattr(Guard, "start", lambda self: None)
     monkeypatch.setattr(Guard, "__call__", lambda self, *args: given.append(args) or self.function(*args))
-    from harvest.data.loader import _Clips
-
-    clips = _Clips(rows, **ONE)
+    clips = ClipReader(rows, **ONE)
     clips.start_guard()
     clips[[3]]
     assert given[0][0] == 3 and isinstance(given[0][1], PackedVideo)

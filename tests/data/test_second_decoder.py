@@ -13,8 +13,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from harvest.data import loader
-from harvest.data.loader import ClipDataset, DataConfig, TrainLoader
+from harvest.data.dataset import ClipDataset, DataConfig
 from harvest.data.video import read_clip, reading, second_decoder, write_pictures, write_video
 from harvest.interfaces import Example, HarvestError
 
@@ -190,24 +189,3 @@ def test_a_process_that_was_forked_finds_out_anew(
     monkeypatch.setattr(second_decoder.os, "getpid", lambda: -1)
     with pytest.raises(HarvestError, match="cannot decode on cuda:0"):
         second_decoder.find_decoder("torchcodec_cuda")
-
-
-def test_workers_that_decode_on_a_gpu_are_not_forked(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert loader._start_method("torchcodec_cuda", 0) is loader._start_method("pyav", 0) is None
-    assert loader._start_method("pyav", 2) == ("fork" if sys.platform == "linux" else None)
-    rows = [Example(str(number), str(clip), start_s=number / 8) for number in range(4)]
-    config = DataConfig(num_frames=2, workers=1)
-    clips = ClipDataset(rows, config, image_size=16, encode_text=None, seed=0)
-    forked = next(iter(TrainLoader(clips, 4)))
-    clips.decoder = "torchcodec_cuda"  # for what starts the workers; what they are sent reads by PyAV
-    monkeypatch.setattr(
-        ClipDataset, "__getstate__", lambda self: self.__dict__ | {"decoder": "pyav"}, raising=False
-    )
-    started = []
-    made = loader.DataLoader
-    monkeypatch.setattr(
-        loader, "DataLoader", lambda *args, **how: started.append(made(*args, **how)) or started[-1]
-    )
-    spawned = next(iter(TrainLoader(clips, 4)))
-    assert started[0].multiprocessing_context.get_start_method() == "spawn"
-    assert spawned.video.equal(forked.video)

@@ -15,8 +15,10 @@ from test_rows import write_tar
 from torch import Tensor
 
 from harvest.data import shards as module
-from harvest.data.loader import ClipDataset, DataConfig, TrainLoader, order
+from harvest.data.dataset import ClipDataset, DataConfig
+from harvest.data.loader import TrainLoader
 from harvest.data.prepare import PrepareConfig, prepare, verify
+from harvest.data.sampler import epoch_order
 from harvest.data.shards import are_shards, expand, index_path, read_shards
 from harvest.data.video import VideoError, probe, read_clip, read_frames, write_pictures, write_video
 from harvest.interfaces import Batch, Example, HarvestError
@@ -374,7 +376,7 @@ def test_the_order_is_that_of_a_manifest(examples: list[Example], packed: Path) 
     batches = take(loader(shards, batch=CLIPS, captions_per_clip=2), 2)
     plain = take(loader(examples, batch=CLIPS, captions_per_clip=2), 2)
     for epoch, (one, other) in enumerate(zip(batches, plain, strict=True)):
-        assert one.example.tolist() == order(1, epoch, CLIPS).tolist()
+        assert one.example.tolist() == epoch_order(1, epoch, CLIPS).tolist()
         for a, b in zip(one[1:], other[1:], strict=True):
             assert a.equal(b)
         assert (one.video.float() - other.video.float()).abs().mean() < 4

@@ -10,7 +10,7 @@ import torch
 from harvest.cli import main
 from harvest.data.benchmarks import BenchmarkData, Published
 from harvest.data.manifest import write_manifest
-from harvest.data.views import view_batches
+from harvest.data.read_once import eval_batches
 from harvest.evaluation import evaluate
 from harvest.evaluation.benchmark import score_benchmark
 from harvest.evaluation.classification import classification
@@ -38,8 +38,8 @@ def rows(world: World, labels: list[int]) -> list[Example]:
 
 def chances(world: World, head: Head, examples: list[Example], clips: int, crops: int) -> torch.Tensor:
     found = []
-    for _, video in view_batches(
-        examples, num_frames=4, image_size=32, num_clips=clips, num_crops=crops, batch_size=9, workers=0
+    for _, video in eval_batches(
+        examples, num_frames=4, image_size=32, views=(clips, crops), batch_size=9, workers=0
     ):
         with torch.no_grad():
             for views in video:
@@ -80,8 +80,8 @@ def test_several_labels_give_mean_average_precision(world: World) -> None:
     with torch.no_grad():
         (video,) = [
             v
-            for _, v in view_batches(
-                examples, num_frames=4, image_size=32, num_clips=1, num_crops=1, batch_size=9, workers=0
+            for _, v in eval_batches(
+                examples, num_frames=4, image_size=32, views=(1, 1), batch_size=9, workers=0
             )
         ]
         scores = head(world.model.video.features(video.flatten(0, 1))).sigmoid()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from harvest.data.benchmarks import BenchmarkData, Published, widen
-from harvest.data.loader import eval_batches
 from harvest.data.manifest import read_manifest, write_manifest
+from harvest.data.read_once import eval_batches
 from harvest.evaluation.benchmark import score_benchmark
 from harvest.evaluation.detection import detection, read_boxes
 from harvest.evaluation.metrics import frame_average_precisions, frame_rankings

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from harvest.cli import main
-from harvest.data.loader import eval_batches
 from harvest.data.manifest import write_manifest
 from harvest.data.miniworld import MiniWorldConfig, directions, write_miniworld
+from harvest.data.read_once import eval_batches
 from harvest.data.sampling import frame_places
-from harvest.data.views import view_batches
 from harvest.evaluation import evaluate, motion_truth, table
 from harvest.evaluation.motion_truth import by_direction
 from harvest.evaluation.result import Credits, Result
@@ -53,9 +52,9 @@ def test_clips_lose_their_time_and_nothing_else(world: World) -> None:
 
 
 def test_every_view_is_shown_in_the_same_order(world: World) -> None:
-    how = HOW | {"num_clips": 2, "num_crops": 1}
-    true = torch.cat([video for _, video in view_batches(world.examples, **how)])
-    turned = torch.cat([video for _, video in view_batches(world.examples, frame_order="reversed", **how)])
+    how = HOW | {"views": (2, 1)}
+    true = torch.cat([video for _, video in eval_batches(world.examples, **how)])
+    turned = torch.cat([video for _, video in eval_batches(world.examples, frame_order="reversed", **how)])
     assert torch.equal(turned, true.flip(2))
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from small import PAD, START, small_batch, small_model, stage2_model
 from torch import Tensor
 
-from harvest.data.loader import clip_numbers
+from harvest.data.read_once import clip_numbers
 from harvest.interfaces import Batch, Example, HarvestError
 from harvest.model.inflation import as_teacher
 from harvest.objectives.contrast import contrast

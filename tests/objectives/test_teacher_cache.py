@@ -14,7 +14,7 @@ from small import small_batch
 from test_masked_alignment import objective_of
 
 from harvest.config import RunConfig
-from harvest.data.loader import DataConfig
+from harvest.data.dataset import DataConfig
 from harvest.interfaces import Batch, HarvestError
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
 from harvest.objectives.teacher_cache import TeacherCache, begin, describe, fill, finish

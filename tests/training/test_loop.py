@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from harvest.config import RunConfig, StartConfig, read_config, to_json
-from harvest.data.loader import eval_batches
+from harvest.data.read_once import eval_batches
 from harvest.files import PART
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.adaptation import AdaptConfig

@@ -35,7 +35,8 @@ from harvest.bench.step import (
     print_table,
     random_batch,
 )
-from harvest.data.loader import ClipDataset, DataConfig, TrainLoader
+from harvest.data.dataset import ClipDataset, DataConfig
+from harvest.data.loader import TrainLoader
 from harvest.data.manifest import read_manifest
 from harvest.data.prepare import PrepareConfig, prepare
 from harvest.data.sampling import segment_times

@@ -355,7 +355,7 @@ def _decode(
     """
     try:  # a machine that only trains has no video libraries
         from harvest.bench.data import draw_clips
-        from harvest.data.loader import ClipDataset
+        from harvest.data.dataset import ClipDataset
         from harvest.data.manifest import read_manifest
         from harvest.data.shards import are_shards, read_shards
     except ImportError as error:

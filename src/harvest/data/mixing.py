@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from harvest.data.loader import ClipDataset, Refused, TrainLoader
+from harvest.data.dataset import ClipDataset, Refused
+from harvest.data.loader import TrainLoader
 from harvest.interfaces import Batch, HarvestError, OnProgress
 
 NONE: Mapping[str, Refused] = {}

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from harvest.data.labels import check_labels, check_same_names
-from harvest.data.loader import clip_numbers
+from harvest.data.read_once import clip_numbers, eval_batches
 from harvest.data.sampling import FrameOrder
-from harvest.data.views import view_batches
 from harvest.evaluation.embed import evaluating, kept, share_broken, shared
 from harvest.evaluation.metrics import (
     choice_credit,
@@ -117,12 +116,11 @@ def score_views(
     parts: list[Tensor] = []
     done = 0
     rank, size = world_rank_size()
-    read = view_batches(
+    read = eval_batches(
         examples,
         num_frames=num_frames,
         image_size=model.config.video.image_size,
-        num_clips=num_clips,
-        num_crops=num_crops,
+        views=(num_clips, num_crops),
         batch_size=max(1, batch_size // views),
         workers=workers,
         frame_order=frame_order,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harvest.data.labels import check_same_names
-from harvest.data.loader import eval_batches
+from harvest.data.read_once import eval_batches
 from harvest.data.sampling import FrameOrder
 from harvest.evaluation.embed import evaluating, share_broken, shared
 from harvest.evaluation.metrics import frame_rankings, mean_average_precision, resampled_mean_ap

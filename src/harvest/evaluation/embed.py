@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harvest.data.loader import clip_numbers, eval_batches
+from harvest.data.read_once import clip_numbers, eval_batches
 from harvest.data.sampling import FrameOrder
 from harvest.interfaces import Example, HarvestError, Kept, OnProgress, VideoFeatures
 from harvest.model.matryoshka import shorten

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.data.labels import check_labels
-from harvest.data.loader import clip_numbers, eval_batches
+from harvest.data.read_once import clip_numbers, eval_batches
 from harvest.evaluation.classification import report, views_said
 from harvest.evaluation.embed import evaluating, share_broken, shared
 from harvest.evaluation.metrics import choice_credit

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from harvest.config import ObjectiveConfig, RunConfig, differences, read_config, to_json
+from harvest.data.dataset import ClipDataset, DataConfig, Refused
 from harvest.data.labels import (
     answered,
     boxed,
@@ -35,10 +36,11 @@ from harvest.data.labels import (
     read_answers,
     read_class_names,
 )
-from harvest.data.loader import ClipDataset, DataConfig, Refused, TrainLoader, eval_batches, lost_workers
+from harvest.data.loader import TrainLoader
 from harvest.data.manifest import boxed_example, read_manifest, with_unique_ids
 from harvest.data.miniworld import MiniWorld, acting_rows, write_miniworld
 from harvest.data.mixing import MixedLoader
+from harvest.data.read_once import eval_batches
 from harvest.data.shards import ShardSet, are_shards, read_shards
 from harvest.files import PART, write_file
 from harvest.interfaces import Batch, Example, HarvestError, RunStopped
@@ -94,7 +96,7 @@ def train(config: RunConfig, run: Path) -> Path:
     Writes config.json, metrics.jsonl, tensorboard/, checkpoints/ and, where videos were broken, broken.json.
     Raises HarvestError for a folder that holds another run, a non-finite loss, or a disk that is full.
     """
-    with world() as here, stop_signals() as stop, lost_workers():
+    with world() as here, stop_signals() as stop:
         _claim(run, config, here)
         if config.loop.threads is not None:
             torch.set_num_threads(config.loop.threads)

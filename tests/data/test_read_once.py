@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from harvest.data.read_once import eval_batches
 from harvest.data.sampling import segment_times
 from harvest.data.transforms import side_crops
 from harvest.data.video import write_video
-from harvest.data.views import view_batches
 from harvest.interfaces import Example, HarvestError
 
 
@@ -38,12 +38,11 @@ def test_views_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "b.mp4").write_bytes(b"no video")
     examples = [Example(name, str(tmp_path / f"{name}.mp4"), label=0) for name in "ab"]
     refused = []
-    ((numbers, video),) = view_batches(
+    ((numbers, video),) = eval_batches(
         examples,
         num_frames=3,
         image_size=32,
-        num_clips=2,
-        num_crops=2,
+        views=(2, 2),
         batch_size=4,
         workers=0,
         on_broken=lambda example, reason: refused.append(example.id),

@@ -1,0 +1,477 @@
+"""A training set whose samples are functions of (seed, epoch, sample): times, crop, mirroring and caption.
+
+A video that cannot be read is never fatal and never silently replaced: its place is taken by the next sample of the
+same epoch's order, and the batch names it with its reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from harvest.data import transforms
+from harvest.data.guard import Guard, Lost
+from harvest.data.rand_augment import rand_augment
+from harvest.data.read_once import VIDEO_LIMIT_S, ClipReader, clip_numbers, first_rows
+from harvest.data.sampler import Key, epoch_order
+from harvest.data.shards import ShardSet
+from harvest.data.video import Decoder, PackedVideo, VideoError, read_clip
+from harvest.data.video.second_decoder import find_decoder
+from harvest.interfaces import Batch, Example, HarvestError, OnProgress
+from harvest.parallel import generator_for
+from harvest.ranges import Range, check_ranges
+
+EncodeText = Callable[[list[str]], Tensor]
+CropBox = tuple[float, float, float, float]  # top, left, height, width as ratios of a picture's sides
+
+_MAX_TRIES = 100  # for one place of a batch; that many broken in a row mean a wrong folder
+
+_recent_order = lru_cache(maxsize=2)(epoch_order)  # a batch may lie in two epochs
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run trains on and how it is read."""
+
+    train: str = ""
+    """Manifest of the training set (.jsonl, .csv, .tsv, .parquet or WebVid's csv), or tar shards: a folder,
+    `shards-{000..999}.tar`, or an address like `s3://bucket/shards-{000..999}.tar`."""
+    more: tuple[str, ...] = ()
+    """Further manifests, added to the first; their paths are relative to their own folders."""
+    images: str = ""
+    """Manifest of pictures with captions, mixed into the run: each step shows clips or pictures."""
+    image_ratio: float | None = None
+    """Share of the steps that show pictures; None: in proportion to the numbers of clips and pictures."""
+    videos: str | None = None
+    """Folder that the manifest's paths are relative to; without it the manifest's own."""
+    num_frames: Annotated[int, Range(least=1)] = 8
+    """Frames a clip."""
+    times: Literal["random", "middle"] = "random"
+    """Where in each of its segments of a clip a frame is taken."""
+    captions_per_clip: Annotated[int, Range(least=0)] = 1
+    """Captions of a clip in one step, drawn anew each epoch; a clip with fewer repeats them. 0 takes all in their
+    order, of which every row must have equally many: the options of questions."""
+    crop_scale: Annotated[tuple[float, float], Range(above=0, most=1)] = (1.0, 1.0)
+    """Smallest and largest share of the picture's area in a random crop; 1 1 takes the middle square."""
+    crop: Literal["center", "squash"] = "center"
+    """Without random crops: the middle square, or the whole picture squashed to a square, as boxes need it."""
+    flip: bool = False
+    """Mirror every other clip. Not for captions that say left and right."""
+    crop_on: Literal["worker", "device"] = "worker"
+    """device: workers hand over whole pictures, squashed to a square, and random crops and mirroring are done for the
+    batch in one pass where the model computes. Saves workers a scaling, and costs more bytes a clip."""
+    rand_augment: Annotated[int, Range(least=0)] = 0
+    """Operations of RandAugment on a clip, the same for all its frames; 0 is none, UMT fine-tunes with 4."""
+    rand_augment_magnitude: Annotated[float, Range(least=0, most=10)] = 7.0
+    """Their strength, 0 to 10."""
+    views_per_clip: Annotated[int, Range(least=1)] = 1
+    """Repeated augmentation: a clip is decoded once and stands in its step so many times, each augmented anew."""
+    workers: Annotated[int, Range(least=0)] = 2
+    """Processes that decode, for each rank; 0 decodes in the training process."""
+    cache: Literal["none", "memory"] = "none"
+    """memory: decode every clip once, keep its frames in memory and draw its times once."""
+    max_broken_ratio: Annotated[float, Range(least=0, most=1)] = 0.5
+    """Stop when more than this share of the videos tried cannot be read."""
+    video_limit_s: Annotated[float, Range(above=0)] = VIDEO_LIMIT_S
+    """A video that takes longer to read counts as broken. Only where workers read."""
+    decoder: Decoder = "pyav"
+    """torchcodec, where it is installed with FFmpeg's libraries, gives the same frames at the same times, and
+    torchcodec_cuda on an NVIDIA GPU. Pixels differ by a few levels; what it cannot read, AVI and rotated videos, PyAV
+    reads. auto: torchcodec_cuda where that can be had, else pyav."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "data")
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise HarvestError(f"data.crop_scale: expected smallest <= largest, got {self.crop_scale}")
+        is_random = self.crop_scale != (1.0, 1.0)
+        if self.crop_on == "device" and (
+            self.rand_augment or self.views_per_clip > 1 or self.cache == "memory"
+        ):
+            raise HarvestError(
+                "data.crop_on device does not go with data.rand_augment, data.views_per_clip or data.cache memory"
+            )
+        if self.crop_on == "device" and not is_random:
+            raise HarvestError("data.crop_on device is for random crops: set data.crop_scale, e.g. 0.5 1")
+        if self.crop == "squash" and is_random:
+            raise HarvestError("data.crop squash shows whole pictures: it does not go with data.crop_scale")
+
+
+class Refused(NamedTuple):
+    """Why a sample is left out, and from which position of the run's order on."""
+
+    reason: str
+    position: int = 0
+
+
+class WorkerBatch(NamedTuple):
+    """What a worker sends: the rows of a batch that could be filled, and what happened on the way."""
+
+    batch: Batch | None  # None where a row found no video to fill it
+    tried: list[int]  # samples looked at
+    broken: list[tuple[int, Refused]]  # those that could not be read
+    truncated: int  # captions that were too long for the text tower
+    crops: Tensor | None = None  # [B, 4] of `transforms.crop_batch`, where the device is to crop
+
+
+class ClipDataset(Dataset):
+    """A training set; with `encode_text` None, one of videos alone. `dataset[keys]` with keys (epoch, place in that epoch's order) gives a `WorkerBatch`.
+
+    `encode_text` maps captions to int64 `[n, L]`; it has to survive the way into a worker process.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        config: DataConfig,
+        *,
+        image_size: int,
+        encode_text: EncodeText | None,
+        seed: int,
+    ) -> None:
+        if not examples:
+            raise HarvestError("the training set is empty: its manifest has no rows")
+        self.decoder: Decoder = find_decoder(config.decoder)
+        if isinstance(examples, ShardSet):  # nothing of ten million samples is read before it is needed
+            self.examples: list[Example] | ShardSet = examples
+            self.num_texts, self.labels = examples.num_texts, examples.labels
+            self.clip_of = torch.arange(len(examples))
+        else:
+            self.examples = list(examples)
+            self.num_texts = torch.tensor([len(e.texts) for e in examples], dtype=torch.int64)
+            self.labels = _labels(self.examples)
+            self.clip_of = clip_numbers(examples)
+        # where some have captions and some only labels, a caption would be missing in the batch
+        silent, unlabelled = (
+            self.num_texts == 0,
+            (self.labels < 0 if self.labels.ndim == 1 else self.labels.sum(1) == 0),
+        )
+        if silent.any() and unlabelled.any() and encode_text is not None:
+            first = self.examples[int(silent.nonzero()[0])].id
+            raise HarvestError(
+                f"{int(silent.sum())} of {len(examples)} training examples have neither caption nor label (first:"
+                f" {first!r}): remove these rows or give them captions"
+            )
+        self.config, self.image_size, self.seed = config, image_size, seed
+        self.encode_text = encode_text if encode_text is not None else _no_text
+        self.num_clips = int(self.clip_of.max()) + 1
+        self._first_caption = F.pad(self.num_texts.cumsum(0), (1, 0))
+        self._cache: _Cache | None = None
+        self._refused: dict[int, Refused] = {}  # by sample, so that no broken video is tried twice
+        self._guard: Guard | None = None  # in worker processes
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def captions(self) -> list[str]:
+        """All captions in the order of `Batch.caption`, for a cache of encoded texts."""
+        return [text for example in self.examples for text in example.texts]
+
+    def caption_clips(self) -> Tensor:
+        """The clip of each of `captions()`, in the numbers of `Batch.example`: int64 `[captions]`."""
+        return self.clip_of.repeat_interleave(self.num_texts)
+
+    def id_of(self, sample: int) -> str:
+        """A name for reports."""
+        examples = self.examples
+        return examples.id_of(sample) if isinstance(examples, ShardSet) else examples[sample].id
+
+    def samples_of(self, ids: Iterable[str]) -> dict[str, int]:
+        """The samples behind names of `id_of`, as far as they are known."""
+        if isinstance(self.examples, ShardSet):
+            return self.examples.samples_of(ids)
+        wanted = set(ids)
+        return {e.id: row for row, e in enumerate(self.examples) if e.id in wanted}
+
+    @property
+    def is_cached(self) -> bool:
+        return self._cache is not None
+
+    def reseeded(self, seed: int) -> ClipDataset:
+        """The same clips in another order, with other draws; what is in memory is shared."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
+
+    def fill_cache(self, progress: OnProgress | None = None) -> dict[int, str]:
+        """Decode every clip once, tokenise every caption once. Returns the broken samples with their reasons.
+
+        With `config.cache == "memory"` the loader calls it before its first step. It takes
+        `num_clips * num_frames * 3 * image_size ** 2` bytes. Times are drawn once per clip; a random crop is
+        then cut out of the cached middle square.
+        """
+        config = self.config
+        if isinstance(self.examples, ShardSet):
+            raise HarvestError("data.cache memory is for manifests: use data.cache none with shards")
+        size = self.num_clips * config.num_frames * 3 * self.image_size**2
+        try:
+            frames = torch.empty(
+                self.num_clips, config.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8
+            )
+        except RuntimeError as error:
+            raise HarvestError(
+                f"data.cache memory needs {size / 1e9:.1f} GB for {self.num_clips:,} clips of {config.num_frames}"
+                f" frames at {self.image_size}: use data.cache none"
+            ) from error
+        is_good = torch.zeros(self.num_clips, dtype=torch.bool)
+        broken: dict[int, str] = {}
+        clips = ClipReader(
+            [self.examples[row] for row in first_rows(self.clip_of)],
+            config.num_frames,
+            self.image_size,
+            config.crop,
+            seed=self.seed if config.times == "random" else None,
+            limit_s=config.video_limit_s,
+            decoder=self.decoder,
+        )
+        done = 0
+        for numbers, video, refused in clips.batches(batch_size=32, workers=config.workers):
+            frames[numbers] = video
+            is_good[numbers] = True
+            broken.update(refused)
+            done += len(numbers) + len(refused)
+            if progress is not None:
+                progress(done, self.num_clips)
+        self._refused = {
+            row: Refused(broken[clip]) for row, clip in enumerate(self.clip_of.tolist()) if not is_good[clip]
+        }
+        self._cache = _Cache(
+            frames, text_ids=self.encode_text(self.captions() or [""]), empty_ids=self.encode_text([""])[0]
+        )
+        return {row: refused.reason for row, refused in self._refused.items()}
+
+    def refuse(self, refused: Mapping[int, Refused]) -> None:
+        """Leave these samples out from the given positions on, as the run did that found them broken."""
+        self._refused |= refused
+
+    def start_guard(self) -> None:
+        """From now on read in a process of its own. For worker processes, before they have threads."""
+        self._guard = Guard(self._pixels, limit_s=self.config.video_limit_s)
+        self._guard.start()
+
+    def __getitem__(self, keys: Sequence[Key]) -> WorkerBatch:
+        tried: list[int] = []
+        broken: list[tuple[int, Refused]] = []
+        rows: list[_Drawn] = []
+        if isinstance(self.examples, ShardSet):
+            self.examples.read_ahead(int(self._places(epoch)[place]) for epoch, place in keys)
+        for epoch, place in keys:
+            row = self._row(epoch, place, tried, broken)
+            if row is None:
+                return WorkerBatch(None, tried, broken, 0)
+            rows += _each_view(row)
+        samples = torch.tensor([row.sample for row in rows], dtype=torch.int64)
+        caption = torch.tensor([row.draw.captions for row in rows], dtype=torch.int64)
+        truncated = getattr(self.encode_text, "truncated", 0)  # a tokenizer counts the texts that it cuts
+        batch = Batch(
+            video=self._video(rows, samples),
+            text_ids=self._text_ids(caption),
+            example=self.clip_of[samples],
+            caption=caption,
+            label=self.labels[samples],
+        )
+        cut = getattr(self.encode_text, "truncated", 0) - truncated
+        boxes = torch.tensor([row.box for row in rows]) if self._crops_later else None
+        return WorkerBatch(batch, tried, broken, cut, boxes)
+
+    def _places(self, epoch: int) -> Tensor:
+        return _recent_order(self.seed, epoch, len(self))
+
+    def _row(
+        self, epoch: int, place: int, tried: list[int], broken: list[tuple[int, Refused]]
+    ) -> _Drawn | None:
+        """The sample of this place or, where it cannot be read, the next one of the order that can."""
+        places, position = self._places(epoch), epoch * len(self) + place
+        for step in range(min(len(self), _MAX_TRIES)):
+            sample = int(places[(place + step) % len(self)])
+            tried.append(sample)
+            if sample not in self._refused or position < self._refused[sample].position:
+                try:
+                    source = None if self.is_cached else self._source(sample)
+                    draw = self._draw(epoch, sample)
+                    if source is None:
+                        return _Drawn(sample, draw, None)
+                    return _Drawn(sample, draw, *self._video_of(epoch, sample, draw, source))
+                except VideoError as error:
+                    self._refused[sample] = Refused(error.reason, position)
+                except Lost as error:
+                    self._refused[sample] = Refused(str(error), position)
+            broken.append((sample, self._refused[sample]))
+        return None
+
+    def _source(self, sample: int) -> _Source:
+        """What is to be decoded. The bytes of a packed sample are read here: a slow bucket is no broken video."""
+        if isinstance(self.examples, ShardSet):
+            return _Source(self.examples.fetch(sample)[1], 0.0, None)
+        example = self.examples[sample]
+        return _Source(example.video, example.start_s, example.end_s)
+
+    def _video_of(
+        self, epoch: int, sample: int, draw: _Draw, source: _Source
+    ) -> tuple[Tensor, CropBox | None]:
+        if self._guard is None:
+            return self._read(draw, source)
+        frames, box = self._guard(epoch, sample, source)
+        return torch.from_numpy(frames), box
+
+    def _pixels(self, epoch: int, sample: int, source: _Source) -> tuple[np.ndarray, CropBox | None]:
+        """What the guarded process answers: it makes the same draws again."""
+        frames, box = self._read(self._draw(epoch, sample), source)
+        return frames.numpy(), box
+
+    def _draw(self, epoch: int, sample: int, *view: int) -> _Draw:
+        """What is random about a sample, always drawn in this order: captions, flip, times, crop, other changes.
+
+        The further views of a clip are drawn apart, except for its times, which are those of the first.
+        """
+        generator = generator_for(self.seed, epoch, sample, *view)
+        count, wanted = int(self.num_texts[sample]), self.config.captions_per_clip
+        if wanted == 0:
+            captions = list(range(int(self._first_caption[sample]), int(self._first_caption[sample + 1])))
+        elif count == 0:
+            captions = [-1] * wanted
+        else:
+            chosen = torch.randperm(count, generator=generator).tolist() if count > 1 else [0]
+            first = int(self._first_caption[sample])
+            captions = [first + chosen[i % count] for i in range(wanted)]
+        is_flipped = self.config.flip and bool(torch.rand((), generator=generator) < 0.5)
+        others = range(1, 1 if view else self.config.views_per_clip)
+        return _Draw(captions, is_flipped, generator, tuple(self._draw(epoch, sample, v) for v in others))
+
+    @property
+    def _crops(self) -> bool:
+        return self.config.crop_scale != (1.0, 1.0)
+
+    @property
+    def _crops_later(self) -> bool:
+        return self.config.crop_on == "device"
+
+    def _read(self, draw: _Draw, source: _Source) -> tuple[Tensor, CropBox | None]:
+        config = self.config
+        # A crop of the smallest share still has as many pixels as the model wants, up to twice its side.
+        size = min(2 * self.image_size, math.ceil(self.image_size / math.sqrt(config.crop_scale[0])))
+        clip = read_clip(
+            source.video,
+            num_frames=config.num_frames,
+            image_size=size if self._crops else self.image_size,
+            start_s=source.start_s,
+            end_s=source.end_s,
+            generator=draw.generator if config.times == "random" else None,
+            crop="squash" if self._crops_later else "none" if self._crops else config.crop,
+            decoder=self.decoder,
+        )
+        if self._crops_later:
+            assert clip.shown_as is not None
+            return clip.frames, _box(*clip.shown_as, draw, config.crop_scale)
+        if not draw.others:
+            return self._augmented(clip.frames, draw), None
+        return torch.stack([self._augmented(clip.frames, view) for view in (draw, *draw.others)]), None
+
+    def _augmented(self, frames: Tensor, draw: _Draw) -> Tensor:
+        if self._crops:
+            scale = self.config.crop_scale
+            frames = transforms.random_resized_crop(
+                frames, self.image_size, scale=scale, generator=draw.generator
+            )
+        if draw.is_flipped:
+            frames = transforms.flip(frames)
+        if self.config.rand_augment:  # after the crop: at the model's size it costs a quarter
+            frames = rand_augment(
+                frames,
+                num_ops=self.config.rand_augment,
+                magnitude=self.config.rand_augment_magnitude,
+                generator=draw.generator,
+            )
+        return frames
+
+    def _video(self, rows: list[_Drawn], samples: Tensor) -> Tensor:
+        if self._cache is None:
+            return torch.stack([row.video for row in rows if row.video is not None])
+        video = self._cache.frames[self.clip_of[samples]]
+        if self.config.flip or self._crops or self.config.rand_augment:
+            for place, row in enumerate(rows):
+                video[place] = self._augmented(video[place], row.draw)
+        return video
+
+    def _text_ids(self, caption: Tensor) -> Tensor:
+        """`[B, C]` caption numbers to `[B, C, L]` tokens; no caption (-1) is the empty text."""
+        if self._cache is not None:
+            ids = self._cache.text_ids[caption.clamp(min=0)]
+            return torch.where((caption >= 0)[..., None], ids, self._cache.empty_ids)
+        ids = self.encode_text([self._text(number) for number in caption.flatten().tolist()])
+        return ids.reshape(*caption.shape, -1)
+
+    def _text(self, caption: int) -> str:
+        if caption < 0:
+            return ""
+        sample = int(torch.searchsorted(self._first_caption, caption, right=True)) - 1
+        return self.examples[sample].texts[caption - int(self._first_caption[sample])]
+
+
+class _Source(NamedTuple):
+    video: str | PackedVideo
+    start_s: float
+    end_s: float | None
+
+
+def _no_text(texts: list[str]) -> Tensor:
+    return torch.zeros(len(texts), 1, dtype=torch.int64)
+
+
+class _Draw(NamedTuple):
+    captions: list[int]  # C numbers
+    is_flipped: bool
+    generator: torch.Generator  # for what is drawn next
+    others: tuple[_Draw, ...] = ()  # of the clip's further views
+
+
+def _box(height: int, width: int, draw: _Draw, scale: tuple[float, float]) -> CropBox:
+    """The part of a picture to be shown, in shares of its sides; mirrored where the width is negative."""
+    found = transforms.random_box(height, width, scale=scale, generator=draw.generator)
+    side = min(height, width)
+    top, left, crop_h, crop_w = found or ((height - side) // 2, (width - side) // 2, side, side)
+    across = crop_w / width
+    return top / height, left / width, crop_h / height, -across if draw.is_flipped else across
+
+
+class _Drawn(NamedTuple):
+    sample: int
+    draw: _Draw
+    video: Tensor | None  # None where it is in the cache; of a clip of several views [views, T, 3, S, S]
+    box: CropBox | None = None  # where the device is to crop
+
+
+def _each_view(row: _Drawn) -> list[_Drawn]:
+    """One row a view of a clip, each with its own draws and frames."""
+    if not row.draw.others:
+        return [row]
+    draws = (row.draw, *row.draw.others)
+    videos = [None] * len(draws) if row.video is None else list(row.video)
+    return [_Drawn(row.sample, draw, video) for draw, video in zip(draws, videos, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Cache:
+    frames: Tensor  # uint8 [clips, T, 3, S, S]
+    text_ids: Tensor  # [captions, L]
+    empty_ids: Tensor  # [L]
+
+
+def _labels(examples: Sequence[Example]) -> Tensor:
+    """`[n]`, -1 where there is none; where a row has several, uint8 `[n, A]` with a 1 for each."""
+    if not any(e.labels for e in examples):
+        return torch.tensor([-1 if e.label is None else e.label for e in examples], dtype=torch.int64)
+    classes = 1 + max(max(e.labels, default=0) for e in examples)
+    several = torch.zeros(len(examples), classes, dtype=torch.uint8)
+    for row, example in zip(several, examples, strict=True):
+        row[list(example.labels)] = 1
+    return several
