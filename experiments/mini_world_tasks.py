@@ -25,10 +25,9 @@ from harvest.evaluation import EvalSettings, Result, evaluate
 from harvest.evaluation.detection import detection
 from harvest.files import write_file
 from harvest.interfaces import Example, HarvestError
-from harvest.model.folder import load_head
+from harvest.model.folder import digest_of, load_head
 from harvest.model.heads import BoxHead, Head
 from harvest.model.importing.pretrained import load_any
-from harvest.model.folder import digest_of
 from harvest.progress import say
 from harvest.recipes import RECIPES
 from harvest.training.loop import train
