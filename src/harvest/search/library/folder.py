@@ -24,6 +24,7 @@ from harvest.evaluation.embed import evaluating
 from harvest.files import write_file
 from harvest.interfaces import HarvestError, TextFeatures
 from harvest.model.importing.pretrained import load_pretrained
+from harvest.model.importing.sources import find_local
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.search.library.local_store import Database, LocalStore
@@ -96,7 +97,7 @@ def named(source: str) -> str:
 
 def signature(source: str) -> str:
     """Size and time of a model folder's weights; empty where that says nothing."""
-    weights = Path(source) / "model.safetensors"
+    weights = find_local(source) / "model.safetensors"
     if not weights.is_file():
         return ""
     about = weights.stat()
