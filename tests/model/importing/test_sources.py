@@ -39,9 +39,8 @@ def test_a_shipped_model_opens_by_name() -> None:
 
 DOORS = {
     "evaluate": ["evaluate", "{}", "--data", "clips.csv"],
-    "benchmark": ["benchmark", "kinetics-400", "k.csv", "--videos", ".", "--model", "{}"],
-    "probe": ["probe", "{}", "--train", "clips.csv", "--test", "clips.csv"],
-    "index": ["index", "clips", "--model", "{}", "--library", "lib"],
+    "probe": ["probe", "{}", "--train", "clips.csv", "--test", "clips.csv", "--classes", "names.txt"],
+    "index": ["index", "clips", "--model", "{}", "--out", "lib"],
     "moments": ["moments", "a.png", "a red ball", "--model", "{}"],
     "check": ["check", "clips.csv", "--caption-model", "{}"],
     "convert": ["convert", "{}", "out"],
@@ -67,7 +66,8 @@ def test_every_door_asks_the_resolver(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips.csv").write_text(CSV.replace("caption", "caption,label").replace("ball\n", "ball,0\n"))
-    (tmp_path / "k.csv").write_text("label,youtube_id,time_start,time_end,split\nrunning,a,0,1,test\n")
+    (tmp_path / "names.txt").write_text("running\nstanding\n")
+    (tmp_path / "clips" / "a.mp4").write_bytes(b"")
     (tmp_path / "a.png").write_bytes(b"")
     assert main([part.format(name) for part in DOORS[door]]) == 2
     assert f"the resolver was asked for {name}" in capsys.readouterr().err
