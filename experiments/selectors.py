@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from experiments import main
-from harvest.bench.plot import lines
 from harvest.bench.step import describe_machine, print_table
+from harvest.charts import log_lines
 from harvest.config import RunConfig
 from harvest.data.loader import TrainLoader
 from harvest.data.manifest import read_manifest
@@ -365,7 +365,7 @@ def _over_tokens(outcomes: Sequence[Outcome]) -> str:
             at = found.setdefault(outcome.selector, {}).setdefault(100 * outcome.shares[0], [])
             at.append(100 * outcome.scores["all"]["motion"])
     series = {k: [(x, statistics.mean(ys)) for x, ys in sorted(v.items())] for k, v in found.items()}
-    return lines(series, x_title="tubelets seen in training, %", y_title="motion choice, % (chance 25)")
+    return log_lines(series, x_title="tubelets seen in training, %", y_title="motion choice, % (chance 25)")
 
 
 def _over_seconds(outcomes: Sequence[Outcome]) -> str:
@@ -387,7 +387,7 @@ def _over_seconds(outcomes: Sequence[Outcome]) -> str:
             (statistics.mean(s for s, _ in point), 100 * statistics.mean(y for _, y in point))
             for point in points
         ]
-    return lines(series, x_title="processor seconds of training", y_title="motion choice, % (chance 25)")
+    return log_lines(series, x_title="processor seconds of training", y_title="motion choice, % (chance 25)")
 
 
 if __name__ == "__main__":

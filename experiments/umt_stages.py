@@ -29,8 +29,8 @@ import safetensors.torch
 import torch
 
 from experiments import main
-from harvest.bench.plot import lines
 from harvest.bench.step import describe_machine, print_table
+from harvest.charts import log_lines
 from harvest.config import RunConfig, StartConfig, TuningConfig
 from harvest.data.labels import read_class_names
 from harvest.data.manifest import read_manifest
@@ -335,7 +335,7 @@ def _drawn(runs: Mapping[str, Run], labels: str) -> str:
         for start in ("stage1", "videomae", "scratch")
         if f"{start}-{labels}" in runs
     }
-    return lines(series, x_title="processor seconds, pretraining included", y_title=f"{labels}, %")
+    return log_lines(series, x_title="processor seconds, pretraining included", y_title=f"{labels}, %")
 
 
 if __name__ == "__main__":

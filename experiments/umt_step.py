@@ -27,7 +27,7 @@ from harvest.model.video_text import ModelConfig, VideoTextModel, compile_blocks
 from harvest.objectives import teacher_cache
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
-from harvest.parallel import Precision, autocast
+from harvest.parallel import Precision, autocast, computed_in
 from harvest.training.optim import OptimConfig, build_optimizer
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -107,9 +107,9 @@ def _video(model: str, frames: int) -> VideoEncoderConfig:
     return student_tower(num_frames=frames, **SIZES[model])
 
 
-def _teacher(model: str, precision: Precision, *, int8: bool = False) -> VideoEncoder:
+def _teacher(model: str, place: torch.device, precision: Precision, *, int8: bool = False) -> VideoEncoder:
     taught = VideoEncoderConfig(num_frames=1, embed_dim=512, **SIZES[model])
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if computed_in(place, precision) == "bf16" else torch.float32
     return as_teacher(VideoTextModel(ModelConfig(video=taught, text=None)), dtype=dtype, int8=int8)
 
 
@@ -119,7 +119,9 @@ def _stage1(
     torch.manual_seed(0)
     config = ModelConfig(video=_video(model, frames), text=None)
     settings = MaskedAlignmentConfig(num_layers=min(6, config.video.depth))
-    made = MaskedAlignment(settings, VideoTextModel(config), _teacher(model, precision, int8=int8), seed=0)
+    made = MaskedAlignment(
+        settings, VideoTextModel(config), _teacher(model, place, precision, int8=int8), seed=0
+    )
     return config, made.to(place)
 
 
@@ -160,7 +162,7 @@ def _stage2(
     )
     config = ModelConfig(video=video, text=text, fusion=fusion)
     settings = MultimodalConfig(num_layers=min(6, video.depth))
-    made = Multimodal(settings, VideoTextModel(config), _teacher(model, precision), seed=0)
+    made = Multimodal(settings, VideoTextModel(config), _teacher(model, place, precision), seed=0)
     return config, made.to(place)
 
 

@@ -22,7 +22,7 @@ from harvest.demo import Row, Seconds, choose_queries, duration, run_demo
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_model
 from harvest.recipes import tiny
-from harvest.report import HEIGHT, WIDTH, _jpeg, chart, filmstrip, percent, smoothed, ticks
+from harvest.report import _jpeg, curve, filmstrip, percent
 from harvest.training import loop
 
 PERCENT = [
@@ -203,7 +203,7 @@ def test_the_report_needs_no_other_file(finished: Finished) -> None:
     assert page.sources and all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert page.tags.count("svg") == 3
-    words = re.sub(r"data:[^\"]*", "", html)
+    words = re.sub(r"data:[^\"]*|http://www.w3.org/2000/svg", "", html)  # data, and the name of SVG
     assert not re.search(r"https?:|url\(|@import", words)
 
 
@@ -266,25 +266,14 @@ def test_a_filmstrip_shows_its_frames() -> None:
     assert abs(shown.astype(int) - row).max() <= 12
 
 
-def test_curves_stay_in_their_frame() -> None:
+def test_a_curve_needs_two_points_and_says_its_last_mean() -> None:
     lines = [{"step": step, "loss": 5.0 / step} for step in range(1, 50)] + [
         {"step": 50, "loss": float("nan")}
     ]
-    drawn = chart(lines, "loss", title="t", unit="loss", tuning_from=40)
-    assert drawn is not None
-    points = [tuple(map(float, point.split(","))) for point in drawn.raw.split()]
-    assert len(points) == 49
-    assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in points)
-    assert [label for _, label in drawn.x_ticks] == ["0", "20", "40"]
-    assert chart(lines, "other", title="t", unit="loss") is None
-
-
-def test_ticks_are_round_and_means_keep_the_ends() -> None:
-    assert ticks(0, 960, at_most=4) == [0, 250, 500, 750]
-    assert ticks(0, 1, at_most=4) == [0, 0.25, 0.5, 0.75, 1]
-    assert ticks(3, 3, at_most=4)[0] == 3
-    assert smoothed([0, 3, 6, 3, 0], reach=1) == [0, 3, 4, 3, 0]
-    assert smoothed([1.0]) == [1.0]
+    drawn = curve(lines, "loss", title="t", unit="loss", tuning_from=40)
+    assert drawn is not None and drawn.last == "0.10" and drawn.svg.count("<polyline") == 2
+    assert 'class="mark"' in drawn.svg and ">40<" in drawn.svg
+    assert curve(lines, "other", title="t", unit="loss") is None
 
 
 def test_durations_as_people_say_them() -> None:

@@ -97,6 +97,7 @@ def test_a_command_can_be_typed(
         assert paths and all((ROOT / path).exists() for path in paths)
     elif words[1] == "-m":
         monkeypatch.setattr(sys, "argv", [words[2], *words[3:]])
+        monkeypatch.delitem(sys.modules, words[2], raising=False)  # runpy warns of what is imported already
         with pytest.raises((Parsed, SystemExit)) as end:
             runpy.run_module(words[2], run_name="__main__", alter_sys=False)
         assert end.type is Parsed or not end.value.code, capsys.readouterr()

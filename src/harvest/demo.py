@@ -64,13 +64,13 @@ from harvest.recipes import mini_harvest
 from harvest.report import (
     Bar,
     Blank,
-    Chart,
+    Curve,
     Found,
     Guess,
     Page,
     Score,
     Search,
-    chart,
+    curve,
     filmstrip,
     percent,
     write_report,
@@ -157,9 +157,9 @@ def run_demo(out: Path, *, seed: int = 0, config: RunConfig | None = None) -> Pa
         say("5/5  the report")
         searches = show_searches(material, image, video, image_size=model.config.video.image_size)
         blanks = fill_blanks(model, tokenizer, material.questions, config.loop.precision)
-        charts = draw_charts(run / "metrics.jsonl", config)
+        curves = draw_curves(run / "metrics.jsonl", config)
         facts = summary(image, video, config, out=out, seed=seed)
-        write_page(out, facts, image, video, charts, searches, blanks, config, material, seconds.parts)
+        write_page(out, facts, image, video, curves, searches, blanks, config, material, seconds.parts)
     facts["seconds"] = whole_seconds(seconds.parts)
     write_file(out / "demo.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     _say_end(out, scores_of(facts), facts)
@@ -403,13 +403,13 @@ def _strip(example: Example, image_size: int) -> str:
     return filmstrip(read_clip(example.video, num_frames=8, image_size=image_size).frames)
 
 
-def draw_charts(metrics: Path, config: RunConfig) -> list[Chart]:
+def draw_curves(metrics: Path, config: RunConfig) -> list[Curve]:
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     tuning_from = config.loop.steps if config.tuning.steps else None
     drawn = (
-        chart(lines, "vtc", title="matching clips and captions", unit="loss", tuning_from=tuning_from),
-        chart(lines, "mlm", title="filling hidden words", unit="loss", tuning_from=tuning_from),
-        chart(
+        curve(lines, "vtc", title="matching clips and captions", unit="loss", tuning_from=tuning_from),
+        curve(lines, "mlm", title="filling hidden words", unit="loss", tuning_from=tuning_from),
+        curve(
             lines,
             "words_right",
             title="hidden words filled rightly",
@@ -574,7 +574,7 @@ def write_page(
     facts: Mapping[str, Any],
     image: Scores,
     video: Scores,
-    charts: Sequence[Chart],
+    curves: Sequence[Curve],
     searches: Sequence[Search],
     blanks: Sequence[Blank],
     config: RunConfig,
@@ -629,7 +629,8 @@ def write_page(
             scores=scores_of(facts),
             right_clip=words.get("right_clip", 0.0),
             other_clip=words.get("other_clip", 0.0),
-            charts=charts,
+            curves=curves,
+            has_tuning=config.tuning.steps > 0,
             searches=searches,
             num_clips=len(material.retrieval),
             bars=[

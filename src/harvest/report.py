@@ -14,12 +14,10 @@ import jinja2
 import numpy as np
 from torch import Tensor
 
+from harvest.charts import Chart, Line, smoothed
 from harvest.files import write_file
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-
-WIDTH, HEIGHT = 340, 212  # of a chart, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 36  # room for the labels
 
 
 @dataclass(frozen=True)
@@ -88,18 +86,12 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A curve in the units of an SVG: `raw` as measured, `smooth` to be looked at."""
+class Curve:
+    """A metric of the run over its steps: a chart, and the last of its smoothed values."""
 
     title: str
-    unit: str
-    raw: str
-    smooth: str
+    svg: str
     last: str
-    x_ticks: Sequence[tuple[float, str]]
-    y_ticks: Sequence[tuple[float, str]]
-    tuning_x: float | None
-    """Where the stage without dropping begins."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +102,9 @@ class Page:
     scores: Sequence[Score]
     right_clip: float
     other_clip: float
-    charts: Sequence[Chart]
+    curves: Sequence[Curve]
+    has_tuning: bool
+    """A dashed line in the curves marks where the last stage begins."""
     searches: Sequence[Search]
     num_clips: int
     bars: Sequence[Bar]
@@ -131,10 +125,7 @@ def write_report(path: Path, page: Page) -> None:
     )
     environment.filters["percent"] = percent
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    html = template.render(
-        page=page, width=WIDTH, height=HEIGHT, left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM
-    )
-    write_file(path, html)
+    write_file(path, template.render(page=page))
 
 
 def percent(value: float) -> str:
@@ -167,7 +158,7 @@ def _jpeg(image: np.ndarray) -> bytes:
 # ---- curves ------------------------------------------------------------------------------------------------------
 
 
-def chart(
+def curve(
     lines: Sequence[Mapping[str, float]],
     key: str,
     *,
@@ -175,52 +166,20 @@ def chart(
     unit: str,
     scale: float = 1.0,
     tuning_from: int | None = None,
-) -> Chart | None:
+) -> Curve | None:
     """The curve of `key` over the steps of metrics.jsonl; None where fewer than two lines have it."""
     points = [(line["step"], scale * line[key]) for line in lines if key in line and math.isfinite(line[key])]
     if len(points) < 2:
         return None
-    steps, values = [step for step, _ in points], [value for _, value in points]
-    x_ticks, y_ticks = ticks(0, max(steps), at_most=4), ticks(min(0, *values), max(values), at_most=4)
-    low, high = y_ticks[0], max(y_ticks[-1], max(values))
-
-    def x(step: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * step / max(steps), 1)
-
-    def y(value: float) -> float:
-        return round(HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (value - low) / (high - low or 1), 1)
-
-    def line(values: Sequence[float]) -> str:
-        return " ".join(f"{x(step)},{y(value)}" for step, value in zip(steps, values, strict=True))
-
-    return Chart(
-        title=title,
-        unit=unit,
-        raw=line(values),
-        smooth=line(smoothed(values)),
-        last=f"{smoothed(values)[-1]:.1f} %" if unit == "percent" else f"{smoothed(values)[-1]:.2f}",
-        x_ticks=[(x(tick), f"{tick:g}") for tick in x_ticks],
-        y_ticks=[(y(tick), f"{tick:g}") for tick in y_ticks],
-        tuning_x=x(tuning_from) if tuning_from is not None else None,
+    means = smoothed([value for _, value in points])
+    smooth = [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
+    chart = Chart(
+        [Line(points, dots=False, faint=True), Line(smooth, dots=False)],
+        "step",
+        unit,
+        size=(340, 212),
+        x_range=(0, points[-1][0]),
+        marks=[(tuning_from, "")] if tuning_from is not None else [],
+        left=44,
     )
-
-
-def smoothed(values: Sequence[float], *, reach: int = 2) -> list[float]:
-    """Means over a window of `reach` values on each side, smaller at the ends so that they stay in place."""
-    means = []
-    for place in range(len(values)):
-        near = min(reach, place, len(values) - 1 - place)
-        window = values[place - near : place + near + 1]
-        means.append(sum(window) / len(window))
-    return means
-
-
-def ticks(low: float, high: float, *, at_most: int) -> list[float]:
-    """Round numbers at equal distances from at or below `low` up to at or below `high`, at most `at_most` steps."""
-    if high <= low:
-        high = low + 1
-    rough = (high - low) / at_most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.floor(high / step + 1e-9)
-    return [round(number * step, 10) for number in range(first, last + 1)]
+    return Curve(title, chart.svg(), f"{means[-1]:.1f} %" if unit == "percent" else f"{means[-1]:.2f}")

@@ -6,11 +6,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
-from harvest.bench.plot import lines
 from harvest.bench.tokens import measure_tokens
 from harvest.interfaces import HarvestError
 
@@ -37,17 +35,6 @@ def test_every_combination_is_a_row_and_all_is_seen_once() -> None:
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(HarvestError, match="expected"):
         measure_tokens("mini", frames=2, seconds=0.01, **wrong)
-
-
-def test_a_plot_holds_every_line_and_point() -> None:
-    drawn = lines({"a < b": [(1, 10), (10, 1000)], "c": [(1, 30)]}, x_title="x", y_title="y")
-    root = ElementTree.fromstring(drawn)
-    space = "{http://www.w3.org/2000/svg}"
-    assert len(root.findall(f"{space}polyline")) == 2 and len(root.findall(f"{space}circle")) == 3
-    texts = [text.text for text in root.findall(f"{space}text")]
-    assert {"a < b", "c", "x", "y", "10", "100", "1000"} <= set(texts)
-    with pytest.raises(ValueError, match="positive"):
-        lines({"a": [(0, 1)]}, x_title="x", y_title="y")
 
 
 def test_as_a_user_types_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from harvest.parallel import Precision
+from harvest.parallel import Precision, computed_in
 
 _LARGEST_ELEMENTS = 1 << 26
 """Of one matrix: more rows than that make a product slower to measure, not faster."""
@@ -21,7 +21,7 @@ def matmul_gflop_per_s(
 ) -> float:
     """The fastest of the products `[rows, width] x [width, mlp_width]` and back, as a transformer's MLP takes them."""
     rows = max(1, min(rows, _LARGEST_ELEMENTS // max(width, mlp_width)))
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if computed_in(device, precision) == "bf16" else torch.float32
     best = 0.0
     for inner, outer in ((width, mlp_width), (mlp_width, width)):
         left = torch.randn(rows, inner, device=device).to(dtype)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from harvest.bench.ceiling import wait_for
-from harvest.bench.plot import lines
 from harvest.bench.step import (
     Size,
     Variant,
@@ -31,6 +30,7 @@ from harvest.bench.step import (
     take_turns,
     warm_up,
 )
+from harvest.charts import log_lines
 from harvest.files import write_file
 from harvest.interfaces import Batch, HarvestError
 from harvest.model.video_text import VideoTextModel, compile_blocks, own_attention
@@ -277,7 +277,7 @@ def _drawn(result: TokenBench) -> str:
         for selector in selectors if row.share == 1 else (row.selector,):
             name = f"{selector}, {row.batch} clips{', compiled' if row.compiled else ''}"
             series.setdefault(name, []).append((100 * row.share, row.clips_per_s))
-    return lines(
+    return log_lines(
         {name: sorted(points) for name, points in series.items()},
         x_title="tubelets seen, %",
         y_title="clips a second",

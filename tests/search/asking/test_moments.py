@@ -126,7 +126,7 @@ def test_the_picture_of_a_curve() -> None:
     points = root.find("s:polyline", space).attrib["points"].split()  # type: ignore[union-attr]
     heights = [float(point.split(",")[1]) for point in points]
     assert len(points) == 3 and heights[1] == min(heights)  # the highest score is at the top
-    assert len(root.findall("s:rect[@class='best']", space)) == 1
+    assert len(root.findall("s:rect[@class='span']", space)) == 1
     flat = svg(Curve("x", (0.5,), (0.3,), ()))
     assert "nan" not in flat
     assert blocks((0.0, 0.5, 1.0), width=10) == "▁▅█"
