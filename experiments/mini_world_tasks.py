@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -22,7 +22,6 @@ from harvest.data.labels import read_class_names
 from harvest.data.manifest import boxed_example, read_manifest
 from harvest.data.miniworld import MiniWorld, MiniWorldConfig, acting_rows, write_miniworld
 from harvest.evaluation import EvalSettings, Result, evaluate
-from harvest.evaluation.detection import detection
 from harvest.files import write_file
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import digest_of, load_head
@@ -70,16 +69,17 @@ def score(
     rows = rows_of(world, task)
     how: dict[str, Any] = {"frame_order": frame_order, "settings": EvalSettings(precision="bf16")}
     if task.startswith("detection"):
-        return detection(model, head, rows, **how) if isinstance(head, BoxHead) else None
+        is_able = isinstance(head, BoxHead)
+        return evaluate(model, tokenizer, rows, task="detection", head=head, **how) if is_able else None
     if task == "classification":
         names = read_class_names(world.labels)
-        kind: Literal["classification", "recognition"] = "classification" if fine_tuned else "recognition"
-        return evaluate(model, tokenizer, rows, task=kind, class_names=names, head=head, **how)
+        kind = "classification" if fine_tuned else "recognition"
+        return evaluate(model, tokenizer, rows, task=kind, names=names, head=head, **how)
     if task.startswith("questions"):
         answers = sorted({row.answer or "" for row in read_manifest(world.questions)})
         try:
             return evaluate(
-                model, tokenizer, rows, task="qa", answers=None if head else answers, head=head, **how
+                model, tokenizer, rows, task="qa", names=None if head else answers, head=head, **how
             )
         except HarvestError as error:  # it fills no words in
             say(f"{folder}: {error}")

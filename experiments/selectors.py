@@ -28,9 +28,10 @@ from harvest.data.loader import TrainLoader
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import write_miniworld
 from harvest.data.read_once import eval_batches
-from harvest.evaluation.choice import choice
 from harvest.evaluation.embed import Embeddings, encode_clips
-from harvest.evaluation.retrieval import retrieval
+from harvest.evaluation.task import Evaluation
+from harvest.evaluation.tasks.multiple_choice import MultipleChoiceTask
+from harvest.evaluation.tasks.retrieval import RetrievalTask
 from harvest.files import new_folder, write_file
 from harvest.interfaces import Batch, Example, HarvestError
 from harvest.model.folder import save_model
@@ -253,12 +254,12 @@ class Experiment:
             pooled, rows = torch.cat(encoded).float(), torch.arange(len(examples))
             if dim is not None:
                 pooled = shorten(pooled, dim)
-            frames = model.config.video.num_frames
-            videos = Embeddings(pooled, row=rows, first=rows, broken={}, num_frames=frames, mode="video")
+            videos = Embeddings(pooled, row=rows, first=rows, broken={})
+            given = Evaluation(model, self.tokenizer, examples)
             if name == "R@1":
-                found[name] = retrieval(model, self.tokenizer, examples, videos).metrics["t2v_r1"]
+                found[name] = RetrievalTask().of_embeddings(given, videos).metrics["t2v_r1"]
             else:
-                found[name] = choice(model, self.tokenizer, examples, videos).metrics["accuracy"]
+                found[name] = MultipleChoiceTask().of_embeddings(given, videos).metrics["accuracy"]
         return found
 
     def _part(self, name: str) -> tuple[list[Example], list[Tensor]]:

@@ -35,7 +35,10 @@ from harvest.config import RunConfig, StartConfig, TuningConfig
 from harvest.data.labels import read_class_names
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import COLOURS, SHAPES, MiniWorld, MiniWorldConfig, write_miniworld
-from harvest.evaluation import EvalSettings, Task, evaluate
+from harvest.evaluation import EvalSettings, evaluate
+from harvest.evaluation.task import Task
+from harvest.evaluation.tasks.multiple_choice import MultipleChoiceTask
+from harvest.evaluation.tasks.retrieval import RetrievalTask
 from harvest.files import write_file
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_head, load_strictly
@@ -231,19 +234,19 @@ class Lab:
             return {}
         model, tokenizer, _ = load_pretrained(str(self.out / name))
 
-        def asked(part: str, task: Task, **how: Any) -> Mapping[str, float]:
+        def asked(part: str, task: Task | str) -> Mapping[str, float]:
             examples = read_manifest(getattr(self.world, part))
-            settings = EvalSettings(precision="bf16", **how)
+            settings = EvalSettings(precision="bf16")
             return evaluate(model, tokenizer, examples, task=task, settings=settings).metrics
 
         if name.endswith("-qa"):
             return {"questions": asked("questions", "qa")["accuracy"]}
         matches = model.fusion is not None and model.fusion.head_match is not None
-        found = asked("retrieval", "retrieval", rerank_top_k=_RERANKED if matches else 0)
+        found = asked("retrieval", RetrievalTask(rerank_top_k=_RERANKED if matches else 0))
         scores = {key: found[key] for key in ("t2v_r1", "v2t_r1")}
         scores |= {f"{key}, re-ranked": found[f"{key}.reranked"] for key in list(scores) if matches}
         for part, label in (("motion_choice", "motion"), ("appearance_choice", "appearance")):
-            chosen = asked(part, "choice", matching=matches)
+            chosen = asked(part, MultipleChoiceTask(matching=matches))
             scores[label] = chosen["accuracy"]
             if matches:
                 scores[f"{label}, matching"] = chosen["accuracy.matching"]
@@ -270,7 +273,7 @@ class Lab:
             None,
             read_manifest(asked),
             task="classification",
-            class_names=names,
+            names=names,
             head=head,
             settings=EvalSettings(precision="bf16"),
         )

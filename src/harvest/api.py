@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harvest.data.video import read_clip
 from harvest.evaluation.embed import Mode, default_frames, embed_texts, embed_videos
-from harvest.evaluation.question_answering import fill_mask
+from harvest.evaluation.word_filling import fill_mask
 from harvest.interfaces import Example, HarvestError
 from harvest.model.importing.pretrained import load_pretrained
 from harvest.model.tokenizer import Tokenizer

@@ -33,25 +33,14 @@ from harvest import __version__
 from harvest.config import RunConfig, differences, read_config
 from harvest.data.manifest import read_manifest
 from harvest.data.miniworld import MiniWorld, reverse_of, write_miniworld
-from harvest.data.sampling import FrameOrder
 from harvest.data.video import read_clip
-from harvest.evaluation.choice import choice
-from harvest.evaluation.embed import (
-    Clips,
-    Embeddings,
-    Mode,
-    cosines,
-    embed_texts,
-    embed_videos,
-    encode_clips,
-    evaluating,
-    pool,
-    read_clips,
-)
+from harvest.evaluation import EvalSettings, evaluate
+from harvest.evaluation.embed import Embeddings, Mode, cosines, embed_texts
 from harvest.evaluation.motion_truth import DIRECTION, NO_DIRECTION, by_direction, motion_truth
-from harvest.evaluation.question_answering import masked_ids, masked_words, question_answering
 from harvest.evaluation.result import Result
-from harvest.evaluation.retrieval import retrieval
+from harvest.evaluation.task import Evaluation
+from harvest.evaluation.tasks.retrieval import RetrievalTask
+from harvest.evaluation.word_filling import likeliest_words
 from harvest.files import new_folder, write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
 from harvest.machine import described, hardware, num_cores
@@ -240,54 +229,42 @@ def score(
 ) -> Scores:
     """Score a model on every manifest of the demo; each clip is encoded once."""
     model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    settings = EvalSettings(image=mode == "image", precision=precision)
     fills = mode == "video" and model.fusion is not None
-    sizes = [len(rows) for rows in material.choices.values()] + [len(material.retrieval)]
     asked_again = material.choices["motion_choice"][:NUM_WITHOUT_TIME] if mode == "video" else []
+    sizes = [len(rows) for rows in material.choices.values()] + [len(material.retrieval)] * (1 + fills)
     of, before = sum(sizes) + len(material.questions) * fills + 4 * len(asked_again), 0
 
     def count(done: int, _: int) -> None:
         progress(before + done, of)
 
+    def asked(task: str, rows: Sequence[Row], **how: Any) -> Result:
+        nonlocal before
+        examples = [row.example for row in rows]
+        result = evaluate(model, tokenizer, examples, task=task, settings=settings, progress=count, **how)
+        before += len(rows)
+        return result
+
     results: dict[str, Result] = {}
     for name, rows in material.choices.items():
-        examples = [row.example for row in rows]
-        videos = embed_videos(model, examples, mode=mode, precision=precision, progress=count)
         groups = {row.example.id: str(row.about["group"] or row.about["kind"]) for row in rows}
-        results[name] = choice(model, tokenizer, examples, videos, groups=groups, precision=precision)
-        before += len(rows)
-
+        results[name] = asked("choice", rows, groups=groups)
     if asked_again:
         sorts = by_direction(
             {row.example.id: reverse_of(row.about["motion"]) is not None for row in asked_again}
         )
-
-        def without_time(frame_order: FrameOrder) -> Result:
-            nonlocal before
-            some = [row.example for row in asked_again]
-            videos = embed_videos(model, some, precision=precision, frame_order=frame_order, progress=count)
-            before += len(some)
-            return choice(model, tokenizer, some, videos, groups=sorts, precision=precision)
-
-        results["motion_truth"] = motion_truth(without_time)
-
+        results["motion_truth"] = motion_truth(
+            lambda frame_order: asked("choice", asked_again, groups=sorts, frame_order=frame_order)
+        )
     examples = [row.example for row in material.retrieval]
-    clips = read_clips(model, examples, mode=mode, precision=precision, progress=count)
-    batches = list(clips.batches) if fills else None
-    videos = pool(_again(clips, batches), num_examples=len(examples))
-    results["retrieval"] = retrieval(model, tokenizer, examples, videos, precision=precision)
+    given = Evaluation(model, tokenizer, examples, settings, progress=count)
+    videos = given.embed_videos()
+    results["retrieval"] = RetrievalTask().of_embeddings(given, videos)
     before += len(examples)
-    if batches is not None:
-        filled = _again(clips, batches)
-        results["masked_words"] = masked_words(model, tokenizer, examples, filled, precision=precision)
-        asked = [row.example for row in material.questions]
-        clips = read_clips(model, asked, mode=mode, precision=precision, progress=count)
-        results["qa"] = question_answering(model, tokenizer, asked, clips, precision=precision)
+    if fills:
+        results["masked_words"] = asked("masked_words", material.retrieval)
+        results["qa"] = asked("qa", material.questions)
     return Scores(results, _search(model, tokenizer, examples, videos, material.queries, precision))
-
-
-def _again(clips: Clips, batches: list[Any] | None) -> Clips:
-    """Clips that can be read through again, where their batches were kept."""
-    return clips if batches is None else dataclasses.replace(clips, batches=iter(batches))
 
 
 def _search(
@@ -351,7 +328,9 @@ def fill_blanks(
                 continue
             other = others[0]
             guesses = [
-                guess(model, tokenizer, _frames(clip, model), own.question, precision)
+                likeliest_words(
+                    model, tokenizer, _frames(clip, model), own.question, most=3, precision=precision
+                )[0]
                 for clip in (own, other)
             ]
             own_guesses, other_guesses = (
@@ -376,22 +355,6 @@ def fill_blanks(
 def _word_before(example: Example) -> str:
     """The word before the hidden one: questions that share it can be answered with each other's words."""
     return (example.question or "").split("[mask]")[0].split()[-1]
-
-
-def guess(
-    model: VideoTextModel, tokenizer: Tokenizer, video: Tensor, sentence: str, precision: Precision
-) -> list[tuple[str, float]]:
-    """The three likeliest words, and their probabilities, at the `[mask]` of a sentence, shown a clip `[T, 3, H, W]`."""
-    features = encode_clips(model, video[None], precision=precision)
-    with evaluating(model, precision):
-        ids = masked_ids(model, tokenizer, sentence)[None].to(features.tokens.device)
-        states = model.fuse(features, model.encode_text(ids))
-        hidden = ids[:, : states.shape[1]] == model.mask_id
-        best = model.predict_words(states[hidden]).float().softmax(dim=-1)[0].topk(3)
-    return [
-        (tokenizer.decode([number]), share)
-        for number, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
 
 
 def _frames(example: Example, model: VideoTextModel) -> Tensor:

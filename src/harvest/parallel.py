@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,8 @@ from harvest.interfaces import HarvestError
 
 Parallel = Literal["ddp", "fsdp"]
 Precision = Literal["bf16", "fp32"]
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 WAIT = timedelta(minutes=30)  # for another rank, PyTorch's own default
@@ -203,11 +205,11 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(value.item())
 
 
-def merge_over_ranks(values: dict[str, Any]) -> dict[str, Any]:
+def merge_over_ranks(values: Mapping[K, V]) -> dict[K, V]:
     """The entries of every rank's dictionary. Every rank must call it."""
     _, size = world_rank_size()
     if size == 1:
-        return values
+        return dict(values)
     parts: list[Any] = [None] * size
     dist.all_gather_object(parts, values)
     return {key: value for part in parts for key, value in part.items()}

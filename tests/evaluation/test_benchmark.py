@@ -13,9 +13,11 @@ from harvest.data.benchmarks import BenchmarkData, Published, read, widen, write
 from harvest.data.manifest import read_manifest
 from harvest.evaluation import evaluate
 from harvest.evaluation.benchmark import check_complete, score_benchmark
-from harvest.evaluation.question_answering import squared_error
 from harvest.evaluation.result import is_fraction, shown
 from harvest.evaluation.settings import EvalSettings
+from harvest.evaluation.tasks.detection import DetectionTask
+from harvest.evaluation.tasks.question_answering import squared_error
+from harvest.evaluation.tasks.recognition import RecognitionTask
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import save_model
 from harvest.model.tokenizer import train_tokenizer
@@ -40,8 +42,8 @@ def test_a_whole_benchmark_is_scored_as_its_rows_are(
 ) -> None:
     data = retrieval_data(tmp_path, videos)
     result = score_benchmark(world.model, world.tokenizer, data)
-    with pytest.raises(HarvestError, match=r"detected: .*; msrvtt is a benchmark of retrieval"):
-        score_benchmark(world.model, world.tokenizer, data, detected={})
+    with pytest.raises(HarvestError, match="detection: msrvtt is a benchmark of retrieval"):
+        score_benchmark(world.model, world.tokenizer, data, task=DetectionTask())
     plain = evaluate(world.model, world.tokenizer, data.examples, task="retrieval")
     assert result.metrics == plain.metrics and "share_of_rows" not in result.metrics
     assert result.protocol == f"{data.protocol} {plain.protocol}"
@@ -129,6 +131,8 @@ def test_a_task_gets_its_classes_answers_or_options(world: World, videos: list[P
         assert result.counts["answers"] == 3 and result.counts["questions_with_unlisted_answer"] == 1
     elif task == "recognition":
         assert "2 prompt templates" in result.protocol and result.counts["classes"] == 4
+        with pytest.raises(HarvestError, match="templates: the protocol of small says"):
+            score_benchmark(world.model, world.tokenizer, data, task=RecognitionTask(("{} moves",)))
     json.loads(result.to_json())
 
 
@@ -194,14 +198,15 @@ def test_options_that_would_do_nothing_are_refused(
         ([*read_only, "--manifest", "a.jsonl"], "--manifest: needs --videos"),
         ([*read_only, "--missing-list", "a.txt"], "--missing-list: needs --videos"),
         ([*with_videos, "--out", "a.json", "--card", "a"], "--out, --card: needs --model"),
-        ([*with_videos, "--motion-truth"], "--motion-truth: needs --model"),
-        ([*with_videos, "--boxes", "a.csv"], "--boxes: needs --model"),
+        ([*with_videos, "--motion-truth", "yes"], "--motion-truth: needs --model"),
+        ([*with_videos, "--rerank-top-k", "8"], "options of retrieval: needs --model"),
+        ([*with_videos, "--budget", "8"], "options of what a model sees: needs --model"),
         ([*with_videos, "--zero-shot"], "--zero-shot: needs --model"),
         (
-            [*with_videos, "--model", "m", "--boxes", "a.csv", "--span-s", "0"],
-            "--span-s, --boxes: for action detection only; msrvtt is a benchmark of retrieval",
+            [*with_videos, "--model", "m", "--span-s", "0"],
+            "span_s: ",
         ),
-        ([*read_only, "--span-s", "2"], "--span-s: for action detection only; msrvtt is a benchmark"),
+        ([*read_only, "--span-s", "2"], "span_s: "),
     ):
         assert typed("msrvtt", *words) == 2
         answer = capsys.readouterr()

@@ -14,7 +14,7 @@ from harvest.evaluation import evaluate
 from harvest.evaluation.card import Card, make_card, read_card, split_of, write_card
 from harvest.evaluation.comparison import compare
 from harvest.evaluation.result import Credits, Result
-from harvest.evaluation.settings import EvalSettings
+from harvest.evaluation.tasks.retrieval import RetrievalTask
 from harvest.interfaces import HarvestError
 from harvest.machine import hardware
 from harvest.model.folder import save_model
@@ -36,8 +36,7 @@ def scored(world: World) -> Result:
         world.model,
         world.tokenizer,
         [*world.examples, missing],
-        task="retrieval",
-        settings=EvalSettings(dual_softmax=True),
+        task=RetrievalTask(dual_softmax=True),
     )
 
 

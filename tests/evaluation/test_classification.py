@@ -13,8 +13,8 @@ from harvest.data.manifest import write_manifest
 from harvest.data.read_once import eval_batches
 from harvest.evaluation import evaluate
 from harvest.evaluation.benchmark import score_benchmark
-from harvest.evaluation.classification import classification
 from harvest.evaluation.settings import EvalSettings
+from harvest.evaluation.tasks.classification import ClassificationTask
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_head, save_model
 from harvest.model.heads import Head, HeadConfig, build_head
@@ -59,9 +59,9 @@ def test_views_are_averaged_as_probabilities(world: World, kind: str) -> None:
         world.model,
         world.tokenizer,
         rows(world, labels),
-        task="classification",
+        task=ClassificationTask(num_clips=2, num_crops=2),
         head=head,
-        settings=EvalSettings(num_clips=2, num_crops=2, batch_size=3),
+        settings=EvalSettings(batch_size=3),
     )
     assert result.metrics["top1"] == 0.75 and result.metrics["top5"] == 1.0
     assert "2 clips x 2 crops of 4 frames" in result.protocol and "6 classes" in result.protocol
@@ -76,7 +76,7 @@ def test_several_labels_give_mean_average_precision(world: World) -> None:
         dataclasses.replace(e, labels=x, texts=())
         for e, x in zip(world.examples, [(0, 1), (1,), (0,), (1, 2)], strict=True)
     ]
-    result = classification(world.model, head, examples)
+    result = evaluate(world.model, None, examples, task="classification", head=head)
     with torch.no_grad():
         (video,) = [
             v
@@ -90,7 +90,7 @@ def test_several_labels_give_mean_average_precision(world: World) -> None:
     assert result.metrics["mean_ap"] == pytest.approx(wanted)
     assert result.counts["classes_that_occur"] == 3
     with pytest.raises(HarvestError, match="a list of labels a row, example 'clip0' has one label"):
-        classification(world.model, head, rows(world, [0, 0, 0, 0]))
+        evaluate(world.model, None, rows(world, [0, 0, 0, 0]), task="classification", head=head)
 
 
 def test_a_head_lives_in_the_model_folder(world: World, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_benchmark_with_a_head(world: World) -> None:
     head = make_head(world)
     examples = rows(world, [0, 1, 2, 3])
     result = score_benchmark(
-        world.model, world.tokenizer, data(world, examples), head=head, settings=EvalSettings(num_clips=2)
+        world.model, world.tokenizer, data(world, examples), head=head, task=ClassificationTask(num_clips=2)
     )
     assert result.task == "classification" and result.protocol.startswith(
         "Toy, test: one of six. Fine-tuned head"
@@ -156,4 +156,4 @@ def test_the_command_uses_the_head(world: World, tmp_path: Path, capsys) -> None
     assert "2 clips x 3 crops of 4 frames" in found["protocol"] and found["counts"]["clips"] == 4
     save_model(tmp_path / "bare", world.model, world.tokenizer)
     assert main(["evaluate", str(tmp_path / "bare"), *args[2:], "--workers", "0"]) == 2
-    assert "has no head" in capsys.readouterr().err
+    assert "needs the head of a model that was fine-tuned" in capsys.readouterr().err

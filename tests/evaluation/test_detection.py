@@ -10,10 +10,11 @@ import torch
 from harvest.data.benchmarks import BenchmarkData, Published, widen
 from harvest.data.manifest import read_manifest, write_manifest
 from harvest.data.read_once import eval_batches
+from harvest.evaluation import evaluate
 from harvest.evaluation.benchmark import score_benchmark
-from harvest.evaluation.detection import detection, read_boxes
 from harvest.evaluation.metrics import frame_average_precisions, frame_rankings
 from harvest.evaluation.settings import EvalSettings
+from harvest.evaluation.tasks.detection import DetectionTask, read_boxes
 from harvest.interfaces import Box, Example, HarvestError
 from harvest.model.folder import load_head, save_model
 from harvest.model.heads import BoxHead, HeadConfig
@@ -168,7 +169,9 @@ def wanted(world: World, head: BoxHead, examples: list[Example]) -> float:
 
 def test_annotated_boxes(world: World) -> None:
     head, examples = head_of(world), pictures(world)
-    result = detection(world.model, head, examples, settings=EvalSettings(batch_size=3))
+    result = evaluate(
+        world.model, None, examples, task="detection", head=head, settings=EvalSettings(batch_size=3)
+    )
     assert result.metrics["frame_map"] == pytest.approx(wanted(world, head, examples))
     assert result.counts["boxes"] == 8 and result.counts["labels"] == 7
     low, high = result.intervals["frame_map"]
@@ -183,18 +186,17 @@ def test_detected_boxes(world: World, tmp_path: Path) -> None:
     lines = [f"{e.id},{','.join(map(str, box.sides))},,0.95\n" for e in examples for box in e.boxes]
     lines.append(f"{examples[0].id},0.1,0.1,0.2,0.2,,0.3\n")  # not sure enough
     (tmp_path / "found.csv").write_text("".join(lines))
-    detected = read_boxes(tmp_path / "found.csv")
-    same = detection(world.model, head, examples, detected=detected)
+    detected = DetectionTask(boxes=tmp_path / "found.csv")
+    same = evaluate(world.model, None, examples, task=detected, head=head)
     assert same.metrics["frame_map"] == pytest.approx(wanted(world, head, examples))
     assert "on a detector's boxes" in same.protocol
-    missed = detection(
-        world.model, head, examples, detected={k: v for k, v in detected.items() if "a3" not in k}
-    )
+    (tmp_path / "some.csv").write_text("".join(line for line in lines if "a3" not in line))
+    missed = evaluate(world.model, None, examples, task=DetectionTask(tmp_path / "some.csv"), head=head)
     assert missed.counts["boxes"] == 6 and missed.counts["labels"] == 7  # who is not found counts as missed
     with pytest.raises(HarvestError, match="1 pictures of the detected boxes are not in this set"):
-        detection(world.model, head, examples[1:], detected=detected)
+        evaluate(world.model, None, examples[1:], task=detected, head=head)
     with pytest.raises(HarvestError, match="is the id of more than one picture"):
-        detection(world.model, head, [*examples, examples[0]])
+        evaluate(world.model, None, [*examples, examples[0]], task="detection", head=head)
     for wrong, said in (
         ("a,0902,0,0,1\n", "line 1: expected video, second"),
         ("a,0902,0,0,1.4,1,0.9\n", "line 1: .*not inside the picture"),

@@ -11,13 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from harvest.data.video import read_clip
 from harvest.evaluation import evaluate
-from harvest.evaluation.answer_ranking import answer_ranking, rank
-from harvest.evaluation.embed import Embeddings, cosines, embed_texts, pool, read_clips
+from harvest.evaluation.answer_ranking import rank_answers
+from harvest.evaluation.embed import Embeddings, cosines, embed_texts, embed_videos, encode_clips
 from harvest.evaluation.matching import best, read_pairs, reranked
 from harvest.evaluation.metrics import ranks
-from harvest.evaluation.retrieval import reranked_ranks
-from harvest.evaluation.settings import EvalSettings
+from harvest.evaluation.task import Evaluation
+from harvest.evaluation.tasks.multiple_choice import MultipleChoiceTask
+from harvest.evaluation.tasks.retrieval import RetrievalTask, reranked_ranks
 from harvest.interfaces import Example, HarvestError
 from harvest.model.answers import AnswerIds, encode_answers
 from harvest.model.fusion import FusionConfig
@@ -91,10 +93,10 @@ def test_every_pair_is_read_as_if_alone(
     model: VideoTextModel, tokenizer: Tokenizer, videos: list[Path]
 ) -> None:
     examples = examples_of(videos)
-    found = pool(read_clips(model, examples), num_examples=4, with_tokens=True)
+    found = embed_videos(model, examples, with_tokens=True)
     texts = [text for example in examples for text in example.texts]
     is_asked = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)) < 0.6
-    read = read_pairs(model, tokenizer, texts, found, is_asked)
+    read = read_pairs(Evaluation(model, tokenizer, examples), texts, found, is_asked)
     assert len(read.logits) == int(is_asked.sum())
     for text, video, logits in zip(read.texts.tolist(), read.videos.tolist(), read.logits, strict=True):
         assert is_asked[text, video]
@@ -108,7 +110,7 @@ def test_reranked_figures_by_brute_force(
     model: VideoTextModel, tokenizer: Tokenizer, videos: list[Path], top_k: int
 ) -> None:
     examples = examples_of(videos)
-    found = pool(read_clips(model, examples), num_examples=4, with_tokens=True)
+    found = embed_videos(model, examples, with_tokens=True)
     texts, owner = [], []
     for row, example in enumerate(examples):
         texts += example.texts
@@ -121,14 +123,19 @@ def test_reranked_figures_by_brute_force(
         return sorted(near[:top_k], key=lambda i: -float(match_row[i])) + near[top_k:]
 
     t2v, v2t = reranked_ranks(
-        model, tokenizer, texts, found, embed_texts(model, tokenizer, texts), torch.tensor(owner), top_k=top_k
+        Evaluation(model, tokenizer, examples),
+        texts,
+        found,
+        embed_texts(model, tokenizer, texts),
+        torch.tensor(owner),
+        top_k=top_k,
     )
     for row in range(5):
         assert t2v.expected()[row] == 1 + places(cosine[row], pairs[row]).index(owner[row])
     for video in range(4):
         order = places(cosine[:, video], pairs[:, video])
         assert v2t.expected()[video] == 1 + min(order.index(i) for i in range(5) if owner[i] == video)
-    result = evaluate(model, tokenizer, examples, task="retrieval", settings=EvalSettings(rerank_top_k=top_k))
+    result = evaluate(model, tokenizer, examples, task=RetrievalTask(rerank_top_k=top_k))
     assert result.metrics["t2v_r1.reranked"] == float(t2v.hits_at(1).mean())
     assert result.metrics["t2v_r1"] == float(
         ranks(cosine, torch.tensor(owner)[:, None] == torch.arange(4)).hits_at(1).mean()
@@ -157,7 +164,7 @@ def test_the_reference_s_reranking() -> None:
         text = model.encode_text(fixture["input_ids"])
     cosine = text.pooled @ video.pooled.T
     one_by_one = torch.arange(4)
-    found = Embeddings(video.pooled, one_by_one, one_by_one, {}, 4, "video", video.tokens)
+    found = Embeddings(video.pooled, one_by_one, one_by_one, {}, video.tokens)
 
     class Ids:
         def __call__(self, texts: list[str]) -> torch.Tensor:
@@ -168,7 +175,7 @@ def test_the_reference_s_reranking() -> None:
         (fixture["eval.i2t_rerank"].T, best(cosine.T, 2).T),
     ):
         assert torch.equal(wanted != -100, is_chosen)
-        read = read_pairs(model, Ids(), list("0123"), found, is_chosen)
+        read = read_pairs(Evaluation(model, Ids(), []), list("0123"), found, is_chosen)
         ours = torch.full_like(wanted, -100)
         ours[read.texts, read.videos] = read.logits[:, 1]
         torch.testing.assert_close(ours, wanted, atol=2e-5, rtol=1e-5)
@@ -184,8 +191,8 @@ def test_choice_by_the_matching_head(model: VideoTextModel, tokenizer: Tokenizer
         Example(id=str(i), video=str(videos[i % 2]), texts=texts, label=i % 2)
         for i, texts in enumerate(options)
     ]
-    result = evaluate(model, tokenizer, examples, task="choice", settings=EvalSettings(matching=True))
-    found = pool(read_clips(model, examples), num_examples=3, with_tokens=True)
+    result = evaluate(model, tokenizer, examples, task=MultipleChoiceTask(matching=True))
+    found = embed_videos(model, examples, with_tokens=True)
     scale = float(model.log_scale.exp())
     right = {"matching": 0.0, "mixture": 0.0}
     for place, example in enumerate(examples):
@@ -205,21 +212,10 @@ def test_choice_by_the_matching_head(model: VideoTextModel, tokenizer: Tokenizer
 
 
 def test_models_without_a_matching_head_say_so(world) -> None:
-    for task, settings in (
-        ("retrieval", EvalSettings(rerank_top_k=2)),
-        ("choice", EvalSettings(matching=True)),
-    ):
+    for task in (RetrievalTask(rerank_top_k=2), MultipleChoiceTask(matching=True)):
         examples = [dataclasses.replace(e, texts=("a", "b"), label=0) for e in world.examples]
         with pytest.raises(HarvestError, match="no matching head"):
-            evaluate(world.model, world.tokenizer, examples, task=task, settings=settings)
-    with pytest.raises(HarvestError, match="rerank_top_k: not a setting of recognition"):
-        evaluate(
-            world.model,
-            world.tokenizer,
-            world.examples,
-            task="recognition",
-            settings=EvalSettings(rerank_top_k=2),
-        )
+            evaluate(world.model, world.tokenizer, examples, task=task)
 
 
 # ---- answers -----------------------------------------------------------------------------------------------------
@@ -243,9 +239,9 @@ def test_answers_are_ranked_by_the_likelihood_of_all_their_words(
     answers = ["red", "very dark blue", "the shape is red", "blue"]
     ids = encode_answers(tokenizer, model.config.text_tower, answers)
     text = model.encode_text(tokenizer(["which colour?"] * 4))
-    clips = [features for _, features in read_clips(model, examples).batches]
-    states = model.fuse(clips[0], text)
-    found = rank(model, states, text, ids, top_k=top_k)
+    frames = [read_clip(e.video, num_frames=4, image_size=32).frames for e in examples]
+    states = model.fuse(encode_clips(model, torch.stack(frames)), text)
+    found = rank_answers(model, states, text, ids, top_k=top_k)
     assert (found > float("-inf")).sum(dim=1).tolist() == [min(top_k, 4)] * 4
     for question in range(4):
         for number in range(4):
@@ -266,7 +262,7 @@ def test_answers_are_ranked_by_the_likelihood_of_all_their_words(
         right = (found.argmax(dim=1) == torch.arange(4)).float().mean()
         assert result.metrics["accuracy"] == pytest.approx(float(right))
     assert result.counts["answers"] == 4 and "word by word" in result.protocol
-    unlisted = evaluate(model, tokenizer, examples, task="qa", answers=["red", "blue"])
+    unlisted = evaluate(model, tokenizer, examples, task="qa", names=["red", "blue"])
     assert unlisted.counts["questions_with_unlisted_answer"] == 2
 
 
@@ -282,7 +278,7 @@ def test_defect_5_the_first_word_counts_once() -> None:
     text = model.encode_text(fixture["q.input_ids"])
     states = model.fuse(model.encode_video(fixture["image"]), text)
     ids = fixture["cand.input_ids"]
-    found = rank(model, states, text, AnswerIds(ids, ids != 0), top_k=128)
+    found = rank_answers(model, states, text, AnswerIds(ids, ids != 0), top_k=128)
     torch.testing.assert_close(found[0], -fixture["rank.seq_nll_q0"], atol=2e-5, rtol=1e-5)
     order = found[0].argsort(descending=True).tolist()
     assert order == meta["rank_q0_without_double_count"] != meta["rank_q0_as_coded"]
@@ -325,5 +321,3 @@ def test_answers_that_cannot_be_said(tokenizer: Tokenizer, model: VideoTextModel
         encode_answers(tokenizer, model.config.text_tower, ["red", " "])
     with pytest.raises(HarvestError, match="too long"):
         encode_answers(tokenizer, model.config.text_tower, ["red " * 30])
-    with pytest.raises(HarvestError, match="no decoder of answers"):
-        answer_ranking(model, tokenizer, [], None)

@@ -143,9 +143,9 @@ def test_the_mini_worlds_questions_are_told_apart(world: World, tmp_path: Path, 
     ("flags", "is_miniworld", "asked"),
     [
         ("", False, False),
-        ("--motion-truth", False, True),
+        ("--motion-truth yes", False, True),
         ("", True, True),
-        ("--no-motion-truth", True, False),
+        ("--motion-truth no", True, False),
     ],
 )
 def test_the_mini_world_asks_by_itself(

@@ -12,7 +12,8 @@ from harvest.data.benchmarks import BenchmarkData, Published
 from harvest.data.manifest import write_manifest
 from harvest.evaluation import probe as room
 from harvest.evaluation.benchmark import probe_benchmark
-from harvest.evaluation.probe import draw_shots, fit_attentive, fit_linear, probe
+from harvest.evaluation.probe import ProbeConfig, draw_shots, fit_attentive, fit_linear, probe
+from harvest.evaluation.result import Result
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import save_model
 
@@ -104,14 +105,19 @@ def sets(world: World) -> tuple[list[Example], list[Example]]:
 @pytest.mark.parametrize("kind", ["linear", "attentive"])
 def test_probes_of_a_model(world: World, kind: str, tmp_path: Path, monkeypatch) -> None:
     train, test = sets(world)
-    how = dict(class_names=("a", "b"), kind=kind, epochs=2, cache=tmp_path / "features")
-    first = probe(world.model, train, test, **how)
+    config = ProbeConfig(kind=kind, epochs=2, cache=tmp_path / "features")
+
+    def probed(**how: int) -> Result:
+        asked = dataclasses.replace(config, **how)
+        return probe(world.model, train, test, class_names=("a", "b"), config=asked)
+
+    first = probed()
     assert first.task == f"{kind}_probe" and first.counts["clips"] == 4
     assert "frozen tower" in first.protocol and "12 clips" in first.protocol
     # Features are there now: nothing is decoded again, and the figures are the same.
-    monkeypatch.setattr(room, "eval_batches", lambda *a, **k: pytest.fail("decoded again"))
-    assert probe(world.model, train, test, **how) == first
-    few = probe(world.model, train, test, shots=2, draws=3, **how)
+    monkeypatch.setattr(room, "collect", lambda *a, **k: pytest.fail("decoded again"))
+    assert probed() == first
+    few = probed(shots=2, draws=3)
     assert few.counts["shots"] == 2 and few.counts["draws"] == 3 and not few.intervals
     assert few.metrics["top1_lowest"] <= few.metrics["top1"] <= few.metrics["top1_highest"]
     assert "2 clips a class, mean of 3 draws" in few.protocol
@@ -134,16 +140,15 @@ def test_a_clip_on_both_sides_is_refused(world: World) -> None:
         {"batch_size": 0},
         {"num_frames": 0},
         {"epochs": 0},
+        {"workers": -1},
     ],
 )
-def test_what_is_less_than_one(wrong: dict[str, int], world: World, monkeypatch) -> None:
-    monkeypatch.setattr(room, "eval_batches", lambda *a, **k: pytest.fail("decoded before it was checked"))
-    train, test = sets(world)
+def test_what_is_less_than_one(wrong: dict[str, int]) -> None:
     (name, value) = list(wrong.items())[-1]
-    with pytest.raises(HarvestError, match=f"^{name}: expected at least 1, got {value}$"):
-        probe(world.model, train, test, class_names=("a", "b"), **wrong)
-    with pytest.raises(HarvestError, match=r"^workers: expected 0 or more, got -1$"):
-        probe(world.model, train, test, class_names=("a", "b"), workers=-1)
+    with pytest.raises(
+        HarvestError, match=f"^{name}: expected at least {int(name != 'workers')}, got {value}$"
+    ):
+        ProbeConfig(**wrong)
 
 
 def test_a_benchmark_is_probed_whole_or_with_its_share(world: World) -> None:

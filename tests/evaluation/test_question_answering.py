@@ -10,8 +10,9 @@ from torch import nn
 
 from harvest.data.video import read_clip
 from harvest.evaluation import evaluate, fill_mask
-from harvest.evaluation.question_answering import masked_ids
 from harvest.evaluation.settings import EvalSettings
+from harvest.evaluation.tasks.masked_words import MaskedWordsTask
+from harvest.evaluation.word_filling import masked_ids
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_head, save_model
 from harvest.model.heads import AnswerHead, HeadConfig, answer_features, answer_width
@@ -99,7 +100,7 @@ def test_answers_of_several_words_against_loops(world: World, questions: list[Ex
                 world.tokenizer,
                 examples,
                 task="qa",
-                answers=ANSWERS,
+                names=ANSWERS,
                 settings=EvalSettings(batch_size=batch_size),
             )
             assert result.metrics["accuracy"] == expected
@@ -131,7 +132,7 @@ def test_several_questions_of_one_clip_and_the_default_prompt(world: World) -> N
 
 
 def test_answers_not_listed_are_wrong_and_counted(world: World, questions: list[Example]) -> None:
-    result = evaluate(world.model, world.tokenizer, questions, task="qa", answers=["gold", "silver"])
+    result = evaluate(world.model, world.tokenizer, questions, task="qa", names=["gold", "silver"])
     assert result.metrics["accuracy"] == 0.0
     assert result.counts["questions_with_unlisted_answer"] == 4
 
@@ -197,9 +198,7 @@ def test_masked_words_against_loops(trained: World, captions: list[str]) -> None
             model,
             tokenizer,
             trained.examples,
-            task="masked_words",
-            mask_ratio=0.5,
-            seed=7,
+            task=MaskedWordsTask(mask_ratio=0.5, seed=7),
             settings=EvalSettings(batch_size=batch_size),
         )
         assert result.metrics["right_clip"] == pytest.approx(sum(right) / len(right))
@@ -282,13 +281,13 @@ def test_a_head_answers(world: World) -> None:
             found.append(int(head(features).argmax()))
     rows = [dataclasses.replace(r, answer=names[n].upper()) for r, n in zip(rows, found, strict=True)]
     rows[3] = dataclasses.replace(rows[3], answer="violet")  # not in the vocabulary: wrong, and counted
-    result = evaluate(world.model, world.tokenizer, rows, task="qa", head=head, answers=names[::-1])
+    result = evaluate(world.model, world.tokenizer, rows, task="qa", head=head, names=names[::-1])
     assert result.metrics["accuracy"] == 0.75 and result.metrics["chance"] == pytest.approx(1 / 3)
     assert result.counts["questions_with_unlisted_answer"] == 1 and result.counts["videos"] == 4
     assert result.protocol.startswith("Fine-tuned head, one of 3 answers; 4 frames a video")
     with pytest.raises(HarvestError, match="trained with 3 answers, this set has 2, of which it knows 1"):
-        evaluate(world.model, world.tokenizer, rows, task="qa", head=head, answers=("red", "pink"))
-    with pytest.raises(HarvestError, match="no image baseline"):
+        evaluate(world.model, world.tokenizer, rows, task="qa", head=head, names=("red", "pink"))
+    with pytest.raises(HarvestError, match="image: not a setting of qa"):
         evaluate(world.model, world.tokenizer, rows, task="qa", head=head, settings=EvalSettings(image=True))
     with pytest.raises(HarvestError, match="fine-tuned for it"):
         evaluate(world.model, world.tokenizer, rows, task="classification", head=head)

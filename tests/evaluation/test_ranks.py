@@ -14,10 +14,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from harvest.evaluation import evaluate
-from harvest.evaluation.detection import detection
-from harvest.evaluation.probe import probe
+from harvest.evaluation.probe import ProbeConfig, probe
 from harvest.evaluation.result import Result
 from harvest.evaluation.settings import EvalSettings
+from harvest.evaluation.task import Task
+from harvest.evaluation.tasks.classification import ClassificationTask
+from harvest.evaluation.tasks.retrieval import RetrievalTask
 from harvest.interfaces import Box, Example, HarvestError
 from harvest.model.heads import BoxHead, HeadConfig, build_head
 from harvest.model.tokenizer import Tokenizer
@@ -57,21 +59,21 @@ def scores(tokenizer: Tokenizer, examples: list[Example]) -> dict[str, Any]:
 
     two = EvalSettings(batch_size=2)
 
-    def asked(task: str, settings: EvalSettings = two, **how: Any) -> Result:
-        return evaluate(model, tokenizer, examples, task=task, settings=settings, **how)  # type: ignore[arg-type]
+    def asked(task: str | Task, settings: EvalSettings = two, **how: Any) -> Result:
+        return evaluate(model, tokenizer, examples, task=task, settings=settings, **how)
 
     results = {
-        "retrieval": asked("retrieval", replace(two, dual_softmax=True)),
+        "retrieval": asked(RetrievalTask(dual_softmax=True)),
         "image": asked("retrieval", replace(two, image=True)),
         "shuffled": asked("retrieval", frame_order="shuffled"),
         "choice": asked("choice"),
         "qa": asked("qa"),
         "masked_words": asked("masked_words"),
-        "classification": asked(
-            "classification", replace(two, num_clips=2), head=clip_head, class_names=("a", "b")
+        "classification": asked(ClassificationTask(num_clips=2), head=clip_head, names=("a", "b")),
+        "detection": asked("detection", head=box_head),
+        "probe": probe(
+            model, examples[:4], examples[4:], class_names=("a", "b"), config=ProbeConfig(batch_size=2)
         ),
-        "detection": detection(model, box_head, examples, settings=two),
-        "probe": probe(model, examples[:4], examples[4:], class_names=("a", "b"), batch_size=2),
     }
     return {name: json.loads(result.to_json()) for name, result in results.items()}
 

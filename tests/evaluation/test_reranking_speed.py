@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harvest.evaluation.embed import Embeddings, cosines, embed_texts, evaluating
+from harvest.evaluation.clips import evaluating
+from harvest.evaluation.embed import Embeddings, cosines, embed_texts
 from harvest.evaluation.matching import best, reranked
 from harvest.evaluation.metrics import ranks
-from harvest.evaluation.retrieval import reranked_ranks
+from harvest.evaluation.task import Evaluation
+from harvest.evaluation.tasks.retrieval import reranked_ranks
 from harvest.interfaces import TextFeatures, VideoFeatures
 from harvest.model.fusion import FusionConfig
 from harvest.model.text_encoder import TextEncoderConfig
@@ -101,14 +103,15 @@ def test_re_ranking_is_faster_than_a_loop_and_finds_the_same(capsys: pytest.Capt
     generator = torch.Generator().manual_seed(1)
     pooled = F.normalize(torch.randn(num, 64, generator=generator), dim=-1)
     tokens = torch.randn(num, TOKENS, 128, generator=generator)
-    videos = Embeddings(pooled, torch.arange(num), torch.arange(num), {}, 4, "video", tokens)
+    videos = Embeddings(pooled, torch.arange(num), torch.arange(num), {}, tokens)
     text_pooled = embed_texts(model, tokenizer, texts)
+    given = Evaluation(model, tokenizer, [])
     queries = range(min(num, 100))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         began = time.process_time()
-        found = reranked_ranks(model, tokenizer, texts, videos, text_pooled, torch.arange(num), top_k=k)
+        found = reranked_ranks(given, texts, videos, text_pooled, torch.arange(num), top_k=k)
         ours_s = time.process_time() - began
         cosine = cosines(text_pooled, pooled)
         began = time.process_time()

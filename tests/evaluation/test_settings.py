@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from harvest.evaluation.detection import detection
 from harvest.evaluation.settings import EvalSettings
-from harvest.evaluation.tasks import evaluate
+from harvest.evaluation.task import Task
+from harvest.evaluation.tasks import TASKS, evaluate
+from harvest.evaluation.tasks.classification import ClassificationTask
+from harvest.evaluation.tasks.masked_words import MaskedWordsTask
+from harvest.evaluation.tasks.retrieval import RetrievalTask
 from harvest.interfaces import HarvestError
-from harvest.model.heads import BoxHead, HeadConfig
+from harvest.model.heads import HeadConfig, build_head
 from harvest.tokens import Selection
 
 from .conftest import World
@@ -20,38 +25,51 @@ def test_what_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("kind", "name", "value", "says"),
     [
-        ("num_frames", 0, "at least 1, got 0"),
-        ("num_clips", 0, "at least 1, got 0"),
-        ("batch_size", -2, "at least 1, got -2"),
-        ("rerank_top_k", -1, "0 or more, got -1"),
-        ("workers", -1, "0 or more, got -1"),
+        (EvalSettings, "num_frames", 0, "at least 1, got 0"),
+        (EvalSettings, "batch_size", -2, "at least 1, got -2"),
+        (EvalSettings, "workers", -1, "at least 0, got -1"),
+        (ClassificationTask, "num_clips", 0, "at least 1, got 0"),
+        (RetrievalTask, "rerank_top_k", -1, "at least 0, got -1"),
+        (MaskedWordsTask, "mask_ratio", 0.0, "more than 0 and at most 1, got 0.0"),
     ],
 )
-def test_numbers_that_cannot_be(name: str, value: int, says: str) -> None:
+def test_numbers_that_cannot_be(kind: type, name: str, value: float, says: str) -> None:
     with pytest.raises(HarvestError, match=f"{name}: expected {says}"):
-        EvalSettings(**{name: value})
+        kind(**{name: value})
+
+
+def test_the_image_baseline_sees_whole_frames() -> None:
+    with pytest.raises(HarvestError, match="budget: choosing tubelets"):
+        EvalSettings(image=True, budget=4)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_setting_is_of_one_task_or_of_all(task: type[Task]) -> None:
+    shared = {field.name for field in dataclasses.fields(EvalSettings)}
+    own = {field.name for field in dataclasses.fields(task)}
+    assert not own & shared and task() == task()
 
 
 @pytest.mark.parametrize(
-    ("task", "settings", "names"),
+    ("task", "kind", "settings", "names"),
     [
-        ("retrieval", EvalSettings(num_clips=4, num_crops=3), "num_clips, num_crops"),
-        ("retrieval", EvalSettings(matching=True), "matching"),
-        ("choice", EvalSettings(dual_softmax=True), "dual_softmax"),
-        ("qa", EvalSettings(dim=8), "dim"),
-        ("classification", EvalSettings(image=True), "image"),
+        ("classification", "linear", EvalSettings(image=True), "image"),
+        ("qa", "answers", EvalSettings(image=True), "image"),
+        ("detection", "boxes", EvalSettings(budget=4), "budget"),
     ],
 )
-def test_a_setting_without_a_use_is_refused(
-    world: World, task: str, settings: EvalSettings, names: str
+def test_a_head_reads_whole_videos(
+    world: World, task: str, kind: str, settings: EvalSettings, names: str
 ) -> None:
+    config = HeadConfig(kind, ("a", "b"), world.model.config.video.width, several=kind == "boxes")
     with pytest.raises(HarvestError, match=f"{names}: not a setting of {task}"):
-        evaluate(world.model, world.tokenizer, world.examples, task=task, settings=settings)  # type: ignore[arg-type]
-
-
-def test_action_detection_sees_whole_clips(world: World) -> None:
-    head = BoxHead(HeadConfig("boxes", ("a", "b"), world.model.config.video.width, several=True))
-    with pytest.raises(HarvestError, match="image, budget: not a setting of detection"):
-        detection(world.model, head, world.examples, settings=EvalSettings(image=True, budget=4))
+        evaluate(
+            world.model,
+            world.tokenizer,
+            world.examples,
+            task=task,
+            settings=settings,
+            head=build_head(config),
+        )

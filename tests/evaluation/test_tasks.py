@@ -9,12 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from harvest.data.labels import class_names_of
 from harvest.evaluation import evaluate, read_class_names, table
 from harvest.evaluation.embed import Embeddings, embed_texts, embed_videos
 from harvest.evaluation.metrics import mean_rank, recall_at
-from harvest.evaluation.recognition import class_names_of, embed_classes
-from harvest.evaluation.retrieval import retrieval, retrieval_ranks
 from harvest.evaluation.settings import EvalSettings
+from harvest.evaluation.task import Evaluation
+from harvest.evaluation.tasks.recognition import RecognitionTask, embed_classes
+from harvest.evaluation.tasks.retrieval import RetrievalTask, retrieval_ranks
 from harvest.interfaces import Example, HarvestError
 from harvest.tokens import Selection
 
@@ -84,8 +86,8 @@ def test_captions_that_videos_share(world: World) -> None:
         dataclasses.replace(example, texts=(SENTENCES[number // 2],))
         for number, example in enumerate(world.examples)
     ]
-    how = {"task": "retrieval", "settings": EvalSettings(dual_softmax=True)}
-    result = evaluate(world.model, world.tokenizer, examples, shared_captions=True, **how)
+    how = RetrievalTask(dual_softmax=True, shared_captions=True)
+    result = evaluate(world.model, world.tokenizer, examples, task=how)
     videos = embed_videos(world.model, examples).pooled
     texts = embed_texts(world.model, world.tokenizer, list(SENTENCES[:2]))
     scores = texts @ videos.T  # [2, 4]
@@ -93,7 +95,7 @@ def test_captions_that_videos_share(world: World) -> None:
     assert result.metrics["t2v_mean_rank"] == pytest.approx(sum(best) / 2)
     assert result.counts["captions"] == 2 and len(result.credits["t2v_r1.dual_softmax"].values) == 2
     assert len(result.credits["v2t_r1"].values) == 4 and "best ranked counts" in result.protocol
-    plain = evaluate(world.model, world.tokenizer, examples, **how)
+    plain = evaluate(world.model, world.tokenizer, examples, task="retrieval")
     assert plain.counts["captions"] == 4
 
 
@@ -105,7 +107,9 @@ def test_rows_of_one_stretch_are_one_video(world: World) -> None:
         for text in example.texts
     ]
     grouped = evaluate(world.model, world.tokenizer, by_video, task="retrieval")
-    assert evaluate(world.model, world.tokenizer, by_row, task="retrieval") == grouped
+    result = evaluate(world.model, world.tokenizer, by_row, task="retrieval")
+    assert (result.metrics, result.intervals) == (grouped.metrics, grouped.intervals)
+    assert result.counts == grouped.counts | {"rows": 8, "rows_scored": 8}
     assert grouped.counts["captions_shared_by_videos"] == 4
 
 
@@ -182,7 +186,7 @@ def test_recognition(world: World, tmp_path: Path) -> None:
         for n, (e, place) in enumerate(zip(world.examples, places, strict=True))
     ]
     result = evaluate(
-        world.model, world.tokenizer, examples, task="recognition", class_names=names, templates=templates
+        world.model, world.tokenizer, examples, task=RecognitionTask(templates=templates), names=names
     )
     assert result.metrics["top1"] == 0.25
     assert result.metrics["top5"] == 0.75
@@ -218,18 +222,20 @@ def test_mistakes_are_told_before_any_video_is_read(world: World, monkeypatch: p
     def refuse(*args: object, **settings: object) -> None:
         raise AssertionError("read a video")
 
-    monkeypatch.setattr("harvest.evaluation.embed.eval_batches", refuse)
+    monkeypatch.setattr("harvest.evaluation.clips.eval_batches", refuse)
 
     def say(**settings: object) -> str:
         with pytest.raises(HarvestError) as caught:
             evaluate(world.model, world.tokenizer, world.examples, **settings)  # type: ignore[arg-type]
         return str(caught.value)
 
-    assert "retrieval, choice" in say(task="detection")
+    assert "retrieval, choice" in say(task="dance") and "did you mean 'retrieval'" in say(task="retreival")
     assert "'clip0'" in say(task="choice")
-    assert "label None, the classes go from 0 to 1" in say(task="recognition", class_names=["a", "b"])
+    assert "label None, the classes go from 0 to 1" in say(task="recognition", names=["a", "b"])
     assert "no question" in say(task="qa")
     assert "class names" in say(task="recognition")
+    assert "names: retrieval has no use" in say(task="retrieval", names=["a"])
+    assert "groups: qa gives no figures of groups" in say(task="qa", groups={})
 
 
 def test_retrieval_without_captions(world: World) -> None:
@@ -254,14 +260,15 @@ def test_result_as_table_and_json(world: World) -> None:
 def test_videos_may_be_embedded_before(world: World) -> None:
     videos = embed_videos(world.model, world.examples)
     assert isinstance(videos, Embeddings)
-    result = retrieval(world.model, world.tokenizer, world.examples, videos)
+    result = RetrievalTask().of_embeddings(Evaluation(world.model, world.tokenizer, world.examples), videos)
     whole = evaluate(world.model, world.tokenizer, world.examples, task="retrieval")
-    assert result == dataclasses.replace(whole, settings={})
+    assert (result.metrics, result.intervals) == (whole.metrics, whole.intervals)
+    assert result.protocol == whole.protocol and result.counts.items() <= whole.counts.items()
 
 
 def test_a_budget_of_tokens_and_of_entries(world: World) -> None:
-    few, short = Selection(budget=6, selector="motion"), EvalSettings(budget=6, dim=7)
-    result = evaluate(world.model, world.tokenizer, world.examples, task="retrieval", settings=short)
+    few, short = Selection(budget=6, selector="motion"), EvalSettings(budget=6)
+    result = evaluate(world.model, world.tokenizer, world.examples, task=RetrievalTask(dim=7), settings=short)
     assert "Of each clip 6 tubelets, selector motion." in result.protocol
     assert "The first 7 entries of each embedding." in result.protocol
     videos = embed_videos(world.model, world.examples, selection=few, dim=7)
@@ -272,12 +279,8 @@ def test_a_budget_of_tokens_and_of_entries(world: World) -> None:
         dataclasses.replace(e, label=n, texts=(s,))
         for n, (e, s) in enumerate(zip(world.examples, SENTENCES, strict=True))
     ]
-    result = evaluate(world.model, world.tokenizer, named, task="recognition", settings=short)
+    result = evaluate(world.model, world.tokenizer, named, task=RecognitionTask(dim=7), settings=short)
     assert result.counts["clips"] == 4
-    with pytest.raises(HarvestError, match="dim: not a setting of masked_words"):
-        evaluate(
-            world.model, world.tokenizer, world.examples, task="masked_words", settings=EvalSettings(dim=7)
-        )
 
 
 def test_a_caption_twice_is_a_query_twice(world: World) -> None:
@@ -303,8 +306,7 @@ def test_dual_softmax_stands_apart(world: World) -> None:
         world.model,
         world.tokenizer,
         world.examples,
-        task="retrieval",
-        settings=EvalSettings(dual_softmax=True),
+        task=RetrievalTask(dual_softmax=True),
     )
     assert {name: both.metrics[name] for name in plain.metrics} == plain.metrics
     more = both.metrics.keys() - plain.metrics.keys()

@@ -49,12 +49,6 @@ _MODULES = {
     "recipes": "training",
     "train": "training",
     "plan": "training",
-    "evaluate": "scoring",
-    "benchmark": "scoring",
-    "compare": "scoring",
-    "probe": "scoring",
-    "convert": "models",
-    "blend": "models",
 }
 """Commands that do not have a module of their own yet, and where they are: remove a line with each split."""
 

@@ -1,13 +1,8 @@
 """What every command needs of a command line: functions become parsers, options are read, results printed."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harvest.errors import HarvestError
-
-if TYPE_CHECKING:
-    from harvest.evaluation.result import Result
 
 
 def run(function: Callable[..., None], args: list[str], *, prog: str | None = None) -> None:
@@ -42,14 +37,3 @@ def print_json(value: object) -> None:
     import json
 
     print(json.dumps(dataclasses.asdict(value), indent=1, ensure_ascii=False))  # type: ignore[call-overload]
-
-
-def write_result(result: "Result", out: Path | None) -> None:
-    """Scores as JSON, where asked for; whole or not at all."""
-    from rich.console import Console
-
-    from harvest.files import write_file
-
-    if out is not None:
-        write_file(out, result.to_json())
-        Console().print(f"written: {out}", markup=False)

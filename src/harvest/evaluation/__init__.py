@@ -1,18 +1,18 @@
-"""What a model can do without training on the task: retrieval, choice, recognition, filling words in."""
+"""What a model can do: retrieval, choice, recognition, questions, filling words in, and what a fine-tuned head tells."""
 
 from harvest.data.labels import read_class_names
 from harvest.evaluation.embed import Embeddings, embed_texts, embed_videos
 from harvest.evaluation.motion_truth import motion_truth
-from harvest.evaluation.question_answering import fill_mask
 from harvest.evaluation.result import Result, table
 from harvest.evaluation.settings import EvalSettings
-from harvest.evaluation.tasks import Task, evaluate
+from harvest.evaluation.tasks import TASKS, evaluate
+from harvest.evaluation.word_filling import fill_mask
 
 __all__ = [
+    "TASKS",
     "Embeddings",
     "EvalSettings",
     "Result",
-    "Task",
     "embed_texts",
     "embed_videos",
     "evaluate",

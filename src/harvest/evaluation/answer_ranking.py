@@ -1,76 +1,28 @@
-"""Questions answered by a decoder that says how likely each answer of a closed list is (UMT, after ALBEF).
+"""How likely a decoder finds each answer of a closed list (UMT, after ALBEF).
 
-Shapes: B questions, A answers, L words, M words of an answer, V vocabulary.
+Shapes: B questions, A answers, L words of a question, M words of an answer, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from harvest.evaluation.embed import Clips, evaluating
-from harvest.evaluation.question_answering import asked_of, check_answered, closed_list, report_answers
-from harvest.evaluation.result import Result
-from harvest.interfaces import Example, HarvestError, TextFeatures, VideoFeatures
-from harvest.model.answers import AnswerIds, encode_answers
-from harvest.model.tokenizer import Tokenizer
+from harvest.interfaces import TextFeatures
+from harvest.model.answers import AnswerIds
 from harvest.model.video_text import VideoTextModel
-from harvest.parallel import Precision
 
-TOP_K = 128
-"""Answers said in full, those with the likeliest first words; of a shorter list, all."""
+_SCORES = 2**26  # of words, held at a time: 256 MB in fp32
 
 
-def answer_ranking(
-    model: VideoTextModel,
-    tokenizer: Tokenizer,
-    examples: Sequence[Example],
-    clips: Clips,
-    *,
-    answers: Sequence[str] | None = None,
-    precision: Precision = "fp32",
-    top_k: int = TOP_K,
-) -> Result:
-    """Answer `Example.question` with the likeliest of a list of answers, its end included.
-
-    An answer's score is the log-probability of all its words, each counted once: the reference counts the first one
-    twice. `answers` None takes the distinct answers of the examples. A right answer that is not on the list is never
-    given, and counted.
-    """
-    if model.answers is None:
-        raise HarvestError("this model has no decoder of answers: fine-tune it on questions first")
-    check_answered(examples)
-    wanted, listed = closed_list(examples, answers)
-    candidates = encode_answers(tokenizer, model.config.text_tower, listed)
-    asked: list[int] = []
-    stretch: list[int] = []
-    parts: list[Tensor] = []
-    for places, rows, stretches, video in asked_of(clips):
-        with evaluating(model, precision):
-            ids = tokenizer([examples[place].question or "" for place in places])
-            text = model.encode_text(ids.to(model.log_scale.device))
-            states = model.fuse(VideoFeatures(video.tokens[rows], text.pooled), text)
-            parts.append(rank(model, states, text, candidates, top_k=top_k).cpu())
-        asked += places
-        stretch += stretches
-    return report_answers(
-        torch.cat(parts),
-        asked,
-        torch.tensor(stretch),
-        examples=examples,
-        clips=clips,
-        wanted=wanted,
-        listed=listed,
-        how="The likeliest of {} answers, said word by word by the decoder",
-    )
-
-
-def rank(
+def rank_answers(
     model: VideoTextModel, states: Tensor, text: TextFeatures, answers: AnswerIds, *, top_k: int
 ) -> Tensor:
-    """Log-probabilities of answers to fused questions `[B, L, D]`: fp32 `[B, A]`, -inf for those not said in full."""
+    """Log-probabilities of answers to fused questions `[B, L, D]`: fp32 `[B, A]`, -inf for those not scored in full.
+
+    The `top_k` answers with the likeliest first words are. A score is the log-probability of all words of an answer, its
+    end included, each counted once: the reference counts the first one twice.
+    """
     B, A = len(states), len(answers.ids)
     ids, mask = answers.ids.to(states.device), answers.mask.to(states.device)
     scores = torch.full((B, A), float("-inf"), device=states.device)
@@ -79,12 +31,14 @@ def rank(
         start = ids[:1, :1].expand(B, -1)
         first = model.decode_answers(states, text, start)[:, 0].float().log_softmax(dim=-1)  # [B, V]
         chosen = first[:, ids[:, 1]].topk(top_k, dim=1).indices
-    for row in range(B):
-        one = TextFeatures(*(part[row : row + 1] for part in text))
-        said = chosen[row]
-        log_probs = (
-            model.decode_answers(states[row : row + 1], one, ids[said, :-1]).float().log_softmax(dim=-1)
-        )
+    num, M = chosen.shape[1], ids.shape[1] - 1
+    at_once = max(1, _SCORES // (num * M * model.config.text_tower.vocab_size))
+    for start_row in range(0, B, at_once):
+        rows = slice(start_row, start_row + at_once)
+        said = chosen[rows].flatten()  # equally many neighbouring answers go with one question
+        some = TextFeatures(*(part[rows] for part in text))
+        log_probs = model.decode_answers(states[rows], some, ids[said, :-1]).float().log_softmax(dim=-1)
         of_words = log_probs.gather(2, ids[said, 1:, None])[..., 0]
-        scores[row, said] = of_words.masked_fill(~mask[said, 1:], 0.0).sum(dim=1)
+        total = of_words.masked_fill(~mask[said, 1:], 0.0).sum(dim=1)
+        scores[rows] = scores[rows].scatter(1, chosen[rows], total.view(-1, num))
     return scores

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from collections.abc import Sequence
 
 from harvest.data.benchmarks import BenchmarkData, Missing, missing
 from harvest.data.labels import check_same_names
 from harvest.data.sampling import FrameOrder
-from harvest.evaluation.detection import detection
-from harvest.evaluation.probe import probe
+from harvest.evaluation.probe import ProbeConfig, probe
 from harvest.evaluation.result import Result
-from harvest.evaluation.settings import DEFAULT, EvalSettings
-from harvest.evaluation.tasks import Task, evaluate
-from harvest.interfaces import Box, HarvestError, OnProgress
-from harvest.model.heads import BoxHead, Head
+from harvest.evaluation.settings import EvalSettings
+from harvest.evaluation.task import Task
+from harvest.evaluation.tasks import TASKS, evaluate
+from harvest.interfaces import HarvestError, OnProgress
+from harvest.model.heads import Head
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 
@@ -31,70 +31,62 @@ def check_complete(data: BenchmarkData, *, allow_missing: bool = False) -> Missi
     return absent
 
 
+def task_for(kind: str, *, has_head: bool) -> type[Task]:
+    """The task that scores benchmarks of this kind, with the head of a fine-tuned model where one can."""
+    able = [task for task in TASKS if kind in task.benchmarks]
+    if not able:
+        raise HarvestError(f"no task scores benchmarks of {kind}")
+    return next((task for task in able if task.reads_head == has_head), able[0])
+
+
 def score_benchmark(
     model: VideoTextModel,
     tokenizer: Tokenizer | None,
     data: BenchmarkData,
     *,
+    task: Task | None = None,
     allow_missing: bool = False,
     head: Head | None = None,
-    detected: dict[str, tuple[Box, ...]] | None = None,
-    settings: EvalSettings = DEFAULT,
+    settings: EvalSettings | None = None,
     frame_order: FrameOrder = "forward",
     progress: OnProgress | None = None,
 ) -> Result:
     """Evaluate by the benchmark's protocol, zero-shot or with the head of a fine-tuned model.
 
-    `detected` are the boxes of a detector for action detection (`detection.read_boxes`), which without it is on the
-    annotated ones.
+    `task` has the settings that the protocol leaves free, such as `RetrievalTask(rerank_top_k=128)`; None: `task_for`.
 
     Raises HarvestError where rows are missing, from the annotation files or because their video is not there or
     cannot be read. `allow_missing` scores what is there instead: `metrics["share_of_rows"]` is then the share of
     the benchmark that was scored, and `missing` names the rest.
     """
-    if detected is not None and data.task != "detection":
-        raise HarvestError(
-            f"detected: boxes of persons for action detection; {data.name} is a benchmark of {data.task}"
-        )
     absent = check_complete(data, allow_missing=allow_missing)
-    task = cast(Task, "qa" if data.task == "count" else data.task)  # other tasks are unscored
-    of_task: dict[str, Any] = {}
-    if data.task == "detection":
-        if not isinstance(head, BoxHead):
-            raise HarvestError(
-                f"{data.name} needs a model that was fine-tuned to detect actions (recipe ft-ava-b16)"
-            )
-        found = detection(
-            model,
-            head,
-            data.examples,
-            names=data.action_names,
-            detected=detected,
-            settings=settings,
-            frame_order=frame_order,
-            progress=progress,
-        )
-        return _of_the_whole(data, found, absent, allow_missing=allow_missing)
-    if task == "recognition" and head is not None:
-        task = "classification"
-        of_task = {"class_names": data.class_names, "head": head}
-    elif task == "recognition":
-        of_task = {"class_names": data.class_names, "templates": data.templates}
-    elif task == "retrieval":
-        of_task = {"shared_captions": data.shared_captions}
-    elif task == "qa":
-        of_task = {"answers": data.answers, "head": head}
+    task = task_for(data.task, has_head=head is not None)() if task is None else task
+    if data.task not in task.benchmarks:
+        raise HarvestError(f"{task.name}: {data.name} is a benchmark of {data.task}")
+    names: Sequence[str] | None = getattr(data, task.names_in) if task.names_in else None
     result = evaluate(
         model,
         tokenizer,
         data.examples,
-        task=task,
+        task=_by_protocol(task, data),
+        names=names,
+        head=head,
         settings=settings,
         frame_order=frame_order,
         progress=progress,
-        **of_task,
     )
     return _of_the_whole(data, result, absent, allow_missing=allow_missing)
+
+
+def _by_protocol(task: Task, data: BenchmarkData) -> Task:
+    """The task with the settings that the benchmark has under their names, such as its prompts."""
+    own = {field.name for field in dataclasses.fields(task)}  # type: ignore[arg-type]
+    fixed = {name: getattr(data, name) for name in own if getattr(data, name, ()) != ()}
+    plain = type(task)()
+    for name, value in fixed.items():
+        if getattr(task, name) not in (getattr(plain, name), value):
+            raise HarvestError(f"{name}: the protocol of {data.name} says {value}; leave it out")
+    return dataclasses.replace(task, **fixed)  # type: ignore[type-var]
 
 
 def probe_benchmark(
@@ -102,8 +94,9 @@ def probe_benchmark(
     train: BenchmarkData,
     test: BenchmarkData,
     *,
+    config: ProbeConfig | None = None,
     allow_missing: bool = False,
-    **settings: Any,
+    progress: OnProgress | None = None,
 ) -> Result:
     """A probe of the frozen tower trained on one split of a benchmark and scored on another; see `probe`.
 
@@ -116,7 +109,9 @@ def probe_benchmark(
     check_same_names(train.class_names, test.class_names or ())
     gone = check_complete(train, allow_missing=allow_missing)
     absent = check_complete(test, allow_missing=allow_missing)
-    result = probe(model, train.examples, test.examples, class_names=train.class_names, **settings)
+    result = probe(
+        model, train.examples, test.examples, class_names=train.class_names, config=config, progress=progress
+    )
     lacking = f" Of the training split {train.split} {gone.rows:,} rows are missing." if gone else ""
     result = dataclasses.replace(result, protocol=result.protocol + lacking)
     return _of_the_whole(test, result, absent, allow_missing=allow_missing)

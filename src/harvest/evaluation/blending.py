@@ -6,17 +6,27 @@ Post-training wins video skill and may lose some of the image model's. Weights b
 
 from __future__ import annotations
 
+import dataclasses
 import html
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from harvest.evaluation.embed import Mode
 from harvest.evaluation.result import Result
-from harvest.interfaces import HarvestError
+from harvest.evaluation.settings import EvalSettings
+from harvest.evaluation.tasks import evaluate
+from harvest.files import write_file
+from harvest.interfaces import Example, HarvestError, OnProgress
+from harvest.model.folder import save_model
 from harvest.model.inflation import blend, check_blendable
+from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 
+Score = Callable[[VideoTextModel, Mode], Result]
+"""The result of a model, shown clips as videos or as images."""
 SHARES = tuple(round(0.1 * step, 1) for step in range(11))
 
 
@@ -70,11 +80,12 @@ def sweep(
     image_model: VideoTextModel,
     video_model: VideoTextModel,
     *,
-    image_skill: Callable[[VideoTextModel, Mode], Result],
-    video_skill: Callable[[VideoTextModel, Mode], Result],
+    image_skill: Score,
+    video_skill: Score,
     shares: Sequence[float] = SHARES,
     image_limit: float = 1.0,
     video_limit: float = 2.0,
+    progress: OnProgress | None = None,
 ) -> Sweep:
     """Score shares of the video model's weights, all of it among them; the video model is left as it was.
 
@@ -86,24 +97,74 @@ def sweep(
     if min(image_limit, video_limit) <= 0:
         raise HarvestError(f"limits must be above 0 points, got {image_limit} and {video_limit}")
     check_blendable(image_model, video_model)
-    alone = _main(image_skill(image_model, "image"))
+    tried, done = sorted({1.0, *shares}), 0
+
+    def score(skill: Score, model: VideoTextModel, mode: Mode) -> Skill:
+        nonlocal done
+        found = _main(skill(model, mode))
+        done += 1
+        if progress is not None:
+            progress(done, 2 * len(tried) + 1)
+        return found
+
+    alone = score(image_skill, image_model, "image")
     kept = {name: tensor.clone() for name, tensor in video_model.state_dict().items()}
     points = []
     try:
-        for share in sorted({1.0, *shares}):
+        for share in tried:
             video_model.load_state_dict(kept)
             blend(image_model, video_model, video_ratio=share)
-            scores = [_main(skill(video_model, "video")) for skill in (image_skill, video_skill)]
-            points.append(Point(share, *scores))
+            points.append(
+                Point(
+                    share, score(image_skill, video_model, "video"), score(video_skill, video_model, "video")
+                )
+            )
     finally:
         video_model.load_state_dict(kept)
     return Sweep(tuple(points), alone, image_limit, video_limit)
+
+
+def main_metric(
+    tokenizer: Tokenizer, examples: Sequence[Example], task: str, settings: EvalSettings
+) -> Score:
+    """A skill that `sweep` measures: the result of a task on some rows."""
+
+    def score(model: VideoTextModel, mode: Mode) -> Result:
+        how = dataclasses.replace(settings, image=mode == "image")
+        return evaluate(model, tokenizer, examples, task=task, settings=how, progress=lambda *_: None)
+
+    return score
 
 
 def _main(result: Result) -> Skill:
     """The first metric that has an interval: t2v_r1, accuracy, top1."""
     name = next(iter(result.draws))
     return Skill(result.metrics[name], result.intervals[name])
+
+
+def write_blend(
+    out: Path,
+    found: Sweep,
+    image_model: VideoTextModel,
+    video_model: VideoTextModel,
+    tokenizer: Tokenizer,
+    *,
+    sources: tuple[str, str],
+    image_name: str,
+    video_name: str,
+) -> None:
+    """Blend the video model, in place, by the best share and write OUT/model, OUT/curve.json and OUT/curve.svg.
+
+    `sources` name the image model and the video model as they were asked for.
+    """
+    share = found.best.video_ratio
+    blend(image_model, video_model, video_ratio=share)
+    notes = {"started_from": sources[0], "blended": sources[1], "video_ratio": share}
+    save_model(out / "model", video_model, tokenizer, notes=notes)
+    names = {"image_name": image_name, "video_name": video_name}
+    facts = {**dataclasses.asdict(found), "best": share, **names}
+    write_file(out / "curve.json", json.dumps(facts, indent=1) + "\n")
+    write_file(out / "curve.svg", draw_curve(found, **names))
 
 
 # ---- the curve as a picture --------------------------------------------------------------------------------------

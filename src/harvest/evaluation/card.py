@@ -33,17 +33,6 @@ from harvest.model.video_text import VideoTextModel
 FORMAT = 1
 TEMPLATE = Path(__file__).with_name("card.html.j2")
 
-_SCORED_BY = {
-    "retrieval": "embeddings only",
-    "choice": "embeddings only",
-    "recognition": "embeddings of prompts",
-    "qa": "answers from a list",
-    "masked_words": "words filled in",
-    "classification": "fine-tuned head",
-    "detection": "fine-tuned head on boxes",
-    "linear_probe": "linear probe",
-    "attentive_probe": "attentive probe",
-}
 _BY_VARIANT = {
     "dual_softmax": "dual softmax: all queries at once",
     "reranked": "re-ranked by the matching head",
@@ -56,7 +45,7 @@ _BY_VARIANT = {
 
 
 @dataclass(frozen=True)
-class Split:
+class ScoredRows:
     """The rows that were scored."""
 
     name: str
@@ -74,7 +63,7 @@ class Card:
     task: str
     mode: str
     protocol: str
-    split: Split
+    split: ScoredRows
     settings: Mapping[str, Any]
     numbers: tuple[Mapping[str, Any], ...]
     """Each with its `name`, how it was `scored`, `value`, 95 % `interval` or None, and `unit` (fraction, rank or error)."""
@@ -89,7 +78,7 @@ class Card:
     format: int = FORMAT
 
 
-def split_of(examples: Sequence[Example], name: str, names: Sequence[str] | None = None) -> Split:
+def split_of(examples: Sequence[Example], name: str, names: Sequence[str] | None = None) -> ScoredRows:
     """The split that a manifest is; `names` are its classes or answers, where they are given apart."""
     rows = [
         [
@@ -106,12 +95,12 @@ def split_of(examples: Sequence[Example], name: str, names: Sequence[str] | None
         for e in examples
     ]
     digest = hashlib.sha256(json.dumps([rows, names]).encode()).hexdigest()[:16]
-    return Split(name, digest, len(examples), {})
+    return ScoredRows(name, digest, len(examples), {})
 
 
 def make_card(
     result: Result,
-    split: Split,
+    split: ScoredRows,
     model: VideoTextModel,
     *,
     head: nn.Module | None = None,
@@ -149,7 +138,7 @@ def make_card(
 def _number(result: Result, name: str) -> dict[str, Any]:
     plain, variant = parts_of(name)
     interval = result.intervals.get(name)
-    scored = _BY_VARIANT.get(variant, _SCORED_BY.get(result.task, result.task))
+    scored = _BY_VARIANT.get(variant, result.scored_by or result.task)
     is_given = plain in ("chance", "commonest_answer")  # a property of the set
     return {
         "name": name,
@@ -188,7 +177,7 @@ def read_card(path: str | Path) -> tuple[Card, Result]:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] > FORMAT:
             raise HarvestError(f"{path} was written by a newer Harvest: update Harvest")
-        split = Split(**values.pop("split"))
+        split = ScoredRows(**values.pop("split"))
         card = Card(**values, split=split)
         credits, resampled = _read_credits(path.with_name("credits.npz"))
     except OSError as error:

@@ -1,34 +1,26 @@
 """Videos and texts to vectors: what every embedding task and search start from.
 
-A stretch of a video is decoded and encoded once, however many rows of a manifest name it, and a text is
-encoded once however often it stands there: equal texts then have equal scores to the bit, and ties are ties.
+A stretch of a video is decoded and encoded once, however many rows of a manifest name it, and a text is encoded once
+however often it stands there: equal texts then have equal scores to the bit, and ties are ties.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harvest.data.read_once import clip_numbers, eval_batches
 from harvest.data.sampling import FrameOrder
+from harvest.evaluation.clips import ReadSettings, Rows, collect, evaluating
 from harvest.interfaces import Example, HarvestError, Kept, OnProgress, VideoFeatures
 from harvest.model.matryoshka import shorten
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel, own_attention
-from harvest.parallel import (
-    Precision,
-    all_gather_ordered,
-    autocast,
-    generator_for,
-    merge_over_ranks,
-    world_rank_size,
-)
+from harvest.parallel import Precision, generator_for
 from harvest.tokens import Selection, choose
 
 Mode = Literal["video", "image"]
@@ -44,136 +36,14 @@ class Embeddings:
     row: Tensor  # int64 [len(examples)]: the row of `pooled` of each example, -1 where its video is broken
     first: Tensor  # int64 [n]: the first example of each row
     broken: dict[str, str]  # example id to reason
-    num_frames: int
-    mode: Mode
-    tokens: Tensor | None = None  # [n, K, D] on the CPU, where the matching head is to read them
-
-
-@dataclass
-class Clips:
-    """The features of the distinct stretches of a list of examples, a batch at a time, to be read through once."""
-
-    batches: Iterator[tuple[list[list[int]], VideoFeatures]]
-    """For every clip of a batch the examples it belongs to, and the features on the model's device."""
-    broken: dict[str, str]  # filled while the batches are read
-    num_frames: int
-    mode: Mode
+    tokens: Tensor | None = None  # [m, K, D] on the CPU, where the matching head is to read them
+    token_rows: Tensor | None = None  # int64 [m]: the rows whose tokens this process holds; None: all
 
 
 def default_frames(model: VideoTextModel, mode: Mode) -> int:
     """The frames a clip is shown with: the model's own number, at least `IMAGE_FRAMES` for an image baseline of one."""
     own = model.config.video.num_frames
     return IMAGE_FRAMES if mode == "image" and own == 1 else own
-
-
-def read_clips(
-    model: VideoTextModel,
-    examples: Sequence[Example],
-    *,
-    mode: Mode = "video",
-    num_frames: int | None = None,
-    batch_size: int = 32,
-    precision: Precision = "fp32",
-    workers: int = 0,
-    selection: Selection | None = None,
-    for_head: bool = False,
-    with_tokens: bool = True,
-    frame_order: FrameOrder = "forward",
-    progress: OnProgress | None = None,
-) -> Clips:
-    """Decode and encode the videos of a manifest; see `embed_videos` for the settings.
-
-    `for_head` gives what heads read, `VideoTextModel.video_features`, instead of embeddings; `frame_order` takes time
-    from the clips (`sampling.FrameOrder`). On several processes the batches are shared out and every process gets all
-    of them, in the order that one would have; without `with_tokens` tokens are left where they were computed.
-    """
-    if for_head and mode == "image":
-        raise HarvestError(
-            "heads of fine-tuned models look at clips as videos: there is no image baseline of them"
-        )
-    if not examples:
-        raise HarvestError("there is nothing to evaluate: the list of examples is empty")
-    frames = default_frames(model, mode) if num_frames is None else num_frames
-    clip_of = clip_numbers(examples).tolist()
-    users: list[list[int]] = [[] for _ in range(max(clip_of) + 1)]  # the examples of every clip
-    for place, clip in enumerate(clip_of):
-        users[clip].append(place)
-    clip_of_example = dict(zip(examples, clip_of, strict=True))
-    broken: dict[str, str] = {}
-
-    def note(example: Example, reason: str) -> None:
-        broken.update({examples[place].id: reason for place in users[clip_of_example[example]]})
-
-    rank, size = world_rank_size()
-
-    def encode(numbers: Tensor, video: Tensor) -> VideoFeatures:
-        if for_head:
-            with evaluating(model, precision):
-                video = video.to(model.log_scale.device)
-                keep = None if selection is None else kept(model, video, selection)
-                features = model.video_features(video, keep)
-        else:
-            features = encode_clips(model, video, mode=mode, precision=precision, selection=selection)
-        return features if with_tokens or size == 1 else features._replace(tokens=features.tokens[:, :0])
-
-    def batches() -> Iterator[tuple[list[list[int]], VideoFeatures]]:
-        is_any = False
-        read = eval_batches(
-            examples,
-            num_frames=frames,
-            image_size=model.config.video.image_size,
-            batch_size=batch_size,
-            workers=workers,
-            frame_order=frame_order,
-            rank=rank,
-            world=size,
-            on_broken=note,
-        )
-        for numbers, features in shared(read, encode, device=model.log_scale.device):
-            is_any = True
-            yield [users[number] for number in numbers.tolist()], features
-            if progress is not None:
-                progress(int(numbers[-1]) + 1, len(users))
-        if progress is not None:
-            progress(len(users), len(users))
-        share_broken(broken, examples)
-        if not is_any:
-            name, reason = next(iter(broken.items()))
-            raise HarvestError(
-                f"none of the {len(users)} videos could be read; the first, {name!r}: {reason}"
-            )
-
-    return Clips(batches(), broken, frames, mode)
-
-
-Encoded = TypeVar("Encoded", bound=tuple[Any, ...])
-
-
-def shared(
-    batches: Iterable[tuple[Tensor, Tensor]],
-    encode: Callable[[Tensor, Tensor], Encoded],
-    *,
-    device: torch.device,
-) -> Iterator[tuple[Tensor, Encoded]]:
-    """Clip numbers and what `encode(numbers, video)` makes of each batch, in the order that one process would have.
-
-    `batches` are this process's, as `eval_batches` gives them for its rank; every process gets those of all.
-    """
-
-    def own() -> Iterator[tuple[Tensor, Encoded | None]]:
-        for numbers, video in batches:
-            yield numbers, encode(numbers, video) if len(numbers) else None
-
-    for numbers, encoded in all_gather_ordered(own(), device):
-        if encoded is not None:
-            yield numbers.cpu(), encoded
-
-
-def share_broken(broken: dict[str, str], examples: Sequence[Example]) -> None:
-    """Add what other processes could not read, all in the order of the manifest."""
-    found = dict(merge_over_ranks(broken))
-    broken.clear()
-    broken.update({e.id: found[e.id] for e in examples if e.id in found})
 
 
 def encode_clips(
@@ -196,9 +66,8 @@ def encode_clips(
             return model.encode_video(video, keep)
         if selection is not None:
             raise HarvestError("choosing tokens goes with mode 'video': the image baseline sees whole frames")
-        T = video.shape[1]
         # A frame at a time, so that memory is that of a batch of images however many frames there are.
-        frames = [model.encode_video(video[:, place : place + 1]) for place in range(T)]
+        frames = [model.encode_video(video[:, place : place + 1]) for place in range(video.shape[1])]
         tokens = torch.cat([frame.tokens for frame in frames], dim=1)  # [B, T * P, D]
         pooled = torch.stack([frame.pooled for frame in frames]).mean(dim=0)
         return VideoFeatures(tokens, F.normalize(pooled, dim=-1))
@@ -228,6 +97,7 @@ def embed_videos(
     workers: int = 0,
     selection: Selection | None = None,
     dim: int | None = None,
+    with_tokens: bool = False,
     frame_order: FrameOrder = "forward",
     progress: OnProgress | None = None,
 ) -> Embeddings:
@@ -235,52 +105,38 @@ def embed_videos(
 
     `mode` "image" is the image baseline (`encode_clips`). `num_frames` None is `default_frames`. `selection`
     says how many tubelets of each clip are seen and who picks them, None sees all. `dim` keeps the first so many
-    entries (`shorten`). Videos that cannot be read are named in `broken`; if none can, or an
-    embedding is not finite, HarvestError says so.
+    entries (`shorten`). Videos that cannot be read are named in `broken`; if none can, or an embedding is not finite,
+    HarvestError says so.
+
+    `with_tokens` keeps all their tokens too, in the precision they were computed in: 1,000 clips of B/16 with 4 frames
+    are 2.4 GB in fp32, half of it in bf16. Of several processes each holds those of the clips that it encoded.
     """
-    clips = read_clips(
-        model,
-        examples,
-        mode=mode,
-        num_frames=num_frames,
+    tokens: list[Tensor] = []
+    encoded_here: list[int] = []  # the first example of each clip
+
+    def encode(rows: Rows, video: Tensor) -> tuple[Tensor]:
+        features = encode_clips(model, video, mode=mode, precision=precision, selection=selection)
+        if with_tokens:
+            tokens.append(features.tokens.cpu())
+            encoded_here.extend(places[0] for places in rows)
+        return (features.pooled.float(),)
+
+    reading = ReadSettings(
+        default_frames(model, mode) if num_frames is None else num_frames,
         batch_size=batch_size,
         precision=precision,
         workers=workers,
-        selection=selection,
-        with_tokens=False,
         frame_order=frame_order,
         progress=progress,
     )
-    return pool(clips, num_examples=len(examples), dim=dim)
-
-
-def pool(clips: Clips, *, num_examples: int, dim: int | None = None, with_tokens: bool = False) -> Embeddings:
-    """Read clips through and keep their pooled features, the first `dim` entries of each.
-
-    `with_tokens` keeps all their tokens too, in the precision they were computed in: 1,000 clips of B/16 with 4 frames
-    are 2.4 GB in fp32, half of it in bf16.
-    """
-    parts: list[Tensor] = []
-    tokens: list[Tensor] = []
-    first: list[int] = []
-    row = torch.full((num_examples,), -1)
-    for users, features in clips.batches:
-        for places in users:
-            row[places] = len(first)
-            first.append(places[0])
-        parts.append(features.pooled.float().cpu())
-        if with_tokens:
-            tokens.append(features.tokens.cpu())
-    pooled = shorten(torch.cat(parts), dim)
-    _check_finite(pooled, "video")
+    found = collect(model, examples, encode, reading)
     return Embeddings(
-        pooled,
-        row,
-        torch.tensor(first),
-        clips.broken,
-        clips.num_frames,
-        clips.mode,
+        shorten(found.parts[0], dim),
+        found.row,
+        found.first,
+        found.broken,
         torch.cat(tokens) if tokens else None,
+        found.row[encoded_here] if with_tokens else None,
     )
 
 
@@ -303,7 +159,11 @@ def embed_texts(
             text_ids = tokenizer(distinct[start : start + batch_size]).to(model.log_scale.device)
             parts.append(model.encode_text(text_ids).pooled.float().cpu())
     pooled = shorten(torch.cat(parts), dim)
-    _check_finite(pooled, "text")
+    bad = int((~pooled.isfinite().all(dim=1)).sum())
+    if bad:
+        raise HarvestError(
+            f"{bad} of {len(pooled)} text embeddings are not finite: the model's weights are broken"
+        )
     return pooled[place]
 
 
@@ -314,23 +174,3 @@ def cosines(queries: Tensor, items: Tensor) -> Tensor:
     in bf16 it makes ties of what is not equal.
     """
     return (queries.double() @ items.double().T).float()
-
-
-@contextmanager
-def evaluating(model: VideoTextModel, precision: Precision) -> Iterator[None]:
-    """The model in eval mode, without gradients, in `precision`; as it was afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast(model.log_scale.device, precision):
-            yield
-    finally:
-        model.train(was_training)
-
-
-def _check_finite(pooled: Tensor, kind: str) -> None:
-    bad = int((~pooled.isfinite().all(dim=1)).sum())
-    if bad:
-        raise HarvestError(
-            f"{bad} of {len(pooled)} {kind} embeddings are not finite: the model's weights are broken"
-        )

@@ -11,79 +11,90 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harvest.evaluation.embed import Embeddings, evaluating
+from harvest.evaluation.clips import evaluating
+from harvest.evaluation.embed import Embeddings
+from harvest.evaluation.task import Evaluation
 from harvest.interfaces import HarvestError, TextFeatures, VideoFeatures
-from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
-from harvest.parallel import Precision
+from harvest.parallel import all_gather_ordered
+from harvest.tokens import Selection
 
 _ROWS = 256  # texts read with one video at a time
 
 
-class Read(NamedTuple):
-    """Scores of some of all pairs of texts and videos."""
+class PairScores(NamedTuple):
+    """Scores of some of all pairs of texts and videos, video by video."""
 
     texts: Tensor  # int64 [P]
     videos: Tensor  # int64 [P]
     logits: Tensor  # fp32 [P, 2], of no and yes
 
 
-def need_matching(model: VideoTextModel) -> None:
+def need_matching(model: VideoTextModel, selection: Selection | None = None) -> None:
     """Raise HarvestError for a model that cannot tell whether a pair belongs together."""
     if model.fusion is None or not model.fusion.config.matches:
         raise HarvestError(
             "this model has no matching head: it was not trained to tell whether text and video belong together. "
             "Train it with UMT's second stage (harvest recipes), or ask for embeddings alone."
         )
+    if selection is not None and selection.selector == "run_length":
+        raise HarvestError(
+            "selector: run_length keeps another number of tubelets of each clip, which the matching head cannot read;"
+            " take another selector"
+        )
 
 
-def read_pairs(
-    model: VideoTextModel,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    videos: Embeddings,
-    is_asked: Tensor,
-    *,
-    precision: Precision = "fp32",
-) -> Read:
+def similarity_scale(model: VideoTextModel) -> float:
+    """What the model multiplies cosines by."""
+    with torch.no_grad():
+        one = torch.ones(1, 1, device=model.log_scale.device)
+        return float(model.scores(one, one) - model.scores(0 * one, one))
+
+
+def read_pairs(given: Evaluation, texts: Sequence[str], videos: Embeddings, is_asked: Tensor) -> PairScores:
     """Read the pairs that `is_asked`, bool `[C, n]`, names: each pair once, each text and each video encoded once.
 
     The texts of a video share one fusion pass, in which its keys and values are computed once, so that what a pair
-    costs is the words alone. `videos.tokens` is needed (`pool(..., with_tokens=True)`).
+    costs is the words alone. The videos' tokens are needed; each process reads the pairs of those that it holds.
     """
+    model = given.model
     need_matching(model)
-    if videos.tokens is None:
-        raise ValueError("reading pairs needs the videos' tokens: pool(..., with_tokens=True)")
-    encoded = _encode(model, tokenizer, texts, precision)
-    of_text: list[Tensor] = []
-    of_video: list[Tensor] = []
-    logits: list[Tensor] = []
+    if videos.tokens is None and videos.token_rows is None:
+        raise ValueError("reading pairs needs the videos' tokens: embed_videos(..., with_tokens=True)")
+    encoded = _encode(given, texts)
     device = model.log_scale.device
-    for number in range(is_asked.shape[1]):
-        asked = is_asked[:, number].nonzero()[:, 0]
-        if not len(asked):
-            continue
-        shown = VideoFeatures(videos.tokens[number : number + 1].to(device), torch.empty(0))
-        for some in torch.split(asked, _ROWS):
-            with evaluating(model, precision):
-                rows = TextFeatures(*(part[some.to(device)] for part in encoded))
-                logits.append(model.match_pairs(shown, rows).float().cpu())
-        of_text.append(asked)
-        of_video.append(torch.full_like(asked, number))
-    if not logits:
-        empty = torch.empty(0, dtype=torch.int64)
-        return Read(empty, empty, torch.empty(0, 2))
-    return Read(torch.cat(of_text), torch.cat(of_video), torch.cat(logits))
+    here = range(len(videos.pooled)) if videos.token_rows is None else videos.token_rows.tolist()
+
+    def own() -> list[PairScores]:
+        read = []
+        for place, number in enumerate(here):
+            asked = is_asked[:, number].nonzero()[:, 0]
+            if not len(asked):
+                continue
+            assert videos.tokens is not None
+            shown = VideoFeatures(videos.tokens[place : place + 1].to(device), torch.empty(0))
+            logits = []
+            for some in torch.split(asked, _ROWS):
+                with evaluating(model, given.settings.precision):
+                    rows = TextFeatures(*(part[some.to(device)] for part in encoded))
+                    logits.append(model.match_pairs(shown, rows).float().cpu())
+            read.append(PairScores(asked, torch.full_like(asked, number), torch.cat(logits)))
+        return read
+
+    empty = torch.empty(0, dtype=torch.int64)
+    parts = [PairScores(empty, empty, torch.empty(0, 2))]
+    parts += [one for rank in all_gather_ordered([own()]) for one in rank]
+    parts.sort(key=lambda part: int(part.videos[0]) if len(part.videos) else -1)
+    return PairScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _encode(
-    model: VideoTextModel, tokenizer: Tokenizer, texts: Sequence[str], precision: Precision
-) -> TextFeatures:
+def _encode(given: Evaluation, texts: Sequence[str]) -> TextFeatures:
     """All texts at one length, on the model's device."""
+    model = given.model
     parts: list[TextFeatures] = []
     for start in range(0, len(texts), _ROWS):
-        with evaluating(model, precision):
-            ids = tokenizer(list(texts[start : start + _ROWS])).to(model.log_scale.device)
+        with evaluating(model, given.settings.precision):
+            ids = given.words(list(texts[start : start + _ROWS])).to(model.log_scale.device)
             parts.append(model.encode_text(ids))
     longest = max(part.mask.shape[1] for part in parts)
 

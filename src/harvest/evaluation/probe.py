@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -22,30 +22,50 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.data.labels import check_labels
-from harvest.data.read_once import clip_numbers, eval_batches
-from harvest.evaluation.classification import report, views_said
-from harvest.evaluation.embed import evaluating, share_broken, shared
+from harvest.data.read_once import clip_numbers
+from harvest.evaluation.clips import Collected, ReadSettings, Rows, collect
 from harvest.evaluation.metrics import choice_credit
 from harvest.evaluation.result import Result
-from harvest.evaluation.settings import check_counts
+from harvest.evaluation.tasks.classification import report, views_said
 from harvest.files import new_file, write_file
 from harvest.interfaces import Example, HarvestError, OnProgress, VideoFeatures
 from harvest.model.folder import digest_of
 from harvest.model.heads import AttentiveHead, HeadConfig
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision, generator_for, world_rank_size
+from harvest.ranges import Range, check_ranges
 
 Kind = Literal["linear", "attentive"]
 PENALTIES = tuple(10.0**power for power in range(-5, 2))
 
 
 @dataclass(frozen=True)
-class Features:
-    """Features of the distinct clips of a list of examples, from memory or from a file."""
+class ProbeConfig:
+    """What is trained on the frozen features, on how many clips, and how these are read."""
 
-    values: Tensor  # fp16 [n, D], or [n, K, D]
-    row: Tensor  # int64 [len(examples)]: the row of `values` of each example, -1 where its video is broken
-    broken: dict[str, str]
+    kind: Kind = "linear"
+    """linear: logistic regression on a clip's feature. attentive: a learned query over all tokens."""
+    shots: Annotated[int | None, Range(least=1)] = None
+    """Learn from this many clips of each class; the figures are means over draws."""
+    draws: Annotated[int, Range(least=1)] = 5
+    """Times that these clips are drawn."""
+    epochs: Annotated[int, Range(least=1)] = 20
+    """Of the attentive probe."""
+    lr: Annotated[float, Range(above=0)] = 1e-3
+    """Of the attentive probe."""
+    seed: int = 0
+    num_frames: Annotated[int | None, Range(least=1)] = None
+    """Frames per clip; without it the model's own number."""
+    batch_size: Annotated[int, Range(least=1)] = 32
+    """Clips encoded at once."""
+    precision: Precision = "fp32"
+    workers: Annotated[int, Range(least=0)] = 0
+    """Processes that decode; with 0 this one does."""
+    cache: Path | None = None
+    """Folder in which features are kept for the next probe of the same model and clips."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def probe(
@@ -54,31 +74,94 @@ def probe(
     test: Sequence[Example],
     *,
     class_names: Sequence[str],
-    kind: Kind = "linear",
-    shots: int | None = None,
-    draws: int = 5,
-    epochs: int = 20,
-    lr: float = 1e-3,
-    seed: int = 0,
-    num_frames: int | None = None,
-    batch_size: int = 32,
-    precision: Precision = "fp32",
-    workers: int = 0,
-    cache: Path | None = None,
+    config: ProbeConfig | None = None,
     progress: OnProgress | None = None,
 ) -> Result:
     """Train a head on the frozen tower's features of `train` and score it on `test`, one middle view a clip.
 
-    `shots` takes so many clips a class, `draws` times anew; figures are then means over the draws. The penalty of the
-    linear probe is the likeliest of `PENALTIES` on a fifth of the training clips (all of them train in the end); with
-    fewer than 5 clips a class it is 0.01. `epochs` and `lr` are of the attentive probe. `cache` is a folder in which
-    features are kept for the next probe of the same model and clips.
+    The penalty of the linear probe is the likeliest of `PENALTIES` on a fifth of the training clips (all of them train
+    in the end); with fewer than 5 clips a class it is 0.01.
     """
-    check_counts(shots=shots, draws=draws, epochs=epochs, num_frames=num_frames, batch_size=batch_size)
-    if workers < 0:
-        raise HarvestError(f"workers: expected 0 or more, got {workers}")
+    config = config or ProbeConfig()
+    _check_sets(train, test, num_classes=len(class_names))
+    frames = model.config.video.num_frames if config.num_frames is None else config.num_frames
+    reading = ReadSettings(
+        frames,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        workers=config.workers,
+        progress=progress,
+    )
+    learned, asked = (
+        read_features(model, examples, kind=config.kind, reading=reading, cache=config.cache)
+        for examples in (train, test)
+    )
+    labels, test_labels = (
+        torch.tensor([-1 if e.label is None else e.label for e in examples]) for examples in (train, test)
+    )
+    device = model.log_scale.device
+    parts = []
+    for draw in range(1 if config.shots is None else config.draws):
+        places = torch.tensor(learned.asked)
+        if config.shots is not None:
+            generator = generator_for(config.seed, draw)
+            places = places[draw_shots(labels[places], config.shots, len(class_names), generator)]
+        given = learned.parts[0][learned.row[places]], labels[places]
+        if config.kind == "linear":
+            classify = fit_linear(*given, num_classes=len(class_names), seed=config.seed, device=device)
+        else:
+            classify = fit_attentive(
+                *given,
+                names=tuple(class_names),
+                num_heads=model.config.video.num_heads,
+                epochs=config.epochs,
+                lr=config.lr,
+                seed=config.seed,
+                device=device,
+            )
+        blocks = torch.split(asked.parts[0], 256)
+        parts.append(torch.cat([classify(block.to(device)).cpu() for block in blocks]))
+    what = (
+        "Logistic regression on the feature" if config.kind == "linear" else "An attentive head on the tokens"
+    )
+    num = len(learned.asked)
+    of = (
+        f"{num:,} clips"
+        if config.shots is None
+        else f"{config.shots} clips a class, mean of {config.draws} draws"
+    )
+    how = f"{what} of the frozen tower, {views_said(frames, 1, 1)}, trained on {of}; {len(class_names)} classes."
+    results = [
+        report(
+            scores,
+            asked.row,
+            test,
+            num_classes=len(class_names),
+            several=False,
+            how=how,
+            broken=asked.broken,
+            task=f"{config.kind}_probe",
+            scored_by=f"{config.kind} probe",
+        )
+        for scores in parts
+    ]
+    first = results[0]
+    counts = {"train_missing": len(train) - num, "rows": len(test), "rows_scored": len(asked.asked)}
+    if config.shots is None:
+        return _with(first, first.metrics, **counts)
+    metrics = {name: sum(result.metrics[name] for result in results) / config.draws for name in first.metrics}
+    tops = torch.tensor([result.metrics["top1"] for result in results], dtype=torch.float64)
+    credit = torch.stack(
+        [choice_credit(scores[asked.row[asked.asked]], test_labels[asked.asked]) for scores in parts]
+    ).mean(dim=0)
+    assert abs(float(credit.mean()) - metrics["top1"]) < 1e-9
+    metrics |= {"top1_lowest": float(tops.min()), "top1_highest": float(tops.max())}
+    return _with(first, metrics, **counts, shots=config.shots, draws=config.draws)
+
+
+def _check_sets(train: Sequence[Example], test: Sequence[Example], *, num_classes: int) -> None:
     for examples in (train, test):
-        check_labels(examples, len(class_names))
+        check_labels(examples, num_classes)
     if any(e.labels for e in (*train, *test)):
         raise HarvestError("probes tell one class a clip: rows with a list of labels have no place in them")
     both = {(e.video, e.start_s, e.end_s) for e in train} & {(e.video, e.start_s, e.end_s) for e in test}
@@ -86,75 +169,6 @@ def probe(
         raise HarvestError(
             f"{len(both)} clips are in the training and in the test set (first: {min(both)[0]}): a probe would know them"
         )
-    frames = model.config.video.num_frames if num_frames is None else num_frames
-    seen = [
-        read_features(
-            model,
-            examples,
-            kind=kind,
-            num_frames=frames,
-            batch_size=batch_size,
-            precision=precision,
-            workers=workers,
-            cache=cache,
-            progress=progress,
-        )
-        for examples in (train, test)
-    ]
-    labels = [
-        torch.tensor([-1 if e.label is None else e.label for e in examples]) for examples in (train, test)
-    ]
-    learned = [place for place, row in enumerate(seen[0].row.tolist()) if row >= 0]
-    asked = [place for place, row in enumerate(seen[1].row.tolist()) if row >= 0]
-    device = model.log_scale.device
-    parts = []
-    for draw in range(1 if shots is None else draws):
-        places = torch.tensor(learned)
-        if shots is not None:
-            places = places[draw_shots(labels[0][places], shots, len(class_names), generator_for(seed, draw))]
-        given = seen[0].values[seen[0].row[places]], labels[0][places]
-        if kind == "linear":
-            classify = fit_linear(*given, num_classes=len(class_names), seed=seed, device=device)
-        else:
-            classify = fit_attentive(
-                *given,
-                names=tuple(class_names),
-                num_heads=model.config.video.num_heads,
-                epochs=epochs,
-                lr=lr,
-                seed=seed,
-                device=device,
-            )
-        parts.append(
-            torch.cat([classify(block.to(device)).cpu() for block in torch.split(seen[1].values, 256)])
-        )
-    how = f"{'Logistic regression on the feature' if kind == 'linear' else 'An attentive head on the tokens'} of the frozen"
-    how += f" tower, {views_said(frames, 1, 1)}, trained on "
-    how += f"{len(learned):,} clips" if shots is None else f"{shots} clips a class, mean of {draws} draws"
-    results = [
-        report(
-            scores,
-            seen[1].row,
-            test,
-            num_classes=len(class_names),
-            several=False,
-            how=f"{how}; {len(class_names)} classes.",
-            broken=seen[1].broken,
-            task=f"{kind}_probe",
-        )
-        for scores in parts
-    ]
-    first = results[0]
-    if shots is None:
-        return _with(first, first.metrics, train_missing=len(train) - len(learned))
-    metrics = {name: sum(result.metrics[name] for result in results) / draws for name in first.metrics}
-    tops = torch.tensor([result.metrics["top1"] for result in results], dtype=torch.float64)
-    credit = torch.stack(
-        [choice_credit(scores[seen[1].row[asked]], labels[1][asked]) for scores in parts]
-    ).mean(dim=0)
-    assert abs(float(credit.mean()) - metrics["top1"]) < 1e-9
-    metrics |= {"top1_lowest": float(tops.min()), "top1_highest": float(tops.max())}
-    return _with(first, metrics, train_missing=len(train) - len(learned), shots=shots, draws=draws)
 
 
 def _with(result: Result, metrics: Mapping[str, float], **counts: int) -> Result:
@@ -181,64 +195,30 @@ def read_features(
     examples: Sequence[Example],
     *,
     kind: Kind,
-    num_frames: int,
-    batch_size: int,
-    precision: Precision,
-    workers: int,
+    reading: ReadSettings,
     cache: Path | None,
-    progress: OnProgress | None,
-) -> Features:
-    """Decode and encode every distinct clip once, or find it done in `cache`."""
+) -> Collected:
+    """Features fp16 `[n, D]`, or `[n, K, D]` of an attentive probe, of every distinct clip, once, or as `cache` has them."""
+    path = None
+    if cache is not None:
+        path = cache / f"{_key(model, examples, kind, reading.num_frames, reading.precision)}.npy"
     clip_of = clip_numbers(examples)
-    num_clips = int(clip_of.max()) + 1
-    path = None if cache is None else cache / f"{_key(model, examples, kind, num_frames, precision)}.npy"
     if path is not None and path.is_file():
         notes = json.loads(path.with_suffix(".json").read_text())
         values = torch.from_numpy(np.load(path, mmap_mode="c"))
-        return Features(values, torch.tensor(notes["row"])[clip_of], notes["broken"])
-    rows = torch.full((num_clips,), -1)
-    broken: dict[str, str] = {}
-    clip_at = dict(zip(examples, clip_of.tolist(), strict=True))
-    parts: list[Tensor] = []
-    done = 0
+        row = torch.tensor(notes["row"])[clip_of]
+        return Collected((values,), row, torch.empty(0, dtype=torch.int64), notes["broken"])
 
-    def note(example: Example, reason: str) -> None:
-        clip = clip_at[example]
-        broken.update({e.id: reason for e, c in zip(examples, clip_of.tolist(), strict=True) if c == clip})
-
-    rank, size = world_rank_size()
-    read = eval_batches(
-        examples,
-        num_frames=num_frames,
-        image_size=model.config.video.image_size,
-        batch_size=batch_size,
-        workers=workers,
-        rank=rank,
-        world=size,
-        on_broken=note,
-    )
-
-    def encode(numbers: Tensor, video: Tensor) -> tuple[Tensor]:
-        with evaluating(model, precision):
-            features = model.video_features(video.to(model.log_scale.device))
+    def encode(rows: Rows, video: Tensor) -> tuple[Tensor]:
+        features = model.video_features(video)
         return ((features.pooled if kind == "linear" else features.tokens).half(),)
 
-    for numbers, (feature,) in shared(read, encode, device=torch.device("cpu")):
-        parts.append(feature.cpu())
-        rows[numbers] = torch.arange(done, done + len(numbers))
-        done += len(numbers)
-        if progress is not None:
-            progress(done, num_clips)
-    share_broken(broken, examples)
-    if not parts:
-        name, reason = next(iter(broken.items()))
-        raise HarvestError(f"none of the {num_clips} videos could be read; the first, {name!r}: {reason}")
-    values = torch.cat(parts)
-    if not values.isfinite().all():
-        raise HarvestError("the features are not finite in half precision: the model's weights are broken")
-    if path is not None and rank == 0:
-        _keep(path, values, rows, broken)
-    return Features(values, rows[clip_of], broken)
+    found = collect(model, examples, encode, reading)
+    if path is not None and world_rank_size()[0] == 0:
+        row = torch.full((int(clip_of.max()) + 1,), -1)
+        row[clip_of] = found.row
+        _keep(path, found.parts[0], row, found.broken)
+    return found
 
 
 def _key(

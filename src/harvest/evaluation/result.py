@@ -40,6 +40,8 @@ class Result:
     """What decides the figures beside model and data, as JSON values: frames, views, resolution, prompts, …"""
     findings: tuple[str, ...] = ()
     """Sentences about the figures, such as what the motion truth test says."""
+    scored_by: str = ""
+    """What the figures rest on, in a few words."""
     credits: Mapping[str, Credits] = field(default_factory=dict, compare=False, repr=False)
     """Of metrics that are means over queries."""
     resampled: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)

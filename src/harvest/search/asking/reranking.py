@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from harvest.data.video import read_clip
-from harvest.evaluation.embed import default_frames, encode_clips, evaluating
+from harvest.evaluation.clips import evaluating
+from harvest.evaluation.embed import default_frames, encode_clips
 from harvest.interfaces import HarvestError, TextFeatures, VideoFeatures
 from harvest.search.library.folder import Model
 from harvest.search.library.segmentation import Segmentation

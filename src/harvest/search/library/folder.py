@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from harvest.evaluation.embed import evaluating
+from harvest.evaluation.clips import evaluating
 from harvest.files import write_file
 from harvest.interfaces import HarvestError, TextFeatures
 from harvest.model.importing.pretrained import load_pretrained

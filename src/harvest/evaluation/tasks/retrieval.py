@@ -4,40 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from harvest.evaluation.embed import Embeddings, cosines, embed_texts
-from harvest.evaluation.matching import best, read_pairs, reranked
-from harvest.evaluation.metrics import (
-    Ranks,
-    dual_softmax,
-    mean_rank,
-    median_rank,
-    ranks,
-    recall_at,
-)
+from harvest.evaluation.embed import Embeddings, cosines
+from harvest.evaluation.matching import best, need_matching, read_pairs, reranked, similarity_scale
+from harvest.evaluation.metrics import Ranks, dual_softmax, mean_rank, median_rank, ranks, recall_at
 from harvest.evaluation.result import Credits, Result
-from harvest.interfaces import Example, HarvestError
-from harvest.model.tokenizer import Tokenizer
-from harvest.model.video_text import VideoTextModel
-from harvest.parallel import Precision
+from harvest.evaluation.task import Evaluation
+from harvest.interfaces import HarvestError
+from harvest.ranges import Range, check_ranges
 
 _BLOCK = 1024  # queries scored at a time
 
 
-def retrieval(
-    model: VideoTextModel,
-    tokenizer: Tokenizer,
-    examples: Sequence[Example],
-    videos: Embeddings,
-    *,
-    with_dual_softmax: bool = False,
-    rerank_top_k: int = 0,
-    shared_captions: bool = False,
-    precision: Precision = "fp32",
-) -> Result:
+@dataclass(frozen=True)
+class RetrievalTask:
     """Score every caption against every video.
 
     t2v: each caption is a query and its own video alone is right, also where another video has the same caption.
@@ -45,83 +30,95 @@ def retrieval(
     Rows of a manifest that name the same stretch are one video with all their captions. A caption that a video has
     twice is a query twice, as in the official counts (27,763 of MSVD's test set, of which 24,033 differ within their
     video) and in the published numbers. Captions of videos that could not be read are left out and counted.
-
-    `shared_captions` asks each distinct caption once, and every video that has it is right: the best ranked of them
-    counts (Something-Something's templates).
-
-    `with_dual_softmax` adds the same figures after `dual_softmax`, which looks at all queries at once, under names of
-    their own: no single query could be answered that way.
-
-    `rerank_top_k` adds the same figures after the matching head put the so many items nearest to each query in a new
-    order, both ways (UMT: 128); it needs the videos' tokens.
     """
-    pairs: list[tuple[str, int]] = []
-    left_out = 0
-    for example, row in zip(examples, videos.row.tolist(), strict=True):
-        if row < 0:
-            left_out += len(example.texts)
-        else:
-            pairs += [(text, row) for text in example.texts]
-    if not pairs:
-        raise HarvestError("retrieval needs captions: no readable example has one")
-    texts = [text for text, _ in pairs]
-    owner = torch.tensor([row for _, row in pairs])
-    if shared_captions:
-        texts = list(dict.fromkeys(texts))
-        place = {text: number for number, text in enumerate(texts)}
-        has = torch.zeros(len(texts), len(videos.pooled), dtype=torch.bool)
-        has[[place[text] for text, _ in pairs], owner] = True
-        owner = has
-    text_pooled = embed_texts(model, tokenizer, texts, precision=precision, dim=videos.pooled.shape[1])
-    t2v, v2t = retrieval_ranks(videos.pooled, text_pooled, owner)
-    metrics, credits = _figures(t2v, v2t, owner, variant="")
-    protocol = f"Cosines of embeddings only: {len(texts)} captions against {len(videos.pooled)} videos, {looked(videos)}."
-    if shared_captions:
-        protocol += " Every video that has a caption is right for it, and of them the best ranked counts."
-    if with_dual_softmax:
-        with torch.no_grad():
-            one = torch.ones(1, 1, device=model.log_scale.device)
-            scale = float(model.scores(one, one) - model.scores(0 * one, one))
-        more, more_credits = _figures(
-            *dual_softmax_ranks(videos.pooled, text_pooled, owner, scale=scale),
-            owner,
-            variant=".dual_softmax",
+
+    name: ClassVar[str] = "retrieval"
+    scored_by: ClassVar[str] = "embeddings only"
+    benchmarks: ClassVar[tuple[str, ...]] = ("retrieval",)
+    names_in: ClassVar[str] = ""
+    reads_head: ClassVar[bool] = False
+    reads_groups: ClassVar[bool] = False
+
+    dual_softmax: bool = False
+    """Add the same figures after a dual softmax, which looks at all queries at once: no single one could be answered so."""
+    rerank_top_k: Annotated[int, Range(least=0)] = 0
+    """Add the same figures with this many nearest items of each query re-ordered by the matching head (UMT: 128)."""
+    shared_captions: bool = False
+    """Ask each distinct caption once; every video that has it is right, and the best ranked of them counts
+    (Something-Something's templates)."""
+    dim: int | None = None
+    """Compare the first entries of the embeddings, this many; for models trained with objective.dims."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def check(self, given: Evaluation) -> None:
+        if self.rerank_top_k:
+            need_matching(given.model, given.settings.selection)
+
+    def score(self, given: Evaluation) -> Result:
+        return self.of_embeddings(given, given.embed_videos(dim=self.dim, with_tokens=self.rerank_top_k > 0))
+
+    def of_embeddings(self, given: Evaluation, videos: Embeddings) -> Result:
+        """The result from videos that are embedded already; re-ranking needs their tokens."""
+        pairs: list[tuple[str, int]] = []
+        left_out = 0
+        for example, row in zip(given.examples, videos.row.tolist(), strict=True):
+            if row < 0:
+                left_out += len(example.texts)
+            else:
+                pairs += [(text, row) for text in example.texts]
+        if not pairs:
+            raise HarvestError("retrieval needs captions: no readable example has one")
+        texts = [text for text, _ in pairs]
+        owner = torch.tensor([row for _, row in pairs])
+        if self.shared_captions:
+            texts = list(dict.fromkeys(texts))
+            place = {text: number for number, text in enumerate(texts)}
+            has = torch.zeros(len(texts), len(videos.pooled), dtype=torch.bool)
+            has[[place[text] for text, _ in pairs], owner] = True
+            owner = has
+        text_pooled = given.embed_texts(texts, dim=videos.pooled.shape[1])
+        t2v, v2t = retrieval_ranks(videos.pooled, text_pooled, owner)
+        found = {"": (t2v, v2t)}
+        protocol = f"Cosines of embeddings only: {len(texts)} captions against {len(videos.pooled)} videos, {given.shown}."
+        if self.shared_captions:
+            protocol += " Every video that has a caption is right for it, and of them the best ranked counts."
+        if self.dual_softmax:
+            scale = similarity_scale(given.model)
+            found[".dual_softmax"] = dual_softmax_ranks(videos.pooled, text_pooled, owner, scale=scale)
+            protocol += (
+                f" dual_softmax: each score times its softmax over all queries, at the model's scale of {scale:.1f}; it needs"
+                " all queries at once."
+            )
+        if self.rerank_top_k:
+            found[".reranked"] = reranked_ranks(
+                given, texts, videos, text_pooled, owner, top_k=self.rerank_top_k
+            )
+            protocol += f" reranked: the {self.rerank_top_k} nearest items of each query in the order of the matching head."
+        metrics: dict[str, float] = {}
+        credits: dict[str, Credits] = {}
+        for variant, both in found.items():
+            more, more_credits = _figures(*both, owner, variant=variant)
+            metrics, credits = metrics | more, credits | more_credits
+        times = Counter(text for text, _ in dict.fromkeys(pairs))
+        return Result(
+            self.name,
+            given.settings.mode,
+            protocol,
+            metrics,
+            counts={
+                "videos": len(videos.pooled),
+                "videos_with_captions": len(v2t.tied),
+                "captions": len(texts),
+                "captions_repeated": len(pairs) - len(set(pairs)),
+                "captions_shared_by_videos": sum(count for count in times.values() if count > 1),
+                "captions_left_out": left_out,
+                "examples_missing": int((videos.row < 0).sum()),
+            },
+            credits=credits,
+            missing=videos.broken,
         )
-        metrics, credits = metrics | more, credits | more_credits
-        protocol += (
-            f" dual_softmax: each score times its softmax over all queries, at the model's scale of {scale:.1f}; it needs"
-            " all queries at once."
-        )
-    if rerank_top_k:
-        more, more_credits = _figures(
-            *reranked_ranks(
-                model, tokenizer, texts, videos, text_pooled, owner, top_k=rerank_top_k, precision=precision
-            ),
-            owner,
-            variant=".reranked",
-        )
-        metrics, credits = metrics | more, credits | more_credits
-        protocol += (
-            f" reranked: the {rerank_top_k} nearest items of each query in the order of the matching head."
-        )
-    times = Counter(text for text, _ in dict.fromkeys(pairs))
-    return Result(
-        task="retrieval",
-        mode=videos.mode,
-        protocol=protocol,
-        metrics=metrics,
-        counts={
-            "videos": len(videos.pooled),
-            "videos_with_captions": len(v2t.tied),
-            "captions": len(texts),
-            "captions_repeated": len(pairs) - len(set(pairs)),
-            "captions_shared_by_videos": sum(count for count in times.values() if count > 1),
-            "captions_left_out": left_out,
-            "examples_missing": int((videos.row < 0).sum()),
-        },
-        credits=credits,
-        missing=videos.broken,
-    )
 
 
 def retrieval_ranks(video_pooled: Tensor, text_pooled: Tensor, owner: Tensor) -> tuple[Ranks, Ranks]:
@@ -168,15 +165,13 @@ def dual_softmax_ranks(
 
 
 def reranked_ranks(
-    model: VideoTextModel,
-    tokenizer: Tokenizer,
+    given: Evaluation,
     texts: Sequence[str],
     videos: Embeddings,
     text_pooled: Tensor,
     owner: Tensor,
     *,
     top_k: int,
-    precision: Precision = "fp32",
 ) -> tuple[Ranks, Ranks]:
     """`retrieval_ranks` with the `top_k` nearest items of each query re-ordered by the matching head (UMT).
 
@@ -193,7 +188,7 @@ def reranked_ranks(
     of_texts = best(cosine, top_k)
     of_videos = torch.zeros_like(of_texts)
     of_videos[:, asked] = best(cosine.T[asked], top_k).T
-    read = read_pairs(model, tokenizer, distinct, videos, of_texts | of_videos, precision=precision)
+    read = read_pairs(given, distinct, videos, of_texts | of_videos)
     matches = torch.zeros_like(cosine)
     matches[read.texts, read.videos] = read.logits[:, 1]
     t2v = ranks(reranked(cosine, matches, of_texts)[place], _has(owner, len(videos.pooled)))
@@ -218,13 +213,6 @@ def _figures(
         metrics[f"{way}_median_rank{variant}"] = median_rank(found)
         metrics[f"{way}_mean_rank{variant}"] = mean_rank(found)
     return metrics, credits
-
-
-def looked(videos: Embeddings) -> str:
-    """How the videos were looked at, for a protocol sentence."""
-    plural = "s" if videos.num_frames != 1 else ""
-    how = "each encoded alone and averaged (image baseline)" if videos.mode == "image" else "encoded together"
-    return f"{videos.num_frames} frame{plural} a video, {how}"
 
 
 def _joined(parts: list[Ranks]) -> Ranks:

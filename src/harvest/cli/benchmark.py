@@ -1,0 +1,182 @@
+"""`harvest benchmark`: what a benchmark's files lack, and a score on it by its protocol."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from harvest.cli.parsing import run, take_option
+from harvest.cli.results import ENCODING, MotionTruth, give, has_head, open_model, refuse
+from harvest.data.benchmarks import BENCHMARKS, BenchmarkData, missing, read, widen, write_training
+from harvest.data.sampling import FrameOrder
+from harvest.evaluation.benchmark import check_complete, score_benchmark, task_for
+from harvest.evaluation.card import ScoredRows
+from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
+from harvest.evaluation.result import Result
+from harvest.evaluation.settings import EvalSettings
+from harvest.evaluation.task import Task
+from harvest.evaluation.tasks import TASKS
+from harvest.parallel import world
+from harvest.progress import bar
+
+_PLAIN = EvalSettings(workers=2)
+
+
+def benchmark_command(args: list[str]) -> None:
+    if not args:
+        for known in BENCHMARKS.values():
+            print(f"{known.name:<16} {known.task:<12} {known.title}: {', '.join(known.splits)}")
+        return
+    kind = _task_of(args)
+    plain = kind()
+
+    def benchmark(
+        name: Annotated[str, tyro.conf.Positional],
+        /,
+        annotations: Path,
+        videos: Path | None = None,
+        model: str | None = None,
+        split: str | None = None,
+        allow_missing: bool = False,
+        missing_list: Path | None = None,
+        manifest: Path | None = None,
+        span_s: float | None = None,
+        zero_shot: bool = False,
+        motion_truth: MotionTruth = "auto",
+        of_task: Any = plain,
+        settings: EvalSettings = _PLAIN,
+        card: Path | None = None,
+        out: Path | None = None,
+    ) -> None:
+        """Read a benchmark's official files, say what is missing, and score a model on it by its protocol.
+
+        harvest benchmark                         lists the benchmarks and their splits
+        harvest benchmark msrvtt --help           the options of this benchmark's task
+        harvest benchmark msrvtt --annotations anns/msrvtt --videos /data/msrvtt
+        harvest benchmark msrvtt --annotations anns/msrvtt --videos /data/msrvtt --model runs/webvid/model
+        harvest benchmark msrvtt-qa --split train --annotations anns/qa --videos /data/msrvtt --manifest qa-train.jsonl
+        harvest benchmark ucf101 --split test2 --annotations ucfTrainTestlist --videos UCF-101 --model runs/webvid/model
+
+        Args:
+            name: The benchmark (docs/benchmarks.md).
+            annotations: Folder of its official annotation files.
+            videos: Folder of its videos, or of folders of pictures; without it only the annotations are read.
+            model: A run or model folder, mini-image, or any source that `harvest convert` takes; without it nothing is
+                scored.
+            split: One of the benchmark's splits; without it its first one.
+            allow_missing: Score what is there, and give the share of the rows beside it.
+            missing_list: File for the list of missing videos; without it missing-NAME-SPLIT.txt here.
+            manifest: Write the rows as a manifest to train on (.jsonl), and its classes or answers beside it
+                (.names.json).
+            span_s: Of action detection: seconds of video shown around a picture; without it what annotators saw.
+            zero_shot: Leave the head of a fine-tuned model aside.
+            motion_truth: yes: score again with the frames reversed, shuffled, and one frame alone, as columns of their
+                own.
+            card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
+            out: Write the result as JSON to this file.
+        """
+        if videos is None:
+            flags: dict[str, Any] = {
+                "--model": model,
+                "--manifest": manifest,
+                "--missing-list": missing_list,
+            }
+            refuse(flags, "needs --videos, without which only the annotations are read")
+        if model is None:
+            flags = {"--out": out, "--card": card, "--motion-truth": motion_truth != "auto"}
+            flags["--zero-shot"] = zero_shot
+            flags[f"options of {kind.name}"] = of_task != plain
+            flags["options of what a model sees"] = settings != _PLAIN
+            refuse(flags, "needs --model, without which nothing is scored")
+        data = read(name, annotations, split=split, videos=videos)
+        if span_s is not None:
+            data = widen(data, span_s)
+        for count, number in data.counts.items():
+            published = data.published.counts.get(count)
+            beside = "" if published is None else f" (published: {published:,}, {data.published.source})"
+            print(f"{count.replace('_', ' ')}: {number:,}{beside}")
+        if videos is None:
+            return
+        absent = missing(data)
+        print(absent if absent else f"{data.name} {data.split}: nothing is missing")
+        if absent.videos:
+            listed = missing_list or Path(f"missing-{data.name}-{data.split}.txt")
+            absent.write(listed)
+            print(f"missing videos: {listed}")
+        if manifest is not None:
+            write_training(data, manifest, allow_missing=allow_missing)
+            print(f"manifest: {manifest}")
+        if model is not None:
+            check_complete(data, allow_missing=allow_missing)  # before the model is loaded
+            _score(
+                data,
+                model,
+                of_task,
+                settings,
+                zero_shot=zero_shot,
+                allow_missing=allow_missing,
+                motion_truth=motion_truth == "yes",
+                card=card,
+                out=out,
+                args=args,
+            )
+
+    benchmark.__annotations__["of_task"] = kind
+    run(benchmark, args)
+
+
+def _task_of(args: list[str]) -> type[Task]:
+    """The task that will score the benchmark, whose settings are options of the command."""
+    known = BENCHMARKS.get(args[0])
+    model, _ = take_option(args, "--model")
+    if known is None or not any(known.task in task.benchmarks for task in TASKS):
+        return TASKS[0]
+    zero_shot = "--zero-shot" in args
+    return task_for(known.task, has_head=model is not None and has_head(model, zero_shot=zero_shot))
+
+
+def _score(
+    data: BenchmarkData,
+    source: str,
+    task: Task,
+    settings: EvalSettings,
+    *,
+    zero_shot: bool,
+    allow_missing: bool,
+    motion_truth: bool,
+    card: Path | None,
+    out: Path | None,
+    args: list[str],
+) -> None:
+    model, tokenizer, head = open_model(source, zero_shot=zero_shot)
+
+    with world() as here:
+        model.to(here.device)
+        if head is not None:
+            head.to(here.device)
+
+        def score(frame_order: FrameOrder) -> Result:
+            with bar(ENCODING[frame_order], quiet=not here.is_main) as progress:
+                return score_benchmark(
+                    model,
+                    tokenizer,
+                    data,
+                    task=task,
+                    allow_missing=allow_missing,
+                    head=head,
+                    settings=settings,
+                    frame_order=frame_order,
+                    progress=progress,
+                )
+
+        result = with_motion_truth(score) if motion_truth else score("forward")
+        if here.is_main:
+            give(
+                result,
+                out=out,
+                card=card,
+                split=ScoredRows(f"{data.name} {data.split}", data.digest, len(data.examples), {}),
+                scored=(model, head),
+                source=source,
+                typed=["benchmark", *args],
+            )

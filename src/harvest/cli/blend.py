@@ -1,0 +1,125 @@
+"""`harvest blend`: weights between an image model and the video model made of it."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from harvest.cli.parsing import run
+from harvest.data.manifest import read_manifest
+from harvest.evaluation.blending import Sweep, main_metric, sweep, write_blend
+from harvest.evaluation.settings import EvalSettings
+from harvest.model.folder import check_room
+from harvest.model.importing.pretrained import load_pretrained
+from harvest.parallel import world
+from harvest.progress import bar
+
+
+def blend_command(args: list[str]) -> None:
+    def blend(
+        image_model: Annotated[str, tyro.conf.Positional],
+        video_model: Annotated[str, tyro.conf.Positional],
+        /,
+        evaluate: Path,
+        image_evaluate: Path,
+        task: Literal["retrieval", "choice", "recognition"] = "retrieval",
+        image_task: Literal["retrieval", "choice", "recognition"] = "retrieval",
+        videos: Path | None = None,
+        image_videos: Path | None = None,
+        shares: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        image_limit: float = 1.0,
+        video_limit: float = 2.0,
+        batch_size: int = 32,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        workers: int = 2,
+        out: Path = Path("runs/blend"),
+    ) -> None:
+        """Weights between an image model and the video model made of it: which share keeps most of both skills.
+
+        $ harvest blend mini-image runs/demo/model --task choice --image-task choice --out runs/blend \\
+            --evaluate runs/demo/world/motion_choice.jsonl --image-evaluate runs/demo/world/appearance_choice.jsonl
+
+        Writes OUT/model with the best share, OUT/curve.json and OUT/curve.svg. The best share is the one whose losses,
+        of image skill against the image model and of video skill against the video model, use least of their limits,
+        the greater of the two counted; of equal ones that with more video skill.
+
+        Args:
+            image_model: The image model that the video model was made of, as `harvest convert` takes it, or mini-image.
+            video_model: The model folder of the video model.
+            evaluate: Manifest of video skill.
+            image_evaluate: Manifest of image skill.
+            task: How video skill is scored: t2v R@1, accuracy or top-1.
+            image_task: How image skill is scored.
+            videos: Folder that the paths of --evaluate are relative to.
+            image_videos: Folder that the paths of --image-evaluate are relative to.
+            shares: Shares of the video model to try; 1 is tried always.
+            image_limit: Points of image skill that may be lost.
+            video_limit: Points of video skill that may be lost.
+            out: Folder for the model and the curve.
+        """
+        check_room(out / "model")  # before hours of scoring
+        start = load_pretrained(image_model)[0]
+        model, tokenizer, _ = load_pretrained(video_model)
+        settings = EvalSettings(
+            num_frames=model.config.video.num_frames,
+            batch_size=batch_size,
+            precision=precision,
+            workers=workers,
+        )
+        image_rows = read_manifest(image_evaluate, videos=image_videos)
+        video_rows = read_manifest(evaluate, videos=videos)
+
+        with world() as here:
+            start.to(here.device)
+            model.to(here.device)
+            with bar("scoring blends", quiet=not here.is_main) as progress:
+                found = sweep(
+                    start,
+                    model,
+                    image_skill=main_metric(tokenizer, image_rows, image_task, settings),
+                    video_skill=main_metric(tokenizer, video_rows, task, settings),
+                    shares=shares,
+                    image_limit=image_limit,
+                    video_limit=video_limit,
+                    progress=progress,
+                )
+        if not here.is_main:
+            return
+        _show(found)
+        write_blend(
+            out,
+            found,
+            start,
+            model,
+            tokenizer,
+            sources=(image_model, video_model),
+            image_name=f"{image_task}, {image_evaluate.stem}",
+            video_name=f"{task}, {evaluate.stem}",
+        )
+        print(f"model: {out / 'model'}\ncurve: {out / 'curve.svg'}")
+
+    run(blend, args)
+
+
+def _show(found: Sweep) -> None:
+    grid = Table(show_edge=False)
+    for title in ("share", "image skill", "95 %", "video skill", "95 %", ""):
+        grid.add_column(title, justify="right")
+    for point in found.points:
+        cells = []
+        for part in (point.image, point.video):
+            low, high = part.interval
+            cells += [f"{100 * part.value:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"]
+        grid.add_row(f"{point.video_ratio:g}", *cells, "best" if point is found.best else "")
+    console = Console()
+    console.print(grid)
+    lost = found.losses(found.best)
+    verdict = "within" if found.used(found.best) <= 1 else "and none is within"
+    console.print(
+        f"the image model alone: {100 * found.image_model.value:.1f} % of image skill. Share"
+        f" {found.best.video_ratio:g} loses {lost[0]:.1f} points on images and {lost[1]:.1f} on video, {verdict} the"
+        f" limits of {found.image_limit:g} and {found.video_limit:g}",
+        highlight=False,
+    )

@@ -1,0 +1,110 @@
+"""`harvest evaluate`: scores of a model on a manifest."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from harvest.cli.parsing import run, take_option
+from harvest.cli.results import ENCODING, MotionTruth, give, open_model
+from harvest.data.labels import read_class_names
+from harvest.data.miniworld import directions
+from harvest.data.rows import read_rows
+from harvest.data.sampling import FrameOrder
+from harvest.evaluation.card import split_of
+from harvest.evaluation.motion_truth import by_direction
+from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
+from harvest.evaluation.result import Result
+from harvest.evaluation.settings import EvalSettings
+from harvest.evaluation.tasks import TASKS, task_named
+from harvest.evaluation.tasks import evaluate as score_task
+from harvest.parallel import world
+from harvest.progress import bar
+
+
+def evaluate_command(args: list[str]) -> None:
+    kind = task_named(take_option(args, "--task")[0] or TASKS[0].name)
+    of_kind, plain = kind(), EvalSettings(workers=2)
+
+    def evaluate(
+        model: Annotated[str, tyro.conf.Positional],
+        /,
+        data: str,
+        task: str = TASKS[0].name,
+        videos: Path | None = None,
+        classes: Path | None = None,
+        zero_shot: bool = False,
+        motion_truth: MotionTruth = "auto",
+        of_task: Any = of_kind,
+        settings: EvalSettings = plain,
+        card: Path | None = None,
+        out: Path | None = None,
+    ) -> None:
+        """Scores of a model on a manifest, as a table and, with --out, as JSON.
+
+        $ harvest evaluate runs/demo/model --data runs/demo/world/retrieval.jsonl
+        $ harvest evaluate openai/clip-vit-base-patch16 --image --data msrvtt.jsonl --videos /data/msrvtt
+        $ harvest evaluate runs/webvid/model --data 'shards-{000..009}.tar'
+        $ harvest evaluate runs/webvid/model --data k400.csv --task recognition --classes k400.txt
+        $ harvest evaluate --task choice --help                              the options of another task
+
+        Args:
+            model: A run or model folder, mini-image, or any source that `harvest convert` takes.
+            data: Manifest (.jsonl, .csv, .parquet): video, caption(s), optional start_s, end_s, label, question, answer.
+                Or tar shards, in their order: a folder, 'shards-{000..009}.tar', or such an address in a bucket.
+            task: retrieval: text to video and back. choice: texts are options, label the right one. recognition: label
+                is the class. qa: question and answer. masked_words: words filled with the right and another clip.
+                classification: by the head of a fine-tuned model; detection: actions in boxes, likewise. qa uses a
+                head too, where there is one.
+            videos: Folder that video paths are relative to; without it the manifest's own.
+            classes: Class names or answers: one a line, a JSON list, a JSON object of names and numbers, or a .csv with
+                the columns id and name.
+            zero_shot: Leave the head of a fine-tuned model aside.
+            motion_truth: yes: score again with the frames reversed, shuffled, and one frame alone, as columns of their
+                own. auto: on manifests of the mini-world.
+            card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
+            out: Write the result as JSON to this file.
+        """
+        with bar("reading captions") as progress:
+            examples, left_out = read_rows(data, videos=videos, progress=progress)
+        loaded, tokenizer, head = open_model(model, zero_shot=zero_shot)
+        names = read_class_names(classes) if classes else None
+        is_miniworld = (Path(data).parent / "world.json").is_file()
+        asks_again = motion_truth == "yes" or (motion_truth == "auto" and is_miniworld and not settings.image)
+
+        with world() as here:
+            loaded.to(here.device)
+            if head is not None:
+                head.to(here.device)
+
+            def score(frame_order: FrameOrder) -> Result:
+                with bar(ENCODING[frame_order], quiet=not here.is_main) as progress:
+                    return score_task(
+                        loaded,
+                        tokenizer,
+                        examples,
+                        task=of_task,
+                        settings=settings,
+                        names=names,
+                        groups=by_direction(directions(Path(data))) if kind.reads_groups else None,
+                        head=head,
+                        frame_order=frame_order,
+                        left_out=left_out,
+                        progress=progress,
+                    )
+
+            result = with_motion_truth(score) if asks_again else score("forward")
+            if here.is_main:
+                give(
+                    result,
+                    out=out,
+                    card=card,
+                    split=split_of(examples, Path(data).name, names),
+                    scored=(loaded, head),
+                    source=model,
+                    typed=["evaluate", *args],
+                )
+
+    evaluate.__annotations__["task"] = Literal[tuple(task.name for task in TASKS)]
+    evaluate.__annotations__["of_task"] = kind
+    run(evaluate, args)

@@ -1,0 +1,86 @@
+"""What the commands that score a model share: opening it, showing a result, writing it and its card."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from harvest.data.sampling import FrameOrder
+from harvest.errors import HarvestError
+from harvest.evaluation.card import ScoredRows, make_card, write_card
+from harvest.evaluation.result import Result, table
+from harvest.files import write_file
+from harvest.machine import hardware
+from harvest.model.folder import load_head
+from harvest.model.heads import Head
+from harvest.model.importing.pretrained import load_any
+from harvest.model.importing.sources import find_local
+from harvest.model.tokenizer import Tokenizer
+from harvest.model.video_text import VideoTextModel
+
+MotionTruth = Literal["auto", "yes", "no"]
+
+ENCODING: dict[FrameOrder, str] = {
+    "forward": "encoding",
+    "reversed": "encoding, reversed",
+    "shuffled": "encoding, shuffled",
+    "one_frame": "encoding, one frame",
+}
+"""Titles of progress bars."""
+
+
+def has_head(name: str, *, zero_shot: bool = False) -> bool:
+    """Whether a model has the head of a task that it was fine-tuned for, and is to use it."""
+    return not zero_shot and (find_local(name) / "head.json").is_file()
+
+
+def open_model(name: str, *, zero_shot: bool = False) -> tuple[VideoTextModel, Tokenizer | None, Head | None]:
+    """A model as any command names it: mini-image, a run folder, a model folder, a hub name or a file of weights."""
+    model, tokenizer, _ = load_any(name)
+    return model, tokenizer, load_head(find_local(name)) if has_head(name, zero_shot=zero_shot) else None
+
+
+def give(
+    result: Result,
+    *,
+    out: Path | None,
+    card: Path | None,
+    split: ScoredRows,
+    scored: Sequence[Any],
+    source: str,
+    typed: list[str],
+) -> None:
+    """Show a result, and write it and its card where asked for.
+
+    `scored` are the model and its head or None; `typed` is the command's name and what was typed behind it.
+    """
+    show(result, out)
+    if card is not None:
+        model, head = scored
+        command = f"harvest {shlex.join(typed)}"
+        made = make_card(result, split, model, head=head, source=source, command=command, hardware=hardware())
+        write_card(card, made, result)
+        print(f"card: {card / 'card.html'}")
+
+
+def show(result: Result, out: Path | None) -> None:
+    """A result as people read it: the table, how it came about, what it means, and what it lacks; as JSON in `out`."""
+    console = Console()
+    console.print(table([result]))
+    console.print(result.protocol, markup=False, highlight=False)
+    for finding in result.findings:
+        console.print(finding, markup=False, highlight=False)
+    for name, reason in list(result.missing.items())[:10]:
+        console.print(f"not evaluated: {name}: {reason}", markup=False)
+    if out is not None:
+        write_file(out, result.to_json())
+        console.print(f"written: {out}", markup=False)
+
+
+def refuse(flags: dict[str, Any], why: str) -> None:
+    """HarvestError where one of the flags was given, as it would do nothing; `why` says what it needs or is for."""
+    given = [flag for flag, value in flags.items() if value is not None and value is not False]
+    if given:
+        raise HarvestError(f"{', '.join(given)}: {why}")
