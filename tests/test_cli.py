@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,15 +12,18 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 
 from harvest import __version__
-from harvest.cli import COMMANDS, main
+from harvest.cli import COMMANDS, completions, main
 from harvest.data.manifest import read_manifest, write_manifest
 from harvest.interfaces import Example
+from harvest.progress import bar, say
 from harvest.recipes import RECIPES
 from harvest.tokens import Selector
 
-COMMAND_HELP = [[name, "--help"] for name in COMMANDS if name != "recipes"] + [
+WORDS = {"train": ["mini-harvest", "--out"], "search": ["--json"]}
+COMMAND_HELP = [[name, "--help"] for name in COMMANDS if name not in ("recipes", "version")] + [
     ["bench", name, "--help"] for name in ("step", "tokens")
 ]
 
@@ -66,6 +70,40 @@ def test_about(typed: str, harvest) -> None:
 
 def test_version(harvest) -> None:
     assert harvest("--version").out == f"harvest {__version__}\n"
+    lines = dict(line.split(maxsplit=1) for line in harvest("version").out.splitlines())
+    assert lines["harvest"] == __version__ and lines["torch"] == torch.__version__
+
+
+def test_the_overview_fits_a_terminal(harvest) -> None:
+    assert all(len(line) <= 80 for line in harvest("--help").out.splitlines())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completions_know_commands_options_and_recipes(shell: str, harvest, monkeypatch) -> None:
+    monkeypatch.setattr(completions, "words_of_commands", lambda: WORDS)
+    said = harvest(f"completions {shell}").out
+    assert all(word in said for word in ("train", "mini-harvest", "search", "json"))
+    if shutil.which(shell) and shell != "zsh":  # zsh reads its configuration
+        assert subprocess.run([shell, "-n"], input=said, text=True, timeout=60).returncode == 0
+    assert "did you mean 'fish'?" in harvest("completions fsh").err
+
+
+def test_words_of_commands_are_read_from_their_help(monkeypatch) -> None:
+    monkeypatch.setattr("harvest.cli.COMMANDS", {"search": "", "train": "", "recipes": ""})
+    words = completions.words_of_commands()
+    assert {"--json", "--min-duration-s"} <= set(words["search"])
+    assert {"--out", "--optim.lr"} <= set(words["train"]) and "--nproc-per-node" not in words["train"]
+    assert list(RECIPES) == [word for word in words["train"] if not word.startswith("--")]
+    assert words["recipes"] == []
+
+
+def test_quiet_keeps_bars_and_notes_back(harvest, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("harvest.progress._quiet", False)
+    assert harvest(["miniworld", str(tmp_path / "file" / "x"), "-q", "--train", "x"]).code == 2
+    say("a note")
+    with bar("work", delay_s=0) as progress:
+        progress(1, 2)
+    assert harvest("version").err == ""
 
 
 @pytest.mark.parametrize("typed", COMMAND_HELP, ids=" ".join)

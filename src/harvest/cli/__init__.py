@@ -19,24 +19,26 @@ GROUPS = {
         "serve": "a library over HTTP, with a page in the browser",
     },
     "train": {
-        "demo": "the whole method in minutes: an image model becomes a video model, with a report",
+        "demo": "an image model becomes a video model, in minutes, with a report",
         "recipes": "list the training recipes",
-        "check": "look at every clip of a manifest: broken, duplicate, short, silent, with a page of statistics",
-        "prepare": "pack a manifest's clips, trimmed and scaled, into tar shards that training reads fast",
-        "plan": "what a run will take: memory, clips a second, hours, loader workers",
-        "train": "run a recipe, or resume it: harvest train harvest-b16 --data.train clips.csv",
+        "check": "find broken, duplicate, short and silent clips of a manifest",
+        "prepare": "pack a manifest's clips into tar shards that training reads fast",
+        "plan": "what a run will take: memory, clips a second, hours, workers",
+        "train": "run a recipe, or resume a run",
     },
     "evaluate": {
-        "evaluate": "zero-shot retrieval, multiple choice, recognition, question answering",
-        "benchmark": "what a benchmark's files lack, and a score on it by its protocol",
-        "probe": "what a frozen model knows: a head on features that are computed once",
-        "compare": "which differences between two models' cards are larger than their intervals",
+        "evaluate": "retrieval, multiple choice, recognition, question answering",
+        "benchmark": "what a benchmark's files lack, and a score by its protocol",
+        "probe": "train a head on a frozen model's features",
+        "compare": "which differences between two cards exceed their intervals",
     },
     "models and tools": {
-        "convert": "write a Harvest model folder from CLIP, SigLIP, OpenCLIP or ViCLIP weights",
-        "blend": "weights between an image model and its video model that keep most of both skills",
+        "convert": "a Harvest model folder from CLIP, SigLIP or ViCLIP weights",
+        "blend": "average the weights of an image model and its video model",
         "miniworld": "write the generated clips of the mini-world",
-        "bench": "measure the training step on this machine",
+        "bench": "measure this machine: the training step, reading, search",
+        "completions": "let bash, zsh or fish complete commands, options and recipes",
+        "version": "the versions that a report of a fault should name",
     },
 }
 COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}
@@ -53,15 +55,19 @@ _MODULES = {
 """Commands that do not have a module of their own yet, and where they are: remove a line with each split."""
 
 
+_QUIET = ("-q", "--quiet")
+
+
 def about() -> str:
     """The text of `harvest --help`."""
     groups = "\n".join(
-        f"\n{title}:\n" + "\n".join(f"  {name:<10}  {what}" for name, what in commands.items())
+        f"\n{title}:\n" + "\n".join(f"  {name:<11}  {what}" for name, what in commands.items())
         for title, commands in GROUPS.items()
     )
     return (
         f"harvest {__version__}: turn an image-text model into a video-text model, and use it\n\n"
-        f"usage: harvest COMMAND [options]        harvest COMMAND --help for examples\n{groups}\n"
+        f"usage: harvest COMMAND [options]        harvest COMMAND --help for examples\n{groups}\n\n"
+        "Every command takes -q, --quiet: results and errors alone, without progress.\n"
     )
 
 
@@ -111,10 +117,15 @@ def _main(args: list[str]) -> int:
         print(f"harvest: no command {args[0]!r}{nearest(args[0], COMMANDS)}", file=sys.stderr)
         print(about(), file=sys.stderr)
         return 2
-    name = args[0]
+    name, *rest = args
+    if any(arg in _QUIET for arg in rest):
+        from harvest.progress import set_quiet
+
+        set_quiet(True)
+        rest = [arg for arg in rest if arg not in _QUIET]
     try:
         module = importlib.import_module(f"harvest.cli.{_MODULES.get(name, name)}")
-        getattr(module, f"{name}_command")(args[1:])
+        getattr(module, f"{name}_command")(rest)
     except HarvestError as error:
         print(f"harvest: {error}", file=sys.stderr)
         return 130 if isinstance(error, RunStopped) else 2
