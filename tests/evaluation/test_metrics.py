@@ -208,10 +208,28 @@ def test_average_precision_by_hand_and_against_scikit_learn() -> None:
     found = average_precisions(scores, right)
     assert found[0] == pytest.approx((1 + 2 / 3) / 2) and found[1].isnan()
     generator = torch.Generator().manual_seed(0)
-    scores = torch.randint(6, (40, 5), generator=generator) / 5  # many ties
+    scores = torch.rand(40, 5, generator=generator)
     right = torch.rand(40, 5, generator=generator) < 0.3
     wanted = average_precision_score(right.numpy(), scores.numpy(), average=None)
     assert average_precisions(scores, right).tolist() == pytest.approx(wanted.tolist())
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_average_precision_is_the_mean_over_all_orders_of_the_tied(
+    row: list[tuple[int, bool]], times: int
+) -> None:
+    """Also where every item is drawn several times, which makes as many tied copies of it."""
+    times = times if len(row) * times <= 6 else 1
+    expected = []
+    for order in permutations(row * times):
+        marks = [is_right for _, is_right in sorted(order, key=lambda item: -item[0])]
+        precision = np.cumsum(marks) / np.arange(1, len(marks) + 1)
+        expected.append(precision[marks].mean() if any(marks) else math.nan)
+    scores, is_right = (torch.tensor(column)[:, None] for column in zip(*row, strict=True))
+    (ranking,) = class_rankings(scores.float(), is_right, torch.arange(len(row)))
+    weights = torch.full((1, len(row)), float(times), dtype=torch.float64)
+    assert float(ranking.average_precision(weights)) == pytest.approx(np.mean(expected), nan_ok=True)
 
 
 def test_dual_softmax_by_hand() -> None:

@@ -90,7 +90,11 @@ def test_what_time_is_worth() -> None:
     assert "nothing" not in said
     blind = motion_truth(lambda order: result(quarter))
     assert "is worth 0.0 points (95 %: 0.0 to 0.0), which may be nothing" in blind.findings[0]
-    assert [c.header for c in table([sees]).columns][-3:] == ["reversed", "shuffled", "one frame"]
+    assert list(table(sees).columns[0].cells)[-3:] == [
+        "accuracy.reversed",
+        "accuracy.shuffled",
+        "accuracy.one_frame",
+    ]
 
 
 def test_a_direction_backwards_is_its_opposite_the_rest_is_the_same() -> None:

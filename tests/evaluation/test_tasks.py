@@ -13,6 +13,7 @@ from harvest.data.labels import class_names_of
 from harvest.evaluation import evaluate, read_class_names, table
 from harvest.evaluation.embed import Embeddings, embed_texts, embed_videos
 from harvest.evaluation.metrics import mean_rank, recall_at
+from harvest.evaluation.result import Credits, Result
 from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.task import Evaluation
 from harvest.evaluation.tasks.recognition import RecognitionTask, embed_classes
@@ -251,10 +252,15 @@ def test_result_as_table_and_json(world: World) -> None:
     assert again["task"] == "retrieval"
     assert "4 captions against 4 videos, 4 frames a video" in again["protocol"]
     page = StringIO()
-    Console(file=page, width=120).print(table([result, result]))
-    assert f"{100 * result.metrics['t2v_r1']:.1f} %" in page.getvalue()
-    assert f"{result.metrics['t2v_mean_rank']:.1f}" in page.getvalue()
-    assert page.getvalue().count("retrieval") == 2
+    Console(file=page, width=80).print(table(result))
+    lines = page.getvalue().splitlines()
+    assert lines[1].split() == ["R@1", "R@5", "R@10", "median", "mean"]
+    names = ("r1", "r5", "r10", "median_rank", "mean_rank")
+    for way, line in (("t2v", lines[2]), ("v2t", lines[4])):  # one line each way, all of it
+        values = [result.metrics[f"{way}_{name}"] for name in names]
+        said = [f"{100 * value:.1f} %" for value in values[:3]] + [f"{value:.1f}" for value in values[3:]]
+        assert line.split("video" if way == "t2v" else "text", 1)[1].split() == " ".join(said).split()
+    assert "…" not in page.getvalue()
 
 
 def test_videos_may_be_embedded_before(world: World) -> None:
@@ -324,6 +330,36 @@ def test_dual_softmax_stands_apart(world: World) -> None:
     )
     assert "dual_softmax" not in plain.protocol and "at the model's scale of 14.3" in both.protocol
     page = StringIO()
-    Console(file=page, width=200).print(table([both]))
-    head = page.getvalue().splitlines()[0]
-    assert "dual softmax" in head and "t2v_r1.dual" not in page.getvalue()
+    Console(file=page, width=80).print(table(both))
+    assert page.getvalue().count("video to text, dual softmax  ") == 1 and "…" not in page.getvalue()
+
+
+@pytest.mark.parametrize("task", ["retrieval", "choice", "recognition", "masked_words", "qa"])
+def test_texts_that_are_cut_are_counted_and_said(world: World, task: str) -> None:
+    long = "a red circle moves to the left and " * 5
+    given: list[dict] = [
+        {"texts": (long, SENTENCES[1]), "label": 0, "question": f"{long} [mask]", "answer": "red"},
+        {"texts": (SENTENCES[0], long), "label": 1, "question": "which colour?", "answer": "blue"},
+    ]
+    examples = [dataclasses.replace(e, **some) for e, some in zip(world.examples[:2], given, strict=True)]
+    names = [long, "dog"] if task == "recognition" else None
+    before = world.tokenizer.truncated
+    result = evaluate(world.model, world.tokenizer, examples, task=task, names=names)
+    assert result.counts["texts_cut"] == 1  # each distinct text once
+    assert "Of 1 texts only the first 20 tokens are seen" in result.protocol
+    assert world.tokenizer.truncated > before
+    short = [dataclasses.replace(e, texts=("red", "blue"), question="[mask]") for e in examples]
+    names = ["dog", "cat"] if task == "recognition" else None
+    if task == "masked_words":
+        short[1] = dataclasses.replace(short[1], texts=("blue",))
+    result = evaluate(world.model, world.tokenizer, short, task=task, names=names)
+    assert result.counts["texts_cut"] == 0 and "tokens are seen" not in result.protocol
+
+
+def test_a_line_of_any_figure_fits_into_80_columns() -> None:
+    name = "accuracy.no_direction.one_frame"
+    credit = Credits(torch.ones(8, dtype=torch.float64), torch.arange(8))
+    result = Result("choice", "video", "", {name: 1.0, "squared_error": 12345.678}, credits={name: credit})
+    page = StringIO()
+    Console(file=page, width=80).print(table(result))
+    assert f"{name}" in page.getvalue() and "100.0-100.0" in page.getvalue() and "12345.7" in page.getvalue()

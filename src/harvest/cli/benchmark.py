@@ -1,5 +1,6 @@
 """`harvest benchmark`: what a benchmark's files lack, and a score on it by its protocol."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.task import Task
 from harvest.evaluation.tasks import TASKS
 from harvest.parallel import world
-from harvest.progress import bar
+from harvest.progress import bar, say
 
 _PLAIN = EvalSettings(workers=2)
 
@@ -46,6 +47,7 @@ def benchmark_command(args: list[str]) -> None:
         of_task: Any = plain,
         settings: EvalSettings = _PLAIN,
         card: Path | None = None,
+        json: bool = False,
         out: Path | None = None,
     ) -> None:
         """Read a benchmark's official files, say what is missing, and score a model on it by its protocol.
@@ -73,6 +75,7 @@ def benchmark_command(args: list[str]) -> None:
             motion_truth: yes: score again with the frames reversed, shuffled, and one frame alone, as columns of their
                 own.
             card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
+            json: Print the result as JSON, and what is missing on standard error.
             out: Write the result as JSON to this file.
         """
         if videos is None:
@@ -83,7 +86,8 @@ def benchmark_command(args: list[str]) -> None:
             }
             refuse(flags, "needs --videos, without which only the annotations are read")
         if model is None:
-            flags = {"--out": out, "--card": card, "--motion-truth": motion_truth != "auto"}
+            flags = {"--out": out, "--card": card, "--json": json}
+            flags["--motion-truth"] = motion_truth != "auto"
             flags["--zero-shot"] = zero_shot
             flags[f"options of {kind.name}"] = of_task != plain
             flags["options of what a model sees"] = settings != _PLAIN
@@ -91,21 +95,22 @@ def benchmark_command(args: list[str]) -> None:
         data = read(name, annotations, split=split, videos=videos)
         if span_s is not None:
             data = widen(data, span_s)
+        tell: Callable[[str], None] = say if json else print
         for count, number in data.counts.items():
             published = data.published.counts.get(count)
             beside = "" if published is None else f" (published: {published:,}, {data.published.source})"
-            print(f"{count.replace('_', ' ')}: {number:,}{beside}")
+            tell(f"{count.replace('_', ' ')}: {number:,}{beside}")
         if videos is None:
             return
         absent = missing(data)
-        print(absent if absent else f"{data.name} {data.split}: nothing is missing")
+        tell(str(absent) if absent else f"{data.name} {data.split}: nothing is missing")
         if absent.videos:
             listed = missing_list or Path(f"missing-{data.name}-{data.split}.txt")
             absent.write(listed)
-            print(f"missing videos: {listed}")
+            tell(f"missing videos: {listed}")
         if manifest is not None:
             write_training(data, manifest, allow_missing=allow_missing)
-            print(f"manifest: {manifest}")
+            tell(f"manifest: {manifest}")
         if model is not None:
             check_complete(data, allow_missing=allow_missing)  # before the model is loaded
             _score(
@@ -118,6 +123,7 @@ def benchmark_command(args: list[str]) -> None:
                 motion_truth=motion_truth == "yes",
                 card=card,
                 out=out,
+                json=json,
                 args=args,
             )
 
@@ -146,6 +152,7 @@ def _score(
     motion_truth: bool,
     card: Path | None,
     out: Path | None,
+    json: bool,
     args: list[str],
 ) -> None:
     model, tokenizer, head = open_model(source, zero_shot=zero_shot)
@@ -174,6 +181,7 @@ def _score(
             give(
                 result,
                 out=out,
+                json=json,
                 card=card,
                 split=ScoredRows(f"{data.name} {data.split}", data.digest, len(data.examples), {}),
                 scored=(model, head),

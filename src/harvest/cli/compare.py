@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from harvest.cli.parsing import run
+from harvest.cli.parsing import print_json, run
 from harvest.evaluation.card import read_card
 from harvest.evaluation.comparison import compare as compare_cards
 from harvest.evaluation.result import is_fraction, shown
@@ -19,6 +19,7 @@ def compare_command(args: list[str]) -> None:
         b: Annotated[Path, tyro.conf.Positional],
         /,
         allow: tuple[str, ...] = (),
+        json: bool = False,
     ) -> None:
         """Which differences between two models are larger than their intervals, by a paired bootstrap over videos.
 
@@ -32,12 +33,16 @@ def compare_command(args: list[str]) -> None:
             a: A benchmark card, card.json or its folder.
             b: The card to compare with it; differences are B minus A.
             allow: Settings that may differ, e.g. num_frames; without it cards of different protocols are refused.
+            json: Print the differences as JSON.
         """
         cards = read_card(a), read_card(b)
         found = compare_cards(*cards, allow=allow)
-        grid = Table(show_edge=False)
-        grid.add_column("figure")
-        for title in ("A", "B", "B - A, points", "95 % interval", ""):
+        if json:
+            print_json(found)
+            return
+        grid = Table(box=None, pad_edge=False)
+        grid.add_column("figure", overflow="fold")
+        for title in ("A", "B", "B - A", "95 % interval", ""):
             grid.add_column(title, justify="right")
         for one in found.differences:
             ends = ""

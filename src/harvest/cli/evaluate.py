@@ -38,6 +38,7 @@ def evaluate_command(args: list[str]) -> None:
         of_task: Any = of_kind,
         settings: EvalSettings = plain,
         card: Path | None = None,
+        json: bool = False,
         out: Path | None = None,
     ) -> None:
         """Scores of a model on a manifest, as a table and, with --out, as JSON.
@@ -63,6 +64,7 @@ def evaluate_command(args: list[str]) -> None:
             motion_truth: yes: score again with the frames reversed, shuffled, and one frame alone, as columns of their
                 own. auto: on manifests of the mini-world.
             card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
+            json: Print the result as JSON.
             out: Write the result as JSON to this file.
         """
         with bar("reading captions") as progress:
@@ -98,6 +100,7 @@ def evaluate_command(args: list[str]) -> None:
                 give(
                     result,
                     out=out,
+                    json=json,
                     card=card,
                     split=split_of(examples, Path(data).name, names),
                     scored=(loaded, head),

@@ -34,6 +34,7 @@ def probe_command(args: list[str]) -> None:
         test_split: str | None = None,
         allow_missing: bool = False,
         config: ProbeConfig = plain,
+        json: bool = False,
         out: Path | None = None,
     ) -> None:
         """What a frozen tower knows: a head trained on features that are computed once.
@@ -54,6 +55,7 @@ def probe_command(args: list[str]) -> None:
             train_split: Its split to learn from.
             test_split: Its split to score; without it its first one.
             allow_missing: Score what is there, and give the share of the rows beside it.
+            json: Print the result as JSON.
             out: Write the result as JSON to this file.
         """
         of_benchmark = benchmark is not None and annotations is not None and videos is not None
@@ -80,6 +82,6 @@ def probe_command(args: list[str]) -> None:
                 names = read_class_names(classes)
                 result = score_probe(loaded, *sets, class_names=names, config=config, progress=progress)
             if here.is_main:
-                show(result, out)
+                show(result, out, json=json)
 
     run(probe, args)

@@ -19,6 +19,7 @@ from harvest.model.importing.pretrained import load_any
 from harvest.model.importing.sources import find_local
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
+from harvest.progress import say
 
 MotionTruth = Literal["auto", "yes", "no"]
 
@@ -46,6 +47,7 @@ def give(
     result: Result,
     *,
     out: Path | None,
+    json: bool,
     card: Path | None,
     split: ScoredRows,
     scored: Sequence[Any],
@@ -56,27 +58,37 @@ def give(
 
     `scored` are the model and its head or None; `typed` is the command's name and what was typed behind it.
     """
-    show(result, out)
+    show(result, out, json=json)
     if card is not None:
         model, head = scored
         command = f"harvest {shlex.join(typed)}"
         made = make_card(result, split, model, head=head, source=source, command=command, hardware=hardware())
         write_card(card, made, result)
-        print(f"card: {card / 'card.html'}")
+        say(f"card: {card / 'card.html'}")
 
 
-def show(result: Result, out: Path | None) -> None:
-    """A result as people read it: the table, how it came about, what it means, and what it lacks; as JSON in `out`."""
-    console = Console()
-    console.print(table([result]))
-    console.print(result.protocol, markup=False, highlight=False)
-    for finding in result.findings:
-        console.print(finding, markup=False, highlight=False)
-    for name, reason in list(result.missing.items())[:10]:
-        console.print(f"not evaluated: {name}: {reason}", markup=False)
+def show(result: Result, out: Path | None, *, json: bool) -> None:
+    """A result as people read it: the table, how it came about, what it means, and what it lacks; or as JSON.
+
+    It is written to `out` too; what is written is said on standard error.
+    """
+    if json:
+        print(result.to_json())
+    else:
+        console = Console()
+        console.print(table(result))
+        counts = ", ".join(
+            f"{name.replace('_', ' ')} {count:,}" for name, count in result.counts.items() if count
+        )
+        for line in (counts, result.protocol, *result.findings):
+            console.print(line, markup=False, highlight=False)
+        for name, reason in list(result.missing.items())[:10]:
+            console.print(f"not evaluated: {name}: {reason}", markup=False, highlight=False)
+        if len(result.missing) > 10:
+            console.print(f"and {len(result.missing) - 10:,} more, in --out and --card", highlight=False)
     if out is not None:
         write_file(out, result.to_json())
-        console.print(f"written: {out}", markup=False)
+        say(f"written: {out}")
 
 
 def refuse(flags: dict[str, Any], why: str) -> None:

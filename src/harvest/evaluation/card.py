@@ -233,6 +233,7 @@ def _facts(card: Card, machine: str) -> list[tuple[str, str]]:
         ("missing", f"{len(split.missing):,} of {split.num_rows:,} rows" if split.missing else "nothing"),
         ("model", f"{card.model['source']}, {card.model['parameters']:,} parameters"),
         ("weights", f"sha256 {card.model['fingerprint']}"),
+        ("counts", ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in card.counts.items())),
     ]
     told = {
         "num_frames": "frames",

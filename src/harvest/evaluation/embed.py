@@ -6,6 +6,7 @@ however often it stands there: equal texts then have equal scores to the bit, an
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -38,6 +39,36 @@ class Embeddings:
     broken: dict[str, str]  # example id to reason
     tokens: Tensor | None = None  # [m, K, D] on the CPU, where the matching head is to read them
     token_rows: Tensor | None = None  # int64 [m]: the rows whose tokens this process holds; None: all
+
+
+class TokenSpool:
+    """Tokens in a temporary file, in place of memory: 1,000 clips of B/16 with 4 frames are 2.4 GB in fp32.
+
+    The file is in the folder that TMPDIR names, and is deleted when the tensor that is read from it goes.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.NamedTemporaryFile(prefix="harvest-tokens-")  # noqa: SIM115
+        self._shape: torch.Size | None = None
+        self._dtype, self._rows = torch.float32, 0
+
+    def append(self, tokens: Tensor) -> None:
+        """Add the tokens of some clips, `[b, K, D]`; all clips have equally many."""
+        if self._shape not in (None, tokens.shape[1:]):
+            raise ValueError(
+                f"tokens of clips differ: {list(self._shape or ())} and {list(tokens.shape[1:])}"
+            )
+        self._shape, self._dtype, self._rows = tokens.shape[1:], tokens.dtype, self._rows + len(tokens)
+        self._file.write(tokens.contiguous().view(torch.uint8).numpy().data)
+
+    def tensor(self) -> Tensor | None:
+        """All tokens `[n, K, D]`, read from the file where they are looked at; None where there are none."""
+        with self._file as file:
+            file.flush()
+            if self._shape is None:
+                return None
+            size = self._rows * self._shape.numel()
+            return torch.from_file(file.name, size=size, dtype=self._dtype).view(self._rows, *self._shape)
 
 
 def default_frames(model: VideoTextModel, mode: Mode) -> int:
@@ -108,16 +139,16 @@ def embed_videos(
     entries (`shorten`). Videos that cannot be read are named in `broken`; if none can, or an embedding is not finite,
     HarvestError says so.
 
-    `with_tokens` keeps all their tokens too, in the precision they were computed in: 1,000 clips of B/16 with 4 frames
-    are 2.4 GB in fp32, half of it in bf16. Of several processes each holds those of the clips that it encoded.
+    `with_tokens` keeps all their tokens too, in the precision they were computed in, in a temporary file (`TokenSpool`).
+    Of several processes each holds those of the clips that it encoded.
     """
-    tokens: list[Tensor] = []
+    spool = TokenSpool() if with_tokens else None
     encoded_here: list[int] = []  # the first example of each clip
 
     def encode(rows: Rows, video: Tensor) -> tuple[Tensor]:
         features = encode_clips(model, video, mode=mode, precision=precision, selection=selection)
-        if with_tokens:
-            tokens.append(features.tokens.cpu())
+        if spool is not None:
+            spool.append(features.tokens.cpu())
             encoded_here.extend(places[0] for places in rows)
         return (features.pooled.float(),)
 
@@ -135,8 +166,8 @@ def embed_videos(
         found.row,
         found.first,
         found.broken,
-        torch.cat(tokens) if tokens else None,
-        found.row[encoded_here] if with_tokens else None,
+        None if spool is None else spool.tensor(),
+        None if spool is None else found.row[encoded_here],
     )
 
 

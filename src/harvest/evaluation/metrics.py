@@ -2,7 +2,8 @@
 
 A tie is not a hit. Where n items share a score their order is unknown, so every function here gives the value
 expected over all orders: one right item among n tied best ones is a hit with 1/n. A model that gives all
-items one score is then exactly at chance, however the code that sorts would have ordered them.
+items one score is then exactly at chance, however the code that sorts would have ordered them. One function does
+otherwise, as the official rule that it follows has no such mean: in `frame_average_precisions` equal scores come together.
 
 Shapes: Q queries, n items (or options, or classes).
 """
@@ -135,12 +136,28 @@ class Ranking(NamedTuple):
         of_item = weights[:, self.group]
         seen = of_item.cumsum(1)[:, self.is_end]
         hits = (of_item * self.is_hit).cumsum(1)[:, self.is_end]
-        precision = hits / seen.clamp(min=1e-12)
+        start = torch.zeros(len(weights), 1, dtype=torch.float64)
+        more = hits.diff(dim=1, prepend=start)
         if self.envelope:
-            precision = precision.flip(1).cummax(1).values.flip(1)
-        recall = hits / total.clamp(min=1e-12)[:, None]
-        found = (precision * recall.diff(dim=1, prepend=torch.zeros(len(recall), 1))).sum(dim=1)
+            precision = (hits / seen.clamp(min=1e-12)).flip(1).cummax(1).values.flip(1)
+        else:
+            precision = _tied_precision(hits - more, more, seen.diff(dim=1, prepend=start), seen)
+        found = (precision * more).sum(dim=1) / total.clamp(min=1e-12)
         return found.masked_fill(total == 0, math.nan)
+
+
+def _tied_precision(before: Tensor, right: Tensor, tied: Tensor, seen: Tensor) -> Tensor:
+    """The mean precision at the right ones of items that share a score, over all their orders, `[R, ends]`.
+
+    `right` of the `tied` items are right, `before` right ones come before them, and `seen` items end with them. Given a
+    right item at place j of m tied ones, of the j - 1 in front of it (j - 1) (r - 1) / (m - 1) are right on average; the
+    sum over places is one of 1 / j, which is a difference of digammas.
+    """
+    first = seen - tied  # items in front of all tied ones
+    slope = (right - 1).clamp(min=0) / (tied - 1).clamp(min=1)
+    harmonic = torch.digamma(seen + 1) - torch.digamma(first + 1)
+    total = slope * tied + (before + 1 - slope * (first + 1)) * harmonic
+    return torch.where(right > 0, total / tied.clamp(min=1), 0.0)
 
 
 def class_rankings(scores: Tensor, is_right: Tensor, group: Tensor) -> list[Ranking]:
@@ -164,8 +181,8 @@ def class_rankings(scores: Tensor, is_right: Tensor, group: Tensor) -> list[Rank
 def average_precisions(scores: Tensor, is_right: Tensor) -> Tensor:
     """Average precision of each class, float64 `[A]`, NaN where nothing is right: `scores` and `is_right` `[Q, A]`.
 
-    The sum over distinct scores, from the highest, of the precision down to there times the recall it adds, without
-    interpolation (as scikit-learn has it). Equal scores come together, so their order does not matter.
+    The mean of the precisions at the right items, without interpolation; over all orders of equal scores, where
+    scikit-learn takes the precision at the last of them for each.
     """
     rankings = class_rankings(scores, is_right, torch.zeros(len(scores), dtype=torch.int64))
     return torch.cat([ranking.average_precision() for ranking in rankings])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -81,30 +82,40 @@ def is_fraction(name: str) -> bool:
     return not name.partition(".")[0].endswith(("rank", "error"))
 
 
-def table(results: Sequence[Result]) -> Table:
-    """A rich table of results, a row a metric, a column a variant of it; counts of nothing are left out."""
-    variants = list(
-        dict.fromkeys(v for result in results for name in result.metrics if (v := parts_of(name)[1]))
-    )
-    grid = Table(show_edge=False)
-    for title in ("task", "mode", "metric"):
-        grid.add_column(title)
-    for title in ("value", "95 % interval", *(v.replace("_", " ") for v in variants)):
-        grid.add_column(title, justify="right")
-    for result in results:
-        names = [name for name in result.metrics if not parts_of(name)[1]]
-        for place, name in enumerate(names):
-            interval = result.intervals.get(name)
-            between = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
-            named = (result.task, result.mode) if place == 0 else ("", "")
-            others = [f"{name}.{variant}" for variant in variants]
-            beside = [
-                shown(other, result.metrics[other]) if other in result.metrics else "" for other in others
-            ]
-            grid.add_row(*named, name, shown(name, result.metrics[name]), between, *beside)
-        counts = ", ".join(f"{name} {count}" for name, count in result.counts.items() if count)
-        grid.add_row("", "", f"[dim]{counts}[/dim]", *[""] * (2 + len(variants)), end_section=True)
+def table(result: Result) -> Table:
+    """A rich table of a result that fits into 80 columns: ranks of retrieval a line a way, other figures a line each."""
+    by_rank = [name for name in result.metrics if _OF_RANKS.fullmatch(parts_of(name)[0])]
+    grid = Table(box=None, pad_edge=False, title=f"{result.task}, {result.mode}", title_justify="left")
+    if by_rank:
+        grid.add_column("")
+        for title in _COLUMNS.values():
+            grid.add_column(title, justify="right", no_wrap=True)
+        for variant in dict.fromkeys(parts_of(name)[1] for name in by_rank):
+            for way, title in (("t2v", "text to video"), ("v2t", "video to text")):
+                names = [f"{way}_{column}" + (f".{variant}" if variant else "") for column in _COLUMNS]
+                found = [shown(name, result.metrics[name]) for name in names]
+                grid.add_row(f"{title}, {variant.replace('_', ' ')}" if variant else title, *found)
+                ends = [_between(result, name) for name in names]
+                grid.add_row("  95 %", *ends, style="dim")
+    others = [name for name in result.metrics if name not in by_rank]
+    if others and by_rank:
+        for name in others:
+            grid.add_row(name, shown(name, result.metrics[name]))
+    elif others:
+        for title in ("figure", "value", "95 % interval"):
+            grid.add_column(title, justify="left" if title == "figure" else "right", overflow="fold")
+        for name in others:
+            grid.add_row(name, shown(name, result.metrics[name]), _between(result, name))
     return grid
+
+
+_OF_RANKS = re.compile(r"(t2v|v2t)_(r1|r5|r10|median_rank|mean_rank)")
+_COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median", "mean_rank": "mean"}
+
+
+def _between(result: Result, name: str) -> str:
+    interval = result.intervals.get(name)
+    return f"{100 * interval[0]:.1f}-{100 * interval[1]:.1f}" if interval else ""
 
 
 VARIANTS = ("dual_softmax", "reranked", "matching", "mixture", "reversed", "shuffled", "one_frame")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -124,6 +124,18 @@ class Evaluation:
 
     def embed_texts(self, texts: Sequence[str], *, dim: int | None = None) -> Tensor:
         return embed_texts(self.model, self.words, texts, precision=self.settings.precision, dim=dim)
+
+    def count_cut(self, texts: Iterable[str], encode: Callable[[list[str]], Tensor] | None = None) -> int:
+        """How many distinct ones of these texts are too long for the text tower, which sees their beginning alone.
+
+        `encode` turns texts into ids as the task does, and counts with the tokenizer; None: the tokenizer itself.
+        """
+        words = self.words
+        before = words.truncated
+        (encode or words)(list(dict.fromkeys(texts)))
+        cut = words.truncated - before
+        words.truncated = before
+        return cut
 
     def refuse(self, task: Task, *names: str) -> None:
         """HarvestError where one of these settings was made, as the task has no use for it."""

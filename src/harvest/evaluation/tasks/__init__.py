@@ -96,6 +96,11 @@ def evaluate(
     selection = given.settings.selection
     seen = None if selection is None else described(selection)
     said = [result.protocol]
+    if cut := result.counts.get("texts_cut"):
+        longest = given.words.config.context_length
+        said.append(
+            f"Of {cut:,} texts only the first {longest} tokens are seen: the text tower takes no more."
+        )
     if seen is not None:
         said.append(f"Of each clip {seen}.")
     if own.get("dim") is not None:

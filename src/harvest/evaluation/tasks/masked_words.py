@@ -102,7 +102,7 @@ class MaskedWordsTask:
         first = next(clip for text, clip in opening if text != last)
         if first is not None:
             other |= _credits(given, first, [(0, number) for number in waiting], captions)
-        return self._report(given, len(captions), merge_over_ranks(right), merge_over_ranks(other), broken)
+        return self._report(given, captions, merge_over_ranks(right), merge_over_ranks(other), broken)
 
     def _caption(self, given: Evaluation, places: Sequence[int]) -> _Caption | None:
         """The first caption of a clip with some of its words hidden; None where it has none that can be."""
@@ -123,11 +123,12 @@ class MaskedWordsTask:
     def _report(
         self,
         given: Evaluation,
-        num_captions: int,
+        captions: Sequence[_Caption],
         right: Mapping[int, Tensor],
         other: Mapping[int, Tensor],
         broken: Mapping[str, str],
     ) -> Result:
+        num_captions = len(captions)
         caption_of = torch.cat([torch.full((len(right[n]),), n) for n in range(num_captions)])
         credits = {
             name: Credits(torch.cat([found[n] for n in range(num_captions)]), caption_of)
@@ -143,6 +144,7 @@ class MaskedWordsTask:
             counts={
                 "captions": num_captions,
                 "hidden_words": len(caption_of),
+                "texts_cut": given.count_cut(caption.text for caption in captions),
                 "examples_missing": len(broken),
             },
             missing=broken,

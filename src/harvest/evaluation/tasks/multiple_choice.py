@@ -81,6 +81,7 @@ class MultipleChoiceTask:
             "questions": len(asked),
             "questions_tied": int(((scores == scores.amax(dim=1, keepdim=True)).sum(dim=1) > 1).sum()),
             "videos": len(videos.pooled),
+            "texts_cut": given.count_cut(options),
             "examples_missing": int((videos.row < 0).sum()),
         }
         found = {name: Credits(values, rows) for name, values in credits.items()}

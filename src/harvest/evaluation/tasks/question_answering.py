@@ -184,6 +184,14 @@ def _by_filling(given: Evaluation, listed: Sequence[str]) -> Ask:
     return ask
 
 
+def _count_cut(given: Evaluation) -> int:
+    """Questions that are too long, in the form in which they are asked."""
+    questions = [example.question or "" for example in given.examples]
+    if given.head is None and given.model.answers is not None:
+        return given.count_cut(questions)
+    return given.count_cut(questions, prompt.QuestionTokenizer(given.model.config.text_tower, given.words))
+
+
 def _report(
     given: Evaluation,
     scores: Tensor,
@@ -221,6 +229,7 @@ def _report(
             "answers": len(listed),
             "questions_with_unlisted_answer": int((~is_listed).sum()),
             "videos": len(torch.unique(clip)),
+            "texts_cut": _count_cut(given),
             "examples_missing": len(given.examples) - len(asked),
         },
         credits={"accuracy": Credits(credit, clip), "top5": Credits(top5, clip)},

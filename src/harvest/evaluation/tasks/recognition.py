@@ -33,9 +33,13 @@ def embed_classes(
     precision: Precision = "fp32",
 ) -> Tensor:
     """A unit vector a class, `[n, E]`: the mean of the unit embeddings of its prompts, made unit length (CLIP, 3.1.4)."""
-    prompts = [template.replace("{}", name) for name in class_names for template in templates]
-    pooled = embed_texts(model, tokenizer, prompts, precision=precision)
+    pooled = embed_texts(model, tokenizer, prompts_of(class_names, templates), precision=precision)
     return F.normalize(pooled.view(len(class_names), len(templates), -1).mean(dim=1), dim=-1)
+
+
+def prompts_of(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every template with every name, class by class."""
+    return [template.replace("{}", name) for name in class_names for template in templates]
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class RecognitionTask:
                 "clips": len(asked),
                 "classes": len(names),
                 "classes_that_occur": len(torch.unique(label)),
+                "texts_cut": given.count_cut(prompts_of(names, self.templates)),
                 "examples_missing": int((videos.row < 0).sum()),
             },
             credits={"top1": Credits(top1, rows), "top5": Credits(top5, rows)},

@@ -114,6 +114,7 @@ class RetrievalTask:
                 "captions_repeated": len(pairs) - len(set(pairs)),
                 "captions_shared_by_videos": sum(count for count in times.values() if count > 1),
                 "captions_left_out": left_out,
+                "texts_cut": given.count_cut(texts),
                 "examples_missing": int((videos.row < 0).sum()),
             },
             credits=credits,
