@@ -89,3 +89,14 @@ def test_impossible_stretches_are_refused(start: float, end: float, count: int) 
         segment_times(start, end, num_frames=count)
     with pytest.raises(HarvestError):
         dense_times(start, end, num_frames=count, every_s=1)
+
+
+def test_leading_views_are_those_of_umts_something_something() -> None:
+    """Clip c of n takes a frame at c / n of each segment; one clip takes the middle."""
+    times = segment_times(0, 16, num_frames=8, num_clips=2, view_places="leading").view(8, 2)
+    assert times[:, 0].tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert times[:, 1].tolist() == [1, 3, 5, 7, 9, 11, 13, 15]
+    inner = segment_times(0, 12, num_frames=4, num_clips=2).view(4, 2)
+    assert inner[0].tolist() == pytest.approx([1, 2])
+    one = segment_times(0, 16, num_frames=8, view_places="leading")
+    assert one.equal(segment_times(0, 16, num_frames=8))

@@ -130,6 +130,12 @@ def test_a_benchmark_with_a_head(world: World) -> None:
     assert result.task == "classification" and result.protocol.startswith(
         "Toy, test: one of six. Fine-tuned head"
     )
+    assert result.settings["view_places"] == "inner"
+    leading = dataclasses.replace(data(world, examples), view_places="leading")
+    other = score_benchmark(
+        world.model, world.tokenizer, leading, head=head, task=ClassificationTask(num_clips=2)
+    )
+    assert other.settings["view_places"] == "leading"
     assert score_benchmark(world.model, world.tokenizer, data(world, examples)).task == "recognition"
     with pytest.raises(HarvestError, match="another order"):
         score_benchmark(world.model, world.tokenizer, data(world, examples, NAMES[::-1]), head=head)

@@ -14,7 +14,6 @@ from torch import Tensor
 from harvest.evaluation.metrics import (
     average_precisions,
     bootstrap_interval,
-    choice_accuracy,
     choice_credit,
     class_rankings,
     dual_softmax,
@@ -27,7 +26,6 @@ from harvest.evaluation.metrics import (
     recall_at,
     resampled_mean_ap,
     resampled_means,
-    top_k_accuracy,
 )
 
 BY_EYE = torch.tensor(
@@ -54,7 +52,7 @@ def test_ties_are_shared() -> None:
     assert recall_at(all_equal, 2) == pytest.approx(1 / 2)
     assert recall_at(all_equal, 4) == 1.0
     assert median_rank(all_equal) == mean_rank(all_equal) == 2.5
-    assert choice_accuracy(torch.zeros(5, 4), torch.arange(5) % 4) == pytest.approx(0.25)
+    assert choice_credit(torch.zeros(5, 4), torch.arange(5) % 4).mean() == pytest.approx(0.25)
 
     below_one = ranks(torch.tensor([[0.9, 0.5, 0.5, 0.1]]), torch.tensor([[False, True, False, False]]))
     assert recall_at(below_one, 1) == 0.0
@@ -110,7 +108,7 @@ def test_order_and_scale_do_not_matter(rows: list[list[int]], seed: int, k: int)
     rescaled = all_metrics((scores / 3).exp() * 5 - 2, is_right)
     assert shuffled == pytest.approx(expected)
     assert rescaled == pytest.approx(expected)
-    assert top_k_accuracy(scores, label, k=k) == pytest.approx(expected[0])
+    assert float(choice_credit(scores, label, k=k).mean()) == pytest.approx(expected[0])
     assert recall_at(ranks(scores, is_right), k + 1) >= expected[0] - 1e-12
     # Giving every item one more try: the credits of all labels of a row sum to min(k, n).
     total = sum(choice_credit(scores, torch.full_like(label, c), k=k) for c in range(scores.shape[1]))
@@ -123,7 +121,7 @@ def test_against_scikit_learn() -> None:
     label = torch.randint(7, (200,), generator=generator)
     for k in (1, 3, 5):
         expected = top_k_accuracy_score(label.numpy(), scores.numpy(), k=k, labels=list(range(7)))
-        assert top_k_accuracy(scores, label, k=k) == pytest.approx(expected)
+        assert float(choice_credit(scores, label, k=k).mean()) == pytest.approx(expected)
     expected = balanced_accuracy_score(label.numpy(), scores.argmax(dim=1).numpy())
     assert mean_class_accuracy(choice_credit(scores, label), label) == pytest.approx(expected)
     is_right = torch.nn.functional.one_hot(label, 7).bool()
@@ -195,7 +193,7 @@ def test_bad_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="query 1 has no right item"):
         ranks(torch.zeros(2, 2), torch.tensor([[True, False], [False, False]]))
     with pytest.raises(ValueError, match="labels go from 0 to 2, options are 2"):
-        choice_accuracy(torch.zeros(2, 2), torch.tensor([0, 2]))
+        choice_credit(torch.zeros(2, 2), torch.tensor([0, 2]))
     with pytest.raises(ValueError, match="at least 1"):
         recall_at(ranks(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)), 0)
 

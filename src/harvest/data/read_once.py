@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from harvest.data import transforms
 from harvest.data.guard import Guard, Lost
 from harvest.data.rows import video_of
-from harvest.data.sampling import FrameOrder, frame_places
+from harvest.data.sampling import FrameOrder, ViewPlaces, frame_places
 from harvest.data.video import Crop, Decoder, PackedVideo, VideoError, read_clip
 from harvest.data.workers import worker_batches
 from harvest.interfaces import Example, HarvestError
@@ -60,6 +60,7 @@ class ClipReader(Dataset):
         frame_order: FrameOrder = "forward",
         *,
         views: tuple[int, int] | None = None,
+        view_places: ViewPlaces = "inner",
         seed: int | None = None,
         limit_s: float = VIDEO_LIMIT_S,
         decoder: Decoder = "pyav",
@@ -67,6 +68,7 @@ class ClipReader(Dataset):
         self.examples, self.num_frames, self.image_size = examples, num_frames, image_size
         self.crop = crop if views is None or views[1] == 1 else "none"
         self.frame_order, self.views, self.seed = frame_order, views, seed
+        self.view_places = view_places
         self.limit_s, self.decoder = limit_s, decoder
         self._guard: Guard | None = None
 
@@ -88,6 +90,7 @@ class ClipReader(Dataset):
             end_s=example.end_s,
             generator=None if self.seed is None else generator_for(self.seed, 0, number),
             num_clips=num_clips,
+            view_places=self.view_places,
             crop=self.crop,
             decoder=self.decoder,
         ).frames
@@ -144,6 +147,7 @@ def eval_batches(
     crop: Literal["center", "squash"] = "center",
     frame_order: FrameOrder = "forward",
     views: tuple[int, int] | None = None,
+    view_places: ViewPlaces = "inner",
     rank: int = 0,
     world: int = 1,
     on_broken: Callable[[Example, str], None] | None = None,
@@ -161,7 +165,9 @@ def eval_batches(
     if views is not None and min(views) < 1:
         raise HarvestError(f"views: expected at least 1 clip and 1 crop, got {views[0]} and {views[1]}")
     chosen = [examples[row] for row in first_rows(clip_numbers(examples))]
-    reader = ClipReader(chosen, num_frames, image_size, crop, frame_order, views=views)
+    reader = ClipReader(
+        chosen, num_frames, image_size, crop, frame_order, views=views, view_places=view_places
+    )
     for numbers, video, refused in reader.batches(
         batch_size=batch_size, workers=workers, rank=rank, world=world
     ):

@@ -11,6 +11,9 @@ from harvest.interfaces import HarvestError
 
 FrameOrder = Literal["forward", "reversed", "shuffled", "one_frame"]
 """How the frames of a clip are shown to a model: as they are, or so that time is taken from it."""
+ViewPlaces = Literal["inner", "leading"]
+"""Where in its segment clip c of n takes a frame in a test: at (c + 1) / (n + 1) of it (UMT, `kinetics_sparse`), or at
+c / n (UMT, `ssv2`)."""
 
 
 def segment_times(
@@ -20,12 +23,13 @@ def segment_times(
     num_frames: int,
     generator: torch.Generator | None = None,
     num_clips: int = 1,
+    view_places: ViewPlaces = "inner",
 ) -> Tensor:
     """One time from each of `num_frames` equal segments of the stretch (Temporal Segment Networks, 2016).
 
     With a generator the time is uniform in its segment, without one it is the middle. `num_clips` interleaves so many
-    clips, which is for tests: clip c takes the share (c + 1) / (num_clips + 1) of each segment (UMT, `kinetics_sparse`),
-    and its times are `times[c::num_clips]`.
+    clips, which is for tests: they differ in where in its segment a frame is taken (`ViewPlaces`; one clip takes the
+    middle), and the times of clip c are `times[c::num_clips]`.
     Returns float64 `[num_frames * num_clips]`, not decreasing, `start_s <= t < end_s` (all `start_s` if it is empty).
     """
     _check(start_s, end_s, num_frames)
@@ -34,6 +38,8 @@ def segment_times(
     places = torch.arange(num_frames, dtype=torch.float64)
     if generator is None:
         shares = torch.arange(1, num_clips + 1, dtype=torch.float64) / (num_clips + 1)
+        if view_places == "leading" and num_clips > 1:
+            shares = torch.arange(num_clips, dtype=torch.float64) / num_clips
         places = (places[:, None] + shares).flatten()
     else:
         places = places + torch.rand(num_frames, dtype=torch.float64, generator=generator)

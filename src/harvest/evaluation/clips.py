@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harvest.data.read_once import clip_numbers, eval_batches
-from harvest.data.sampling import FrameOrder
+from harvest.data.sampling import FrameOrder, ViewPlaces
 from harvest.interfaces import Example, HarvestError, OnProgress
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision, all_gather_ordered, autocast, merge_over_ranks, world_rank_size
@@ -36,6 +36,7 @@ class ReadSettings:
     workers: int = 0
     frame_order: FrameOrder = "forward"
     crop: Literal["center", "squash"] = "center"
+    view_places: ViewPlaces = "inner"
     views: tuple[int, int] | None = None
     """Stretches in time and crops along the longer side: batches are then `[b, stretches * crops, T, 3, H, W]`."""
     progress: OnProgress | None = None
@@ -110,6 +111,7 @@ def clip_batches(
         crop=reading.crop,
         frame_order=reading.frame_order,
         views=reading.views,
+        view_places=reading.view_places,
         rank=rank,
         world=size,
         on_broken=note,

@@ -101,16 +101,6 @@ def choice_credit(scores: Tensor, label: Tensor, *, k: int = 1) -> Tensor:
     return ranks(scores, is_right).hits_at(k)
 
 
-def choice_accuracy(scores: Tensor, label: Tensor) -> float:
-    """The share of rows whose label has the best score; one of n best gives 1/n."""
-    return float(choice_credit(scores, label).mean())
-
-
-def top_k_accuracy(scores: Tensor, label: Tensor, *, k: int) -> float:
-    """The share of rows whose label is among the k best."""
-    return float(choice_credit(scores, label, k=k).mean())
-
-
 def mean_class_accuracy(credit: Tensor, label: Tensor) -> float:
     """The mean over the classes that occur of the mean credit in the class (balanced accuracy)."""
     classes, place = torch.unique(label, return_inverse=True)
@@ -334,9 +324,8 @@ def resampled_means(values: Tensor, group: Tensor | None = None, *, seed: int = 
     zeros = torch.zeros(num_groups, dtype=torch.float64)
     sums = zeros.index_add(0, place, values.double())
     counts = zeros.index_add(0, place, torch.ones(len(values), dtype=torch.float64))
-    return torch.stack(
-        [sums[drawn].sum() / counts[drawn].sum() for drawn in _drawn(num_groups, RESAMPLES, seed)]
-    )
+    blocks = _drawn(num_groups, RESAMPLES, seed, at_once=200_000 // num_groups)
+    return torch.cat([sums[drawn].sum(dim=1) / counts[drawn].sum(dim=1) for drawn in blocks])
 
 
 def resampled_mean_ap(rankings: Sequence[Ranking], *, seed: int = 0) -> Tensor:
@@ -350,20 +339,21 @@ def resampled_mean_ap(rankings: Sequence[Ranking], *, seed: int = 0) -> Tensor:
     num_groups = len(rankings[0].wanted)
     resamples = RESAMPLES if sum(len(r.group) for r in rankings) <= 1_000_000 else 200
     longest = max(1, num_groups, *(len(r.group) for r in rankings))
-    parts, weights = [], []
-    for number, drawn in enumerate(_drawn(num_groups, resamples, seed), 1):
-        weights.append(torch.bincount(drawn, minlength=num_groups).double())
-        if len(weights) * longest >= 2_000_000 or number == resamples:  # as much as memory likes
-            parts.append(mean_average_precision(rankings, torch.stack(weights)))
-            weights = []
+    parts = []
+    for drawn in _drawn(num_groups, resamples, seed, at_once=2_000_000 // longest):
+        times = torch.zeros(drawn.shape, dtype=torch.float64)
+        times.scatter_add_(1, drawn, torch.ones_like(times))
+        parts.append(mean_average_precision(rankings, times))
     draws = torch.cat(parts)
     return draws - draws.mean() + mean_average_precision(rankings)
 
 
-def _drawn(num_groups: int, resamples: int, seed: int) -> Iterator[Tensor]:
+def _drawn(num_groups: int, resamples: int, seed: int, *, at_once: int) -> Iterator[Tensor]:
+    """Groups drawn with replacement, int64 `[up to at_once, num_groups]` at a time; the same draws in blocks of any size."""
     generator = generator_for(seed, num_groups)
-    for _ in range(resamples):
-        yield torch.randint(num_groups, (num_groups,), generator=generator)
+    for start in range(0, resamples, max(1, at_once)):
+        size = (min(max(1, at_once), resamples - start), num_groups)
+        yield torch.randint(num_groups, size, generator=generator)
 
 
 def interval_of(resampled: Tensor, *, level: float = 0.95) -> tuple[float, float]:

@@ -108,6 +108,7 @@ def read(
             if row.id in found.boxes
         ),
         shared_captions=found.shared_captions,
+        view_places=found.view_places,
         unscored=found.unscored,
     )
 

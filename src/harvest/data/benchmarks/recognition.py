@@ -140,6 +140,7 @@ def ssv2(files: Files, split: str) -> Found:
         class_names=class_names,
         templates=("{}",),
         counts={"classes": len(class_names)},
+        view_places="leading",
     )
 
 

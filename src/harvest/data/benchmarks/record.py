@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from harvest.data.sampling import ViewPlaces
 from harvest.interfaces import Example, HarvestError
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class Found:
     """Of detection: row id to its boxes."""
     counts: Mapping[str, int] = field(default_factory=dict)
     shared_captions: bool = False
+    view_places: ViewPlaces = "inner"
     unscored: str | None = None
 
 
@@ -143,6 +145,8 @@ class BenchmarkData:
     """Of detection: one for each example, in the same order."""
     shared_captions: bool = False
     """Of retrieval: rows with one caption are its videos, each of which is right for it."""
+    view_places: ViewPlaces = "inner"
+    """Of recognition with a head: which frames the views in time of its protocol take."""
     unscored: str | None = None
     """Why the evaluations at hand cannot score it by its protocol, where that is so."""
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harvest.data.sampling import segment_times
+from harvest.data.sampling import ViewPlaces, segment_times
 from harvest.data.video.decoding import first_frame, frames_in_order, read_in_order
 from harvest.data.video.frames import Crop, shown_size, tensor_of
 from harvest.data.video.key_frames import read_by_key_frames
@@ -39,6 +39,7 @@ def read_clip(
     end_s: float | None = None,
     generator: torch.Generator | None = None,
     num_clips: int = 1,
+    view_places: ViewPlaces = "inner",
     crop: Crop = "center",
     folder_fps: float = FOLDER_FPS,
     decoder: Decoder = "pyav",
@@ -61,7 +62,14 @@ def read_clip(
                 path, f"the stretch starts at {start_s:g} s, the video ends at {duration_s:.2f} s"
             )
         end = max(duration_s, start_s) if end_s is None else end_s
-        return segment_times(start_s, end, num_frames=num_frames, generator=generator, num_clips=num_clips)
+        return segment_times(
+            start_s,
+            end,
+            num_frames=num_frames,
+            generator=generator,
+            num_clips=num_clips,
+            view_places=view_places,
+        )
 
     return _read(
         as_source(path), pick, image_size=image_size, crop=crop, folder_fps=folder_fps, decoder=decoder

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harvest.data.labels import check_labels, check_same_names
+from harvest.data.sampling import ViewPlaces
 from harvest.evaluation.clips import Rows
 from harvest.evaluation.metrics import (
     choice_credit,
@@ -45,6 +46,8 @@ class ClassificationTask:
     """Views in time, whose probabilities are averaged."""
     num_crops: Annotated[int, Range(least=1)] = 1
     """Views along the picture's longer side."""
+    view_places: ViewPlaces = "inner"
+    """Where in its segment view c of n in time takes a frame: inner at (c + 1) / (n + 1), leading at c / n (UMT's SSv2)."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -67,7 +70,9 @@ class ClassificationTask:
             found = scores.sigmoid() if several else scores.softmax(dim=-1)
             return (found.view(len(rows), self.num_clips * self.num_crops, -1).mean(dim=1),)
 
-        reading = dataclasses.replace(given.reading, views=(self.num_clips, self.num_crops))
+        reading = dataclasses.replace(
+            given.reading, views=(self.num_clips, self.num_crops), view_places=self.view_places
+        )
         found = given.collect(encode, reading)
         shown = views_said(reading.num_frames, self.num_clips, self.num_crops)
         return report(
