@@ -38,13 +38,14 @@ from harvest.model.folder import save_model
 from harvest.model.matryoshka import shorten
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
-from harvest.parallel import World, autocast
+from harvest.parallel import World
 from harvest.progress import bar
-from harvest.recipes import mini_harvest
+from harvest.recipes.mini import mini_harvest
 from harvest.tokens import Selection, Selector
-from harvest.training.loop import lr_of, prepare
-from harvest.training.optim import build_optimizer, set_lr
+from harvest.training.optim import build_optimizer
+from harvest.training.prepare import prepare
 from harvest.training.start import build_objective, start_model
+from harvest.training.step import OptimizerStep
 from harvest.training.vary import VaryConfig
 
 TUNING_SHARE = 0.1  # of the seconds: the last stage, as in the recipe
@@ -296,7 +297,7 @@ class _Run:
         dataset = experiment.dataset.reseeded(seed)
         with torch.random.fork_rng(devices=[]):
             self.model, tokenizer, _ = start_model(self.config, dataset.captions())
-        objective = build_objective(self.config, self.model, [], tokenizer=tokenizer)
+        objective = build_objective(self.config, self.model)
         assert isinstance(objective, PostPretraining) and tokenizer is not None
         if experiment.texts is None or arm.dims:  # the same frozen tower for all that do not turn its space
             objective.fill_text_cache(tokenizer(dataset.captions()), dataset.caption_clips())
@@ -305,7 +306,13 @@ class _Run:
         else:
             objective.text_cache, objective.text_example = experiment.texts
         self.objective = objective.train()
-        self.optimizer = build_optimizer(objective, self.config.optim)
+        self._take_step = OptimizerStep(
+            self.objective,
+            build_optimizer(objective, self.config.optim),
+            _CPU,
+            self.config.loop.precision,
+            self.config.optim.max_grad_norm,
+        )
         self.batches: Iterator[Batch] = iter(TrainLoader(dataset, self.config.loop.global_batch))
         self.done = 0
 
@@ -313,14 +320,7 @@ class _Run:
         config, step = self.config, self.done
         self.objective.train()
         self.objective.selection = config.selection_at(step)
-        set_lr(self.optimizer, lr_of(step, config))
-        with autocast(_CPU, config.loop.precision):
-            losses = self.objective(next(self.batches), step)
-        losses.total.backward()
-        if config.optim.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.objective.parameters(), config.optim.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._take_step(next(self.batches), step, lr=config.lr_at(step))
         self.done += 1
 
 

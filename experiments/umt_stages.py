@@ -45,7 +45,7 @@ from harvest.model.folder import load_head, load_strictly
 from harvest.model.importing.pretrained import load_any, load_pretrained
 from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
-from harvest.recipes import (
+from harvest.recipes.mini import (
     mini_actions,
     mini_harvest,
     mini_image,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from experiments import main
 from harvest.bench.ceiling import wait_for
-from harvest.bench.step import describe_machine, measuring, print_table, random_batch
+from harvest.bench.step import describe_machine, measuring, print_table
 from harvest.interfaces import Batch, HarvestError, OnProgress
 from harvest.machine import keep_memory
 from harvest.model.alignment import student_tower
@@ -27,8 +27,10 @@ from harvest.model.video_text import ModelConfig, VideoTextModel, compile_blocks
 from harvest.objectives import teacher_cache
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
+from harvest.objectives.reach import random_batch
 from harvest.parallel import Precision, autocast, computed_in
 from harvest.training.optim import OptimConfig, build_optimizer
+from harvest.training.step import OptimizerStep
 
 SIZES: dict[str, dict[str, Any]] = {
     "b16": {
@@ -209,17 +211,13 @@ def _time(
             f"expected a batch of at least 1 and more than 0 seconds, got {len(batch.video)} and {seconds}"
         )
     optimizer = build_optimizer(objective, OptimConfig(lr=1e-6))
-    objective.train()
+    take_step = OptimizerStep(objective.train(), optimizer, place, precision)
     times: list[float] = []
     step = 0
     while step < 4 or sum(times) < seconds:
         wait_for(place)
         before = time.perf_counter()
-        with autocast(place, precision):
-            losses = objective(batch, step)
-        losses.total.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        take_step(batch, step)
         wait_for(place)
         if step >= 2:  # after the warm-up
             times.append(time.perf_counter() - before)

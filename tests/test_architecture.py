@@ -19,13 +19,15 @@ ALLOWED: dict[str, set[str]] = {
     "charts": set(),
     "ranges": {"interfaces"},
     "parallel": {"interfaces"},
-    "progress": {"interfaces"},
+    "bars": set(),
+    "progress": {"interfaces", "bars"},
+    "settings": {"interfaces"},
     "machine": set(),
     "data": {"interfaces", "ranges", "files", "parallel"},
     "model": {"interfaces", "ranges", "files", "parallel"},
     "tokens": {"interfaces", "ranges", "parallel"},
-    "objectives": {"interfaces", "ranges", "files", "parallel", "model", "tokens"},
-    "training": {"interfaces", "ranges", "files", "parallel", "progress", "model"},
+    "objectives": {"interfaces", "ranges", "files", "parallel", "progress", "data", "model", "tokens"},
+    "training": {"interfaces", "ranges", "files", "parallel", "bars", "progress", "settings", "model"},
     "evaluation": {"interfaces", "ranges", "files", "parallel", "progress", "data", "model", "tokens"},
     "search": {
         "interfaces",
@@ -52,12 +54,32 @@ ALLOWED: dict[str, set[str]] = {
         "training",
         "search",
     },
-    "config": {"interfaces", "ranges", "parallel", "data", "model", "tokens", "objectives", "training"},
+    "config": {
+        "interfaces",
+        "ranges",
+        "parallel",
+        "settings",
+        "data",
+        "model",
+        "tokens",
+        "objectives",
+        "training",
+    },
     "recipes": {"interfaces", "ranges", "config", "data", "model", "objectives", "training"},
 }
 # These files wire rooms together, and so does every command.
 WIRING = {
-    f"harvest.{name}" for name in ("api", "demo", "report", "training.loop", "training.start", "__main__")
+    f"harvest.{name}"
+    for name in (
+        "api",
+        "demo",
+        "report",
+        "training.loop",
+        "training.prepare",
+        "training.run",
+        "training.start",
+        "__main__",
+    )
 } | {
     # what a whole run will take
     "harvest.bench.plan",

@@ -3,7 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from harvest.progress import bar, columns, say, set_quiet
+from harvest.bars import columns
+from harvest.progress import bar, say, set_quiet
 
 
 def test_a_bar_shows_itself_for_work_that_takes_long(capfd: pytest.CaptureFixture[str]) -> None:

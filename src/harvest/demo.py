@@ -49,7 +49,7 @@ from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision, generator_for
 from harvest.progress import bar, say
-from harvest.recipes import mini_harvest
+from harvest.recipes.mini import mini_harvest
 from harvest.report import (
     Bar,
     Blank,

@@ -113,9 +113,23 @@ def meet(store: Store, rank: int, size: int) -> None:
             return
 
 
+_is_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A stretch that this process computes for itself, as if there were no others."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
 def world_rank_size() -> tuple[int, int]:
     """This process's rank and the number of processes; (0, 1) when alone."""
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and not _is_alone:
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 

@@ -20,12 +20,13 @@ from harvest.bench.plan import (
     probe,
     sizes_of,
 )
-from harvest.bench.step import make_objective, model_config, num_seen, random_batch, step_gflop
+from harvest.bench.step import make_objective, model_config, num_seen, step_gflop
 from harvest.bench.work import WORDS, gflop_of
 from harvest.cli import main
 from harvest.config import RunConfig
 from harvest.interfaces import HarvestError
 from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives.reach import random_batch
 from harvest.recipes import RECIPES
 from harvest.tokens import Selection
 

@@ -14,10 +14,10 @@ from harvest.bench.step import (
     make_objective,
     measure_steps,
     model_config,
-    random_batch,
     step_gflop,
 )
 from harvest.interfaces import HarvestError
+from harvest.objectives.reach import random_batch
 from harvest.tokens import Selection
 
 

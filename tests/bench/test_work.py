@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from harvest.bench.plan import Probe, plan, sizes_of
-from harvest.bench.step import model_config, random_batch
+from harvest.bench.step import model_config
 from harvest.bench.work import OPTIONS, WORDS, gflop_of, teacher_of
 from harvest.config import RunConfig
 from harvest.interfaces import Box, Example, HarvestError
@@ -34,6 +34,7 @@ from harvest.objectives.multiple_choice import MultipleChoice, MultipleChoiceCon
 from harvest.objectives.pixel_reconstruction import PixelReconstruction, PixelReconstructionConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.objectives.question_answering import QuestionAnswering, QuestionAnsweringConfig
+from harvest.objectives.reach import random_batch
 from harvest.recipes import RECIPES
 from harvest.tokens import Selection, budget_of
 

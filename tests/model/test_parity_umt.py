@@ -28,12 +28,8 @@ from harvest.model.inflation import inflate_patches
 from harvest.model.layers import resize_positions, sinusoid
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.losses import alignment
-from harvest.objectives.masked_alignment import (
-    MaskedAlignment,
-    MaskedAlignmentConfig,
-    aligned_layers,
-    is_guided,
-)
+from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
+from harvest.objectives.teaching import aligned_layers, is_guided
 from harvest.tokens import attention_keep, choose, num_kept
 from harvest.training.optim import OptimConfig, build_optimizer
 

@@ -16,15 +16,9 @@ from harvest.model.layers import take
 from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.losses import alignment
-from harvest.objectives.masked_alignment import (
-    MaskedAlignment,
-    MaskedAlignmentConfig,
-    aligned_layers,
-    by_frame,
-    check_grids,
-    draw_drop_path_scale,
-    is_guided,
-)
+from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
+from harvest.objectives.seen import draw_drop_path_scale
+from harvest.objectives.teaching import aligned_layers, by_frame, check_grids, is_guided
 from harvest.recipes import RECIPES
 from harvest.tokens import Selection, choose, random_keep
 from harvest.training.optim import OptimConfig, build_optimizer

@@ -296,7 +296,7 @@ def test_defect_6_captions_of_one_video_are_positives_and_row_numbers_are_not() 
     [
         ({"image_drop_ratio": 1.0}, "image_drop_ratio"),
         ({"text_mask_ratio": 1.5}, "text_mask_ratio"),
-        ({"matching_weight": -1.0}, "weights"),
+        ({"matching_weight": -1.0}, "matching_weight"),
         (
             {"alignment_weight": 0, "contrastive_weight": 0, "matching_weight": 0, "masked_words_weight": 0},
             "weights",

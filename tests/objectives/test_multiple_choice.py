@@ -31,7 +31,7 @@ def test_the_loss_is_over_a_clips_own_options() -> None:
 
 
 def test_settings_that_cannot_be() -> None:
-    with pytest.raises(HarvestError, match="one of them more"):
+    with pytest.raises(HarvestError, match="must be more than 0"):
         MultipleChoiceConfig(choice_weight=0.0)
     with pytest.raises(HarvestError, match="drop_path"):
         MultipleChoiceConfig(drop_path=1.0)

@@ -140,7 +140,7 @@ def test_draws_leave_the_global_generator_alone() -> None:
 
 
 def test_ranks_draw_differently() -> None:
-    with patch("harvest.objectives.post_pretraining.world_rank_size", lambda: (1, 2)):
+    with patch("harvest.objectives.seen.world_rank_size", lambda: (1, 2)):
         other = keeps(objective(), 5, small_batch(3))
     assert not torch.equal(other, keeps(objective(), 5, small_batch(3)))
 

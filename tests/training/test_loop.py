@@ -602,7 +602,7 @@ def test_the_teacher_s_cache_holds_clips_as_the_run_shows_them(
         crops.append(settings["crop"])
         return eval_batches(*given, **settings)
 
-    monkeypatch.setattr("harvest.training.loop.eval_batches", read)
+    monkeypatch.setattr("harvest.training.prepare.eval_batches", read)
     data = {"times": "middle", "crop_scale": (1.0, 1.0), "crop": "squash"}
     config = tiny_run("mini-umt-stage1", loop={"steps": 1}, data=data)
     cached = dataclasses.replace(config.objective, teacher_cache=str(tmp_path / "cache"))

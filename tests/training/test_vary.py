@@ -17,7 +17,7 @@ from harvest.evaluation.embed import embed_texts
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.importing.pretrained import load_pretrained
 from harvest.objectives.post_pretraining import PostPretraining
-from harvest.recipes import mini_harvest, mini_umt_stage1
+from harvest.recipes.mini import mini_harvest, mini_umt_stage1
 from harvest.training.loop import train
 from harvest.training.vary import VaryConfig, show_frames, show_size, value_at
 

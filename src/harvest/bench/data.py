@@ -33,7 +33,6 @@ from harvest.bench.step import (
     make_stepper,
     model_config,
     print_table,
-    random_batch,
 )
 from harvest.data.dataset import ClipDataset, DataConfig
 from harvest.data.loader import TrainLoader
@@ -44,6 +43,7 @@ from harvest.data.shards import read_shards
 from harvest.data.video import LENIENT, Decoder, write_video
 from harvest.files import write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
+from harvest.objectives.reach import random_batch
 from harvest.progress import bar, say
 from harvest.tokens import Selection
 

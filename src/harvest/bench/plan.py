@@ -27,20 +27,18 @@ from harvest.bench.step import (
     model_config,
     num_seen,
     print_table,
-    random_batch,
 )
-from harvest.bench.work import KNOWN, OPTIONS, WORDS, Reading, gflop_of, reading_of, teacher_of
+from harvest.bench.work import KNOWN, OPTIONS, gflop_of, reading_of, teacher_of
 from harvest.config import RunConfig, StartConfig, from_dict
 from harvest.interfaces import Grid, HarvestError
 from harvest.model.importing.files import read_json
 from harvest.model.importing.sources import find_local
 from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
-from harvest.objectives.answer_decoding import AnswerDecodingConfig
-from harvest.objectives.image_text import ImageTextConfig
+from harvest.objectives.contract import WORDS, Reading
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
-from harvest.objectives.multimodal import MultimodalConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
+from harvest.objectives.reach import random_batch
 from harvest.recipes import RECIPES
 from harvest.tokens import Selection, budget_of
 
@@ -154,15 +152,14 @@ _MADE_BY = {"demo": "mini-harvest"}
 
 def sizes_of(config: RunConfig) -> ModelConfig:
     """Sizes of the model that a recipe trains, without its weights; HarvestError where its start is not known here."""
-    sizes, objective = _start_sizes(config), config.objective
-    frames = 1 if isinstance(objective, ImageTextConfig) else config.data.num_frames
+    sizes, needs = _start_sizes(config), config.objective.needs
+    frames = 1 if needs.stills else config.data.num_frames
     sizes = dataclasses.replace(sizes, video=dataclasses.replace(sizes.video, num_frames=frames))
-    if isinstance(objective, MultimodalConfig):
-        if sizes.text is None:
-            sizes = _joined(sizes, config.start)
-        if sizes.fusion is not None and objective.matching_weight > 0:
-            sizes = dataclasses.replace(sizes, fusion=dataclasses.replace(sizes.fusion, matches=True))
-    if isinstance(objective, AnswerDecodingConfig) and sizes.fusion is not None:
+    if needs.second_stage and sizes.text is None:
+        sizes = _joined(sizes, config.start)
+    if needs.matching and sizes.fusion is not None:
+        sizes = dataclasses.replace(sizes, fusion=dataclasses.replace(sizes.fusion, matches=True))
+    if needs.answers and sizes.fusion is not None:
         says = dataclasses.replace(sizes.fusion, fills_words=True, matches=False)
         sizes = dataclasses.replace(sizes, answers=says)
     return sizes
@@ -541,7 +538,7 @@ def _batch(stage: Stage, config: RunConfig, gpus: int) -> str:
     if stage.largest_batch >= share:
         return f"{stage.largest_batch:,} clips; its share is {share:,}"
     ways = ["more devices"]
-    if isinstance(config.objective, PostPretrainingConfig) and stage.largest_batch:
+    if hasattr(config.objective, "chunk_clips") and stage.largest_batch:
         ways.insert(0, f"--objective.chunk-clips {stage.largest_batch}")
     if not config.loop.checkpointing:
         ways.append("--loop.checkpointing")

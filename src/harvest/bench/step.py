@@ -27,16 +27,18 @@ from torch import Tensor
 from harvest.bench.ceiling import matmul_gflop_per_s, wait_for
 from harvest.bench.trace import Traced, cells_of, trace_steps
 from harvest.files import write_file
-from harvest.interfaces import Batch, HarvestError, Losses, OnProgress
+from harvest.interfaces import Batch, HarvestError, OnProgress
 from harvest.machine import cpu_name, keep_memory
 from harvest.model.fusion import FusionConfig
 from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel, compile_blocks
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
-from harvest.parallel import Precision, autocast
+from harvest.objectives.reach import random_batch
+from harvest.parallel import Precision
 from harvest.tokens import Selection, num_kept
 from harvest.training.optim import OptimConfig, build_optimizer
+from harvest.training.step import OptimizerStep
 
 Size = Literal["b16", "l14", "mini"]
 Stepper = Callable[[Batch, Selection, int], float]
@@ -284,29 +286,6 @@ def make_objective(config: ModelConfig, *, cache_texts: bool, plain: bool) -> Po
     return PostPretraining(PostPretrainingConfig(cache_texts=cache_texts), model, seed=0)
 
 
-def random_batch(config: ModelConfig, batch: int, words: int, device: torch.device) -> Batch:
-    """Clips of noise, captions of random words whose lengths end at `words`, padded as a tokenizer would."""
-    generator = torch.Generator().manual_seed(0)
-    video, text = config.video, config.text_tower
-    shape = (batch, video.num_frames, 3, video.image_size, video.image_size)
-    specials = 3 if text.start_id == 0 else 0
-    ids = torch.full((batch, 1, text.context_length), text.pad_id)
-    end_id = text.end_id if text.end_id is not None else text.pad_id
-    most = min(text.vocab_size, end_id if end_id > specials else text.vocab_size)
-    ids[..., :words] = torch.randint(
-        specials, most - 2 if not specials else most, (batch, 1, words), generator=generator
-    )
-    ids[..., 0] = text.start_id if text.start_id is not None else 0
-    ids[..., words - 1] = end_id
-    return Batch(
-        video=torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(device),
-        text_ids=ids.to(device),
-        example=torch.arange(batch, device=device),
-        caption=torch.arange(batch, device=device)[:, None],
-        label=torch.full((batch,), -1, device=device),
-    )
-
-
 def make_stepper(
     objective: PostPretraining, precision: Precision, device: torch.device, *, keeps_memory: bool = True
 ) -> Stepper:
@@ -315,7 +294,7 @@ def make_stepper(
     if keeps_memory and device.type == "cpu":
         keep_memory()
     optimizer = build_optimizer(objective, OptimConfig(lr=1e-6))
-    objective.train()
+    take_step = OptimizerStep(objective.train(), optimizer, device, precision)
 
     def step(batch: Batch, selection: Selection, number: int) -> float:
         if objective.config.cache_texts and (
@@ -325,11 +304,7 @@ def make_stepper(
         objective.selection = selection
         wait_for(device)
         before = time.perf_counter()
-        with autocast(device, precision):
-            losses: Losses = objective(batch, number)
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        take_step(batch, number)
         wait_for(device)
         return time.perf_counter() - before
 

@@ -26,7 +26,6 @@ from harvest.bench.step import (
     make_stepper,
     model_config,
     print_table,
-    random_batch,
     take_turns,
     warm_up,
 )
@@ -34,6 +33,7 @@ from harvest.charts import log_lines
 from harvest.files import write_file
 from harvest.interfaces import Batch, HarvestError
 from harvest.model.video_text import VideoTextModel, compile_blocks, own_attention
+from harvest.objectives.reach import random_batch
 from harvest.parallel import Precision, autocast, generator_for
 from harvest.tokens import Selection, Selector, choose
 

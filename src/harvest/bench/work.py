@@ -7,32 +7,20 @@ weights are trained, once where it only passes through. A MAC is one multiply an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harvest.bench.step import Size, block_mac, fused_mac, model_config, text_mac, video_mac, word_head_mac
 from harvest.interfaces import HarvestError
 from harvest.model.video_text import ModelConfig
-from harvest.objectives.answer_decoding import AnswerDecodingConfig
-from harvest.objectives.image_text import ImageTextConfig
+from harvest.objectives.contract import ANSWER_WORDS, WORDS, Reading
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
-from harvest.objectives.multimodal import MultimodalConfig
-from harvest.objectives.multiple_choice import MultipleChoiceConfig
 from harvest.objectives.pixel_reconstruction import PixelReconstructionConfig
-from harvest.objectives.post_pretraining import PostPretrainingConfig
-from harvest.objectives.question_answering import QuestionAnsweringConfig
 
 if TYPE_CHECKING:
     from harvest.config import RunConfig
 
-WORDS = 32
-"""Words that a caption or question is assumed to have."""
-
 OPTIONS = 5
 """Options that a question is assumed to have, where a run takes all that are there (data.captions_per_clip 0)."""
-
-ANSWER_WORDS = 4
-"""Words that an answer is assumed to have, with its start and end."""
 
 KNOWN: Mapping[str, Size] = {
     "openai/clip-vit-base-patch16": "b16",
@@ -42,59 +30,9 @@ KNOWN: Mapping[str, Size] = {
 """Image-text models whose sizes are known without their weights."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How often the words of a clip go through what, in one step."""
-
-    towers: float = 0.0
-    """Passes of a text through its tower, the backward pass among them: 3 where it is trained, 1 where nothing is."""
-    kept: float = 0.0
-    """Passes through the tower whose activations wait for a backward pass."""
-    fused: float = 0.0
-    """Forward passes through the fusion."""
-    hidden: float = 0.0
-    """Words that the head fills in."""
-    answers: bool = False
-    """An answer is said by the decoder of answers."""
-
-
 def reading_of(config: RunConfig, sizes: ModelConfig) -> Reading:
-    """What a run's objective does with words."""
-    objective, captions = config.objective, config.data.captions_per_clip or OPTIONS
-    if isinstance(objective, PostPretrainingConfig):
-        trained, plain = objective.text_tower == "trained", 0 if objective.cache_texts else captions
-        masked = objective.masked_words_ratio if objective.masked_words_weight > 0 else 0.0
-        return Reading(
-            towers=(3 if trained else 1) * plain + (3 if trained else 2) * masked,
-            kept=(plain if trained else 0) + masked,
-            fused=masked,
-            hidden=masked * _hidden(objective.text_mask_ratio),
-        )
-    if isinstance(objective, ImageTextConfig):
-        return Reading(towers=3 * captions, kept=captions)
-    if isinstance(objective, MultimodalConfig):
-        read = captions if objective.contrastive_weight or objective.matching_weight else 0
-        masked = 1 if objective.masked_words_weight else 0
-        return Reading(
-            towers=3 * (read + masked),
-            kept=read + masked,
-            fused=masked + (3 if objective.matching_weight else 0),  # a pair and two near misses
-            hidden=masked * _hidden(objective.text_mask_ratio),
-        )
-    if isinstance(objective, QuestionAnsweringConfig):
-        # a frozen tower is passed through, down to the vector of the hidden word where that is new
-        frozen = 2 if sizes.text_tower.mask_id is None else 1
-        return Reading(towers=3 if objective.text_tower == "trained" else frozen, kept=1, fused=1)
-    if isinstance(objective, MultipleChoiceConfig):
-        trained = objective.text_tower == "trained"
-        return Reading(towers=(3 if trained else 1) * captions, kept=captions if trained else 0)
-    if isinstance(objective, AnswerDecodingConfig):
-        return Reading(towers=3, kept=1, fused=1, hidden=ANSWER_WORDS - 1, answers=True)
-    return Reading()
-
-
-def _hidden(ratio: float) -> float:
-    return max(1.0, ratio * (WORDS - 2))
+    """What a run's objective does with texts."""
+    return config.objective.needs.reading(sizes, config.data.captions_per_clip or OPTIONS)
 
 
 def gflop_of(config: RunConfig, sizes: ModelConfig, kept: int) -> float:
@@ -119,13 +57,13 @@ def gflop_of(config: RunConfig, sizes: ModelConfig, kept: int) -> float:
         macs += 3 * fused_mac(
             sizes.answers, text, context_width=text.width, context=WORDS, words=ANSWER_WORDS - 1
         )
-    if isinstance(objective, PostPretrainingConfig) and objective.chunk_clips:
+    if getattr(objective, "chunk_clips", 0):
         macs += (macs - again) / 3  # the forward pass once more
     if isinstance(objective, MaskedAlignmentConfig):
         macs += _taught_mac(objective, sizes, kept)
     elif isinstance(objective, PixelReconstructionConfig):
         macs += 3 * _rebuilding_mac(objective, sizes, kept)
-    elif getattr(objective, "keep", None) == "attention" and kept < _all(sizes):
+    elif objective.needs.selection.selector == "attention" and kept < _all(sizes):
         macs += sum(video_mac(sizes.video, _all(sizes)))  # the model itself looks first
     return 2 * macs / 1e9
 
@@ -136,9 +74,7 @@ def _all(sizes: ModelConfig) -> int:
 
 def teacher_of(objective: MaskedAlignmentConfig) -> ModelConfig | None:
     """Sizes of the teacher, where one looks along; HarvestError where they are not known here."""
-    if objective.teacher_cache is not None:
-        return None
-    if isinstance(objective, MultimodalConfig) and not objective.needs_teacher:
+    if objective.teacher_cache is not None or not objective.needs_teacher:
         return None
     return _teacher_sizes(objective)
 
@@ -154,9 +90,8 @@ def _teacher_sizes(objective: MaskedAlignmentConfig) -> ModelConfig:
 
 def _taught_mac(objective: MaskedAlignmentConfig, sizes: ModelConfig, kept: int) -> float:
     """What a teacher computes, and the heads that carry the student's layers to it."""
-    aligns = not isinstance(objective, MultimodalConfig) or objective.alignment_weight > 0
     macs = 0.0
-    if aligns:
+    if objective.aligns:
         width = _teacher_sizes(objective).video.embed_dim
         macs += 3 * objective.num_layers * kept * sizes.video.width * width
     teacher = teacher_of(objective)
@@ -169,7 +104,7 @@ def _taught_mac(objective: MaskedAlignmentConfig, sizes: ModelConfig, kept: int)
     macs += S * (patches + blocks - last)
     if objective.selector == "attention" and kept < _all(sizes):  # keys of the last block say where it looks
         macs += S * (P + 1) * D**2
-    if aligns:  # of the last block no more than what is kept, beside the keys and values of all
+    if objective.aligns:  # of the last block no more than what is kept, beside the keys and values of all
         macs += S * 2 * (P + 1) * D**2
         macs += kept * (2 * D**2 + 2 * D * tower.mlp_width + 2 * (P + 1) * D)
         macs += objective.num_layers * kept * D * tower.embed_dim

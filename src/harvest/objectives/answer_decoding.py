@@ -8,23 +8,30 @@ Shapes: B clips, A answers, L words of a question, M words of an answer, V vocab
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from harvest.interfaces import Batch, HarvestError, Losses
-from harvest.model.answers import AnswerIds
-from harvest.model.video_text import VideoTextModel
-from harvest.objectives.masked_alignment import draw_drop_path_scale
-from harvest.objectives.multimodal import seeded_dropout
-from harvest.parallel import generator_for, seed_for, world_rank_size
+from harvest.model.answers import AnswerIds, encode_answers
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives.contract import ANSWER_WORDS, Given, Needs, Reading
+from harvest.objectives.questions import answered_rows
+from harvest.objectives.reach import freeze_unreached
+from harvest.objectives.seen import check_seen, drop_path_of, seeded_dropout, step_generator, step_seed
+from harvest.ranges import Range
 from harvest.tokens import Selection, choose
+
+if TYPE_CHECKING:
+    from harvest.config import RunConfig
 
 
 @dataclass(frozen=True)
 class AnswerDecodingConfig(Selection):
-    drop_path: float = 0.1
+    drop_path: Annotated[float, Range(least=0, below=1)] = 0.1
     """Stochastic depth of the video tower."""
     answers: str | None = None
     """The official vocabulary: a JSON list, a JSON object from answers to numbers, or an answer a line. Without it the
@@ -32,12 +39,27 @@ class AnswerDecodingConfig(Selection):
     num_answers: int | None = None
     """Without a vocabulary: so many of the most frequent answers; None takes all."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.drop_path < 1:
-            raise HarvestError(
-                f"objective.drop_path: expected 0 or more and less than 1, got {self.drop_path}"
-            )
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            self,
+            fusion=True,
+            answers=True,
+            from_shards=False,
+            rows=partial(answered_rows, self.answers, self.num_answers),
+            check_seen=partial(check_seen, attention=False),
+            mini_world="mini-world/questions",
+            reading=_reading,
+        )
+
+    def build(self, run: RunConfig, model: VideoTextModel, given: Given) -> AnswerDecoding:
+        assert given.tokenizer is not None  # its model has a text tower
+        ids = encode_answers(given.tokenizer, model.config.text_tower, given.names)
+        return AnswerDecoding(self, model, ids, seed=run.loop.seed)
+
+
+def _reading(sizes: ModelConfig, captions: int) -> Reading:
+    return Reading(towers=3, kept=1, fused=1, hidden=ANSWER_WORDS - 1, answers=True)
 
 
 class AnswerDecoding(nn.Module):
@@ -57,30 +79,16 @@ class AnswerDecoding(nn.Module):
         self.answer_mask: torch.Tensor
         self.register_buffer("answer_ids", answers.ids, persistent=False)
         self.register_buffer("answer_mask", answers.mask, persistent=False)
-        # Embeddings in a shared space, and the heads of other tasks, have no part in answers.
-        unused = (
-            "video.projection.",
-            "video.norm_pooled.",
-            "text.projection.",
-            "text.mask_embedding",
-            "log_scale",
-            "score_bias",
-            "fusion.head_",
-        )
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.startswith(unused))
+        freeze_unreached(self)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        rank, _ = world_rank_size()
-        generator = generator_for(self.seed, step, rank)
+        generator = step_generator(self.seed, step)
         model, B = self.model, len(batch.video)
-        drop_path_scale = None
-        if self.training and self.config.drop_path > 0:
-            depth = model.config.video.depth
-            drop_path_scale = draw_drop_path_scale(depth, B, rate=self.config.drop_path, generator=generator)
-            drop_path_scale = drop_path_scale.to(batch.video.device)
+        drop_path_scale = drop_path_of(
+            model, batch.video, rate=self.config.drop_path, is_training=self.training, generator=generator
+        )
         keep = choose(self.selection, batch.video, model.grid(batch.video), generator=generator)
-        with seeded_dropout(seed_for(self.seed, step, rank)):
+        with seeded_dropout(step_seed(self.seed, step)):
             video = model.encode_video(batch.video, keep, drop_path_scale=drop_path_scale)
             text = model.encode_text(batch.text_ids[:, 0])
             ids, mask = self.answer_ids[batch.label], self.answer_mask[batch.label]

@@ -11,19 +11,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harvest.data.labels import class_names_of, labelled, read_class_names
 from harvest.interfaces import Batch, HarvestError, Losses, VideoFeatures
 from harvest.model.heads import HeadConfig, build_head, dropout
-from harvest.model.video_text import VideoTextModel, own_attention
-from harvest.objectives.masked_alignment import draw_drop_path_scale
-from harvest.parallel import generator_for, seed_for, world_rank_size
-from harvest.tokens import Selection, choose
+from harvest.model.video_text import VideoTextModel
+from harvest.objectives.contract import Given, Needs
+from harvest.objectives.reach import freeze_unreached
+from harvest.objectives.seen import choose_seen, drop_path_of, step_generator, step_seed
+from harvest.progress import say
+from harvest.ranges import Range
+from harvest.tokens import Selection
+
+if TYPE_CHECKING:
+    from harvest.config import RunConfig
+    from harvest.data.shards import ShardSet
+    from harvest.objectives.contract import Rows
 
 
 @dataclass(frozen=True)
@@ -33,30 +43,56 @@ class ClassificationConfig(Selection):
     numbers (docs/tasks.md). Without it the text of every row is the name of its class; in the mini-world they are its
     motions."""
     head: Literal["linear", "attentive"] = "linear"
-    label_smoothing: float = 0.1
-    mixup: float = 0.8
+    label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.1
+    mixup: Annotated[float, Range(least=0)] = 0.8
     """Both parameters of the beta distribution of shares in mixup; 0 is none."""
-    cutmix: float = 1.0
+    cutmix: Annotated[float, Range(least=0)] = 1.0
     """The same for cutmix. Where both are above 0, a step takes either with chance 1/2."""
-    random_erasing: float = 0.25
+    random_erasing: Annotated[float, Range(least=0, most=1)] = 0.25
     """Chance that a box of a clip, the same in all its frames, is replaced by noise."""
-    drop_path: float = 0.1
+    drop_path: Annotated[float, Range(least=0, below=1)] = 0.1
     """Stochastic depth of the tower: from 0 in the first block to this in the last."""
-    head_dropout: float = 0.0
+    head_dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     head_scale: float = 0.001
     """The head starts at this multiple of its usual start."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("label_smoothing", "drop_path", "head_dropout"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise HarvestError(f"objective.{name}: expected 0 or more and less than 1, got {value}")
-        if min(self.mixup, self.cutmix) < 0 or not 0 <= self.random_erasing <= 1:
-            raise HarvestError(
-                f"objective: mixup {self.mixup} and cutmix {self.cutmix} must be at least 0, random_erasing "
-                f"{self.random_erasing} from 0 to 1"
-            )
+    @property
+    def needs(self) -> Needs:
+        return Needs(self, text=False, rows=self._labelled)
+
+    def build(self, run: RunConfig, model: VideoTextModel, given: Given) -> Classification:
+        return Classification(self, model, given.names, several=given.several, seed=run.loop.seed)
+
+    def _labelled(self, rows: Rows, listed: Path | None) -> tuple[Rows, list[str]]:
+        """The rows with a label, and the names of the classes."""
+        if not isinstance(rows, list):
+            return rows, _classes_of_shards(self.classes, rows)
+        if self.classes is not None:
+            names = read_class_names(self.classes)
+        else:
+            names = class_names_of(rows) if listed is None else read_class_names(listed)
+        kept = labelled(rows, len(names))
+        if len(kept) < len(rows):
+            say(f"{len(rows) - len(kept)} of {len(rows)} rows have no label and are left out")
+        return kept, names
+
+
+def _classes_of_shards(classes: str | None, shards: ShardSet) -> list[str]:
+    """The names of the classes, which fit the labels in the shards' indexes."""
+    if classes is None:
+        raise HarvestError(
+            "classification from shards needs the classes' names in the order of their labels: --objective.classes FILE"
+        )
+    names = read_class_names(classes)
+    wrong = (shards.labels < 0) | (shards.labels >= len(names))
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise HarvestError(
+            f"{int(wrong.sum())} of {len(shards)} samples of the shards have no label from 0 to {len(names) - 1}; first:"
+            f" {shards.id_of(first)} ({int(shards.labels[first])}): prepare them from a manifest of labelled rows, or"
+            " give all the classes"
+        )
+    return names
 
 
 class Classification(nn.Module):
@@ -83,33 +119,18 @@ class Classification(nn.Module):
         with torch.no_grad():
             self.head.linear.weight.mul_(config.head_scale)
             self.head.linear.bias.mul_(config.head_scale)
-        # Nothing here trains what is not in the loss: words, scales, and what follows the feature that is read.
-        model.requires_grad_(False)
-        unused = ("projection.", "pool.", "norm_pooled.") if config.head == "attentive" else ("projection.",)
-        for name, parameter in model.video.named_parameters():
-            parameter.requires_grad_(not name.startswith(unused))
+        freeze_unreached(self)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        rank, _ = world_rank_size()
-        generator = generator_for(self.seed, step, rank)
-        B, device = len(batch.video), batch.video.device
+        generator = step_generator(self.seed, step)
         target = targets(batch.label, len(self.head.config.names), smoothing=self._smoothing)
         video = batch.video
         if self.training:
             video, target = self._augmented(video, target, step, generator)
-        keep = choose(
-            self.selection,
-            video,
-            self.model.grid(video),
-            generator=generator,
-            attention_fn=lambda: own_attention(self.model, video),
+        keep = choose_seen(self.model, self.selection, video, generator=generator)
+        drop_path_scale = drop_path_of(
+            self.model, video, rate=self.config.drop_path, is_training=self.training, generator=generator
         )
-        drop_path_scale = None
-        if self.training and self.config.drop_path > 0:
-            depth = self.model.config.video.depth
-            drop_path_scale = draw_drop_path_scale(
-                depth, B, rate=self.config.drop_path, generator=generator
-            ).to(device)
         seen = self.model.video_features(video, keep, drop_path_scale=drop_path_scale)
         if self.training and self.config.head_dropout > 0:
             pooled = dropout(seen.pooled, self.config.head_dropout, generator)
@@ -137,10 +158,10 @@ class Classification(nn.Module):
         video = self.model.normalise(video)
         if config.random_erasing > 0:
             # Noise is drawn where the pixels are: a batch of it would be slow to bring there.
-            noise = generator_for(self.seed, step, world_rank_size()[0], device=video.device)
+            noise = step_generator(self.seed, step, device=video.device)
             video = erase(video, chance=config.random_erasing, generator=generator, noise=noise)
         if config.mixup > 0 or config.cutmix > 0:
-            draws = np.random.default_rng(seed_for(self.seed, step, world_rank_size()[0]))
+            draws = np.random.default_rng(step_seed(self.seed, step))
             mix = draw_mix(video.shape[-2:], mixup=config.mixup, cutmix=config.cutmix, draws=draws)
             video, target = apply_mix(video, target, mix)
         return video, target

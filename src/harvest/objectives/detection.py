@@ -6,20 +6,31 @@ people do. Shapes: B clips, R boxes of all clips, A actions.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harvest.data.labels import boxed, read_class_names
 from harvest.interfaces import Batch, Example, HarvestError, Losses
 from harvest.model.heads import HeadConfig, build_head
 from harvest.model.regions import region_features
 from harvest.model.video_text import VideoTextModel
-from harvest.objectives.masked_alignment import draw_drop_path_scale
-from harvest.objectives.multimodal import seeded_dropout
-from harvest.parallel import generator_for, mean_over_ranks, seed_for, world_rank_size
+from harvest.objectives.contract import Given, Needs
+from harvest.objectives.reach import freeze_unreached
+from harvest.objectives.seen import drop_path_of, seeded_dropout, step_generator, step_seed
+from harvest.parallel import mean_over_ranks
+from harvest.ranges import Range, check_ranges
+from harvest.tokens import Selection
+
+if TYPE_CHECKING:
+    from harvest.config import RunConfig
+    from harvest.objectives.contract import Rows
 
 
 @dataclass(frozen=True)
@@ -27,20 +38,51 @@ class DetectionConfig:
     classes: str | None = None
     """File of the actions' names in the order of the labels: a JSON list, a name a line, or names with their
     numbers (docs/tasks.md)."""
-    drop_path: float = 0.2
-    head_dropout: float = 0.0
+    drop_path: Annotated[float, Range(least=0, below=1)] = 0.2
+    head_dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     flip: bool = True
     """Mirror every other clip, and its boxes. Not for actions that say left and right."""
     drop_ratio: float = 0.0
     """0: regions are cut out of all tubelets."""
 
     def __post_init__(self) -> None:
-        for name in ("drop_path", "head_dropout"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise HarvestError(f"objective.{name}: expected 0 or more and less than 1, got {value}")
+        check_ranges(self, "objective")
         if self.drop_ratio != 0:
             raise HarvestError("objective.drop_ratio: detection reads regions of all tubelets, it must be 0")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            Selection(),
+            text=False,
+            from_shards=False,
+            rows=self._boxed,
+            check=_check,
+            check_seen=lambda *_: None,  # all is seen
+            tiny=lambda run: dataclasses.replace(run, objective=dataclasses.replace(self, flip=False)),
+            mini_world="mini-world/acting",
+        )
+
+    def build(self, run: RunConfig, model: VideoTextModel, given: Given) -> Detection:
+        return Detection(self, model, given.names, given.clips, seed=run.loop.seed)
+
+    def _boxed(self, rows: Rows, listed: Path | None) -> tuple[Rows, list[str]]:
+        """The rows with boxes, one a clip, so that the numbers of clips are those of rows; and the actions."""
+        path = self.classes or listed
+        if path is None:
+            raise HarvestError(
+                "detection needs the actions' names in the order of their labels: --objective.classes FILE"
+            )
+        names = read_class_names(path)
+        return boxed(rows, len(names)), names
+
+
+def _check(run: RunConfig) -> None:
+    if run.data.crop != "squash" or run.data.flip:
+        raise HarvestError(
+            "boxes are shares of whole pictures: detection needs --data.crop squash, and mirrors clips with their boxes"
+            " itself (objective.flip, not data.flip)"
+        )
 
 
 class BoxTable(nn.Module):
@@ -90,14 +132,10 @@ class Detection(nn.Module):
         self.seed = seed
         self.table = BoxTable(clips, len(names))
         self.head = build_head(HeadConfig("boxes", tuple(names), model.config.video.width, several=True))
-        model.requires_grad_(False)
-        unused = ("projection.", "pool.", "norm_pooled.")
-        for name, parameter in model.video.named_parameters():
-            parameter.requires_grad_(not name.startswith(unused))
+        freeze_unreached(self)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        rank, _ = world_rank_size()
-        generator = generator_for(self.seed, step, rank)
+        generator = step_generator(self.seed, step)
         B, device = len(batch.video), batch.video.device
         boxes, actions, owner = self.table.of(batch.example)
         video = batch.video
@@ -105,14 +143,11 @@ class Detection(nn.Module):
             mirrored = (torch.rand(B, generator=generator) < 0.5).to(device)
             video = torch.where(mirrored[:, None, None, None, None], video.flip(-1), video)
             boxes = torch.where(mirrored[owner, None], mirror(boxes), boxes)
-        drop_path_scale = None
-        if self.training and self.config.drop_path > 0:
-            depth = self.model.config.video.depth
-            drop_path_scale = draw_drop_path_scale(
-                depth, B, rate=self.config.drop_path, generator=generator
-            ).to(device)
+        drop_path_scale = drop_path_of(
+            self.model, video, rate=self.config.drop_path, is_training=self.training, generator=generator
+        )
         seen = self.model.video_features(video, drop_path_scale=drop_path_scale)
-        with seeded_dropout(seed_for(self.seed, step, rank)):
+        with seeded_dropout(step_seed(self.seed, step)):
             regions = region_features(seen.tokens, self.model.grid(video).num_patches, boxes, owner)
             scores = self.head(regions, dropout=self.config.head_dropout if self.training else 0.0).float()
         each = F.binary_cross_entropy_with_logits(scores, actions.float(), reduction="none").mean(dim=1)

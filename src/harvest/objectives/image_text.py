@@ -8,34 +8,51 @@ this one learns it from paraphrases. Without it, a frozen tower has nothing to t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import nn
 
-from harvest.interfaces import Batch, HarvestError, Losses
-from harvest.model.video_text import VideoTextModel
+from harvest.interfaces import Batch, Losses
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives.contract import Given, Needs, Reading
 from harvest.objectives.contrast import ContrastiveLoss, contrast, paraphrase
-from harvest.parallel import generator_for, world_rank_size
+from harvest.objectives.reach import freeze_unreached
+from harvest.objectives.seen import check_seen, step_generator
+from harvest.ranges import Range, check_ranges
 from harvest.tokens import Selection, choose
+
+if TYPE_CHECKING:
+    from harvest.config import RunConfig
 
 
 @dataclass(frozen=True)
 class ImageTextConfig:
-    drop_ratio: float = 0.5
+    drop_ratio: Annotated[float, Range(least=0, below=1)] = 0.5
     contrastive_loss: ContrastiveLoss = "softmax"
     """How captions and stills find each other: softmax as CLIP, sigmoid as SigLIP."""
     paraphrase_weight: float = 0.5
-    paraphrase_temperature: float = 0.05
+    paraphrase_temperature: Annotated[float, Range(above=0)] = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop_ratio < 1:
-            raise HarvestError(
-                f"objective.drop_ratio: expected 0 or more and less than 1, got {self.drop_ratio}"
-            )
-        if self.paraphrase_temperature <= 0:
-            raise HarvestError(
-                f"objective.paraphrase_temperature: expected more than 0, got {self.paraphrase_temperature}"
-            )
+        check_ranges(self, "objective")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            Selection(self.drop_ratio),
+            stills=True,
+            check_seen=partial(check_seen, attention=False),
+            reading=_reading,
+        )
+
+    def build(self, run: RunConfig, model: VideoTextModel, given: Given) -> ImageTextPretraining:
+        return ImageTextPretraining(self, model, seed=run.loop.seed)
+
+
+def _reading(sizes: ModelConfig, captions: int) -> Reading:
+    return Reading(towers=3 * captions, kept=captions)
 
 
 class ImageTextPretraining(nn.Module):
@@ -49,10 +66,10 @@ class ImageTextPretraining(nn.Module):
             model.start_sigmoid()
         self.seed = seed
         self.selection = Selection(drop_ratio=config.drop_ratio)
+        freeze_unreached(self)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        rank, _ = world_rank_size()
-        generator = generator_for(self.seed, step, rank)
+        generator = step_generator(self.seed, step)
         B, T = batch.video.shape[:2]
         C = batch.text_ids.shape[1]
         chosen = torch.randint(T, (B,), generator=generator)

@@ -10,48 +10,73 @@ Shapes: B clips, C captions a clip, K kept tubelets, L words, D width of the tex
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
 
 from harvest.interfaces import Batch, Grid, HarvestError, Losses, TextFeatures, VideoFeatures
+from harvest.model.alignment import AlignmentHeads
+from harvest.model.fusion import FusionConfig
+from harvest.model.importing.sources import find_model
+from harvest.model.importing.umt import read_heads
+from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.video_encoder import VideoEncoder
-from harvest.model.video_text import VideoTextModel
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives import teacher_cache
+from harvest.objectives.contract import Given, Needs, Reading, hidden_words
 from harvest.objectives.contrast import ContrastiveLoss, contrast
 from harvest.objectives.losses import masked_words, matching, negatives
-from harvest.objectives.masked_alignment import (
-    MaskedAlignmentConfig,
-    Teaching,
-    draw_drop_path_scale,
-    is_guided,
+from harvest.objectives.masked_alignment import MaskedAlignmentConfig, check_taught
+from harvest.objectives.reach import freeze_unreached
+from harvest.objectives.seen import drop_path_of, seeded_dropout, step_generator, step_seed
+from harvest.objectives.starting import start_second_stage
+from harvest.objectives.teaching import Teaching, is_guided, load_teacher
+from harvest.parallel import mean_over_ranks
+from harvest.progress import say
+from harvest.ranges import Range
+from harvest.tokens import DropRatio, Selection, choose_equally, mask_text
+
+if TYPE_CHECKING:
+    from harvest.config import RunConfig
+
+_TINY_BERT = TextEncoderConfig(
+    vocab_size=768,
+    context_length=32,
+    width=64,
+    depth=1,
+    num_heads=2,
+    mlp_width=128,
+    activation="gelu",
+    norm_eps=1e-12,
+    causal=False,
+    norms="after",
+    dropout=0.1,
+    pooling="first",
+    projection_bias=True,
+    start_id=0,
+    end_id=1,
+    pad_id=2,
 )
-from harvest.parallel import generator_for, mean_over_ranks, seed_for, world_rank_size
-from harvest.tokens import Selection, choose_equally, mask_text
 
 
 @dataclass(frozen=True)
 class MultimodalConfig(MaskedAlignmentConfig):
-    image_drop_ratio: float = 0.5
+    image_drop_ratio: DropRatio = 0.5
     """Share of the tubelets hidden of a clip of one frame."""
-    alignment_weight: float = 1.0
+    alignment_weight: Annotated[float, Range(least=0)] = 1.0
     """0: without a teacher, as UMT fine-tunes; then drop_ratio 0 and image_drop_ratio 0 see everything."""
-    contrastive_weight: float = 1.0
+    contrastive_weight: Annotated[float, Range(least=0)] = 1.0
     contrastive_loss: ContrastiveLoss = "softmax"
     """How clips and captions find each other: softmax as CLIP, sigmoid as SigLIP."""
-    matching_weight: float = 1.0
-    masked_words_weight: float = 1.0
-    text_mask_ratio: float = 0.5
+    matching_weight: Annotated[float, Range(least=0)] = 1.0
+    masked_words_weight: Annotated[float, Range(least=0)] = 1.0
+    text_mask_ratio: Annotated[float, Range(least=0, most=1)] = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.image_drop_ratio < 1 or not 0 <= self.text_mask_ratio <= 1:
-            raise HarvestError(
-                "objective: expected an image_drop_ratio of 0 or more and less than 1, and a text_mask_ratio of 0 to 1, "
-                f"got {self.image_drop_ratio} and {self.text_mask_ratio}"
-            )
         if self.teacher_cache is not None and not self.needs_teacher:
             raise HarvestError("objective.teacher_cache: this run has no teacher whose layers could be kept")
         weights = (
@@ -60,12 +85,15 @@ class MultimodalConfig(MaskedAlignmentConfig):
             self.matching_weight,
             self.masked_words_weight,
         )
-        if min(weights) < 0 or max(weights) == 0:
-            raise HarvestError(f"objective: weights must be 0 or more, and one of them more, got {weights}")
+        if max(weights) == 0:
+            raise HarvestError("objective: one of the four weights must be more than 0")
+
+    @property
+    def aligns(self) -> bool:
+        return self.alignment_weight > 0
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a teacher looks along: to be followed, or to say what is kept."""
         hides = self.drop_ratio > 0 or self.image_drop_ratio > 0 or self.budget is not None
         return self.alignment_weight > 0 or (self.selector == "attention" and hides)
 
@@ -74,6 +102,66 @@ class MultimodalConfig(MaskedAlignmentConfig):
         if grid.num_times > 1:
             return selection
         return dataclasses.replace(selection, drop_ratio=self.image_drop_ratio, budget=None)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            self,
+            matching=self.matching_weight > 0,
+            second_stage=True,
+            start=start_second_stage,
+            check=self.check_run,
+            check_seen=self._check_seen,
+            prepare=teacher_cache.prepare,
+            tiny=self._tiny,
+            reading=self._reading,
+        )
+
+    def build(self, run: RunConfig, model: VideoTextModel, given: Given) -> nn.Module:
+        teacher = load_teacher(run, self) if self.needs_teacher else None
+        made = Multimodal(self, model, teacher, seed=run.loop.seed)
+        if made.teaching is not None:
+            _take_heads(made.teaching.heads, find_model(run.start.model), given)
+        return made
+
+    def _check_seen(self, selection: Selection, model: VideoTextModel, video: Tensor) -> None:
+        check_taught(self, self.selection_for(selection, model.grid(video)), model, video)
+
+    def _tiny(self, run: RunConfig) -> RunConfig:
+        """A twin goes on from a twin of stage 1, with a text tower from scratch in the layout of BERT."""
+        start = dataclasses.replace(run.start, model="runs/umt-stage1-b16", embed_dim=128)
+        if start.text != "mini-image":
+            bert = FusionConfig(depth=1, num_heads=4, layout="bert", tied_words=True, matches=True)
+            start = dataclasses.replace(start, text="scratch", scratch_text=_TINY_BERT, fusion=bert)
+        data = dataclasses.replace(run.data, images="mini-world/stills")
+        return dataclasses.replace(run, start=start, data=data, objective=self.with_tiny_teacher())
+
+    def _reading(self, sizes: ModelConfig, captions: int) -> Reading:
+        read = captions if self.contrastive_weight or self.matching_weight else 0
+        masked = 1 if self.masked_words_weight else 0
+        return Reading(
+            towers=3 * (read + masked),
+            kept=read + masked,
+            fused=masked + (3 if self.matching_weight else 0),  # a pair and two near misses
+            hidden=masked * hidden_words(self.text_mask_ratio),
+        )
+
+
+def _take_heads(heads: AlignmentHeads, source: Path, given: Given) -> None:
+    """Go on with the alignment heads of stage 1 where they can be had: its run folder, or a released file."""
+    if source.is_file():
+        found = read_heads(source)
+    else:
+        prefix = "teaching.heads."
+        found = {k.removeprefix(prefix): t for k, t in given.earlier().items() if k.startswith(prefix)}
+    own = heads.state_dict()
+    if {k: t.shape for k, t in found.items()} == {k: t.shape for k, t in own.items()}:
+        heads.load_state_dict(found)
+        say("the alignment heads go on from stage 1")
+    else:
+        say(
+            "the alignment heads are new: those of stage 1 are not there, or are for other layers or another teacher"
+        )
 
 
 class Multimodal(nn.Module):
@@ -100,44 +188,13 @@ class Multimodal(nn.Module):
         if teacher is not None and config.needs_teacher:
             # The reference's heads of stage 2 have PyTorch's own epsilon, those of stage 1 have not.
             self.teaching = Teaching(config, model.config.video, teacher, norm_eps=1e-5)
-            self.teaching.heads.requires_grad_(config.alignment_weight > 0)
         if config.contrastive_weight and config.contrastive_loss == "sigmoid":
             model.start_sigmoid()
-        self._train_what_is_used()
-
-    def _train_what_is_used(self) -> None:
-        """Parameters that no loss of this run reaches get no gradient, and DDP would wait for it."""
-        config, model = self.config, self.model
-        model.requires_grad_(True)
-        uses_text = config.contrastive_weight or config.matching_weight or config.masked_words_weight
-        if model.answers is not None:
-            model.answers.requires_grad_(False)
-        if not uses_text:
-            model.text.requires_grad_(False)
-        if model.text.mask_embedding is not None:
-            model.text.mask_embedding.requires_grad_(config.masked_words_weight > 0)
-        if not config.contrastive_weight:  # negatives are drawn by the scores, without gradient
-            for part in (model.video.projection, model.video.norm_pooled, model.text.projection):
-                part.requires_grad_(False)
-            model.log_scale.requires_grad_(False)
-            if model.score_bias is not None:
-                model.score_bias.requires_grad_(False)
-        if model.fusion is not None:
-            for name, parameter in model.fusion.named_parameters():
-                is_match, is_word = (
-                    name.startswith("head_match"),
-                    name.startswith("head_") and "match" not in name,
-                )
-                weight = config.matching_weight if is_match else config.masked_words_weight
-                if not (is_match or is_word):
-                    weight = config.matching_weight + config.masked_words_weight
-                parameter.requires_grad_(weight > 0)
+        freeze_unreached(self, hides_words=config.masked_words_weight > 0)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        rank, _ = world_rank_size()
-        generator = generator_for(self.seed, step, rank)
-        with seeded_dropout(seed_for(self.seed, step, rank)):
-            return self.losses(batch, generator)
+        with seeded_dropout(step_seed(self.seed, step)):
+            return self.losses(batch, step_generator(self.seed, step))
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         config, model, teaching = self.config, self.model, self.teaching
@@ -149,7 +206,9 @@ class Multimodal(nn.Module):
             keep, targets = teaching.draw(batch, grid, selection, generator=generator, with_targets=aligns)
         else:
             keep = choose_equally(selection, batch.video, grid, generator=generator)
-        drop_path_scale = self._drop_path_scale(len(batch.video), generator, batch.video.device)
+        drop_path_scale = drop_path_of(
+            model, batch.video, rate=config.drop_path, is_training=self.training, generator=generator
+        )
         wanted = teaching.student_layers if teaching is not None and aligns else ()
         video = model.encode_video(batch.video, keep, layers=wanted, drop_path_scale=drop_path_scale)
 
@@ -234,22 +293,3 @@ class Multimodal(nn.Module):
         logits = self.model.predict_words(states[hidden[:, : states.shape[1]]])  # at hidden positions only
         count = mean_over_ranks(hidden.sum().float())
         return masked_words(logits, text_ids[hidden], num_hidden=count)
-
-    def _drop_path_scale(
-        self, num_clips: int, generator: torch.Generator, device: torch.device
-    ) -> Tensor | None:
-        if not self.training or self.config.drop_path == 0:
-            return None
-        depth = self.model.config.video.depth
-        return draw_drop_path_scale(depth, num_clips, rate=self.config.drop_path, generator=generator).to(
-            device
-        )
-
-
-@contextmanager
-def seeded_dropout(seed: int) -> Iterator[None]:
-    """Dropout draws from PyTorch's global generators: seed them for a step, and leave them as they were."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

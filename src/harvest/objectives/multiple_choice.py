@@ -9,40 +9,62 @@ Shapes: B clips, C options a clip.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from harvest.data.labels import check_equally_many
 from harvest.interfaces import Batch, HarvestError, Losses
-from harvest.model.video_text import VideoTextModel, own_attention
-from harvest.objectives.masked_alignment import draw_drop_path_scale
-from harvest.objectives.multimodal import seeded_dropout
-from harvest.parallel import generator_for, seed_for, world_rank_size
-from harvest.tokens import Selection, choose
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives.contract import Given, Needs, Reading
+from harvest.objectives.reach import freeze_unreached
+from harvest.objectives.seen import choose_seen, drop_path_of, seeded_dropout, step_generator, step_seed
+from harvest.ranges import Range
+from harvest.tokens import Selection
+
+if TYPE_CHECKING:
+    from harvest.config import RunConfig
+    from harvest.objectives.contract import Rows
 
 
 @dataclass(frozen=True)
 class MultipleChoiceConfig(Selection):
-    choice_weight: float = 1.0
+    choice_weight: Annotated[float, Range(least=0)] = 1.0
     """Cross-entropy over a clip's own options."""
-    others_weight: float = 0.0
+    others_weight: Annotated[float, Range(least=0)] = 0.0
     """Cross-entropy over the options of all clips of the batch, the wrong ones of every clip among them."""
     text_tower: Literal["frozen", "trained"] = "trained"
-    drop_path: float = 0.0
+    drop_path: Annotated[float, Range(least=0, below=1)] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.drop_path < 1:
-            raise HarvestError(
-                f"objective.drop_path: expected 0 or more and less than 1, got {self.drop_path}"
-            )
-        if min(self.choice_weight, self.others_weight) < 0 or self.choice_weight + self.others_weight == 0:
-            raise HarvestError(
-                f"objective: choice_weight {self.choice_weight} and others_weight {self.others_weight} must be at least "
-                "0, and one of them more"
-            )
+        if self.choice_weight + self.others_weight == 0:
+            raise HarvestError("objective: choice_weight or others_weight must be more than 0")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            self,
+            from_shards=False,
+            rows=_questions,
+            mini_world="mini-world/motion_choice",
+            reading=self._reading,
+        )
+
+    def build(self, run: RunConfig, model: VideoTextModel, given: Given) -> MultipleChoice:
+        return MultipleChoice(self, model, seed=run.loop.seed)
+
+    def _reading(self, sizes: ModelConfig, captions: int) -> Reading:
+        trained = self.text_tower == "trained"
+        return Reading(towers=(3 if trained else 1) * captions, kept=captions if trained else 0)
+
+
+def _questions(rows: Rows, listed: Path | None) -> tuple[Rows, list[str]]:
+    check_equally_many(rows)
+    return rows, []
 
 
 class MultipleChoice(nn.Module):
@@ -54,38 +76,26 @@ class MultipleChoice(nn.Module):
         self.model = model
         self.seed = seed
         self.selection: Selection = config
-        # Only what embeds a clip and a text is in the loss.
-        for part in (model.fusion, model.answers):
-            if part is not None:
-                part.requires_grad_(False)
         if config.text_tower == "frozen":
             model.text.requires_grad_(False)
-        if model.text.mask_embedding is not None:
-            model.text.mask_embedding.requires_grad_(False)
+        freeze_unreached(self)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        rank, _ = world_rank_size()
-        generator = generator_for(self.seed, step, rank)
+        generator = step_generator(self.seed, step)
         B, C, _ = batch.text_ids.shape
-        device = batch.video.device
-        keep = choose(
-            self.selection,
+        keep = choose_seen(self.model, self.selection, batch.video, generator=generator)
+        drop_path_scale = drop_path_of(
+            self.model,
             batch.video,
-            self.model.grid(batch.video),
+            rate=self.config.drop_path,
+            is_training=self.training,
             generator=generator,
-            attention_fn=lambda: own_attention(self.model, batch.video),
         )
-        drop_path_scale = None
-        if self.training and self.config.drop_path > 0:
-            depth = self.model.config.video.depth
-            drop_path_scale = draw_drop_path_scale(
-                depth, B, rate=self.config.drop_path, generator=generator
-            ).to(device)
-        with seeded_dropout(seed_for(self.seed, step, rank)):
+        with seeded_dropout(step_seed(self.seed, step)):
             video = self.model.encode_video(batch.video, keep, drop_path_scale=drop_path_scale)
             text = self.model.encode_text(batch.text_ids.flatten(0, 1))
         scores = self.model.scores(video.pooled, text.pooled).T  # [B, B * C]
-        rows = torch.arange(B, device=device)
+        rows = torch.arange(B, device=batch.video.device)
         own = scores.view(B, B, C)[rows, rows]
         choice = F.cross_entropy(own, batch.label)
         others = F.cross_entropy(scores, rows * C + batch.label)

@@ -8,7 +8,9 @@ Shapes: B clips, N tubelets, K kept ones, H hidden ones, D width of the decoder,
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
@@ -17,36 +19,62 @@ from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.alignment import init_xavier
 from harvest.model.layers import Block, SinusoidPositions
 from harvest.model.video_text import VideoTextModel
-from harvest.objectives.masked_alignment import draw_drop_path_scale
-from harvest.parallel import generator_for, world_rank_size
-from harvest.tokens import Selection, Selector, choose_equally
+from harvest.objectives.contract import Given, Needs
+from harvest.objectives.reach import freeze_unreached
+from harvest.objectives.seen import check_seen, drop_path_of, step_generator
+from harvest.ranges import Range
+from harvest.tokens import DropRatio, Selection, Selector, choose_equally
+
+if TYPE_CHECKING:
+    from harvest.config import RunConfig
 
 
 @dataclass(frozen=True)
 class PixelReconstructionConfig(Selection):
-    drop_ratio: float = 0.9
+    drop_ratio: DropRatio = 0.9
     """Share of the tubelets hidden from the tower."""
     selector: Selector = "tube"
-    decoder_width: int = 384
-    decoder_depth: int = 4
+    decoder_width: Annotated[int, Range(least=1)] = 384
+    decoder_depth: Annotated[int, Range(least=1)] = 4
     decoder_heads: int = 6
     normalise_pixels: bool = True
     """Rebuild each patch with its own mean taken off and divided by its own deviation."""
-    drop_path: float = 0.0
+    drop_path: Annotated[float, Range(least=0, below=1)] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.drop_path < 1:
+        if self.decoder_width % self.decoder_heads:
             raise HarvestError(
-                f"objective.drop_path: expected 0 or more and less than 1, got {self.drop_path}"
-            )
-        if self.decoder_width % self.decoder_heads or min(self.decoder_width, self.decoder_depth) < 1:
-            raise HarvestError(
-                f"objective: a decoder {self.decoder_width} wide and {self.decoder_depth} deep with "
-                f"{self.decoder_heads} heads cannot be built"
+                f"objective.decoder_width: {self.decoder_heads} heads cannot share {self.decoder_width} channels"
             )
         if self.drop_ratio == 0 and self.budget is None:
             raise HarvestError("objective.drop_ratio: something must be hidden for it to be rebuilt")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(self, text=False, check=self._check, check_seen=_check_hidden, tiny=self._tiny)
+
+    def build(self, run: RunConfig, model: VideoTextModel, given: Given) -> PixelReconstruction:
+        return PixelReconstruction(self, model, seed=run.loop.seed)
+
+    def _check(self, run: RunConfig) -> None:
+        if run.tuning.steps and run.tuning.drop_ratio == 0:
+            raise HarvestError(
+                "tuning.drop_ratio: the last stage, too, must hide something for it to be rebuilt: set it, or"
+                " tuning.steps 0"
+            )
+
+    def _tiny(self, run: RunConfig) -> RunConfig:
+        light = dataclasses.replace(self, decoder_width=32, decoder_depth=1, decoder_heads=2)
+        return dataclasses.replace(run, objective=light)
+
+
+def _check_hidden(selection: Selection, model: VideoTextModel, video: Tensor) -> None:
+    if check_seen(selection, model, video, attention=False, equally=True) is None:
+        raise HarvestError(
+            f"pixel reconstruction needs hidden tubelets, and a stage of this run sees all {model.num_tubelets(video)}:"
+            " lower vary.budgets, or hide more (drop_ratio)"
+        )
 
 
 class PixelDecoder(nn.Module):
@@ -95,26 +123,18 @@ class PixelReconstruction(nn.Module):
             num_positions=video.num_times * video.num_patches,
             num_values=video.tubelet_size * 3 * video.patch_size**2,
         )
-        # Nothing here trains what is not in the loss: words, scales, and what follows the tower's tokens.
-        model.requires_grad_(False)
-        for name, parameter in model.video.named_parameters():
-            parameter.requires_grad_(not name.startswith(("norm_pooled.", "projection.", "pool.")))
+        freeze_unreached(self)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        rank, _ = world_rank_size()
-        generator = generator_for(self.seed, step, rank)
+        generator = step_generator(self.seed, step)
         video, model = batch.video, self.model
         grid = model.grid(video)
         keep = choose_equally(self.selection, video, grid, generator=generator)
         if keep is None:
             raise HarvestError("pixel reconstruction needs hidden tubelets: all are seen")
-        drop_path_scale = None
-        if self.training and self.config.drop_path > 0:
-            depth = model.config.video.depth
-            drop_path_scale = draw_drop_path_scale(
-                depth, len(video), rate=self.config.drop_path, generator=generator
-            )
-            drop_path_scale = drop_path_scale.to(video.device)
+        drop_path_scale = drop_path_of(
+            model, video, rate=self.config.drop_path, is_training=self.training, generator=generator
+        )
         hidden = hidden_of(keep, grid.num_tubelets)
         tokens = model.encode_video(video, keep, drop_path_scale=drop_path_scale).tokens
         found = self.decoder(tokens, keep, hidden, grid.num_tubelets)

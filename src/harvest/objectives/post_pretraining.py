@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,27 @@ from torch.utils.checkpoint import checkpoint
 
 from harvest.interfaces import Batch, HarvestError, Kept, Losses
 from harvest.model.matryoshka import shorten
-from harvest.model.video_text import VideoTextModel, own_attention
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives.contract import Given, Needs, Reading, Ready, hidden_words
 from harvest.objectives.contrast import Bank, ContrastiveLoss, contrast
 from harvest.objectives.losses import masked_words
-from harvest.parallel import generator_for, mean_over_ranks, world_rank_size
-from harvest.tokens import Selection, choose, mask_text
+from harvest.objectives.reach import freeze_unreached
+from harvest.objectives.seen import choose_seen, step_generator
+from harvest.parallel import generator_for, mean_over_ranks
+from harvest.progress import bar
+from harvest.ranges import Range
+from harvest.tokens import DropRatio, Selection, mask_text
+
+if TYPE_CHECKING:
+    from harvest.config import RunConfig
 
 
 @dataclass(frozen=True)
 class PostPretrainingConfig(Selection):
-    drop_ratio: float = 0.9
+    drop_ratio: DropRatio = 0.9
     """Share of tubelets dropped in each clip, where no budget is given."""
-    text_mask_ratio: float = 0.15
-    masked_words_ratio: float = 1.0
+    text_mask_ratio: Annotated[float, Range(least=0, most=1)] = 0.15
+    masked_words_ratio: Annotated[float, Range(above=0, most=1)] = 1.0
     """Share of a batch's clips whose captions get hidden words. Where towers are small, that half costs as much as
     the video tower, and the contrastive half learns from every clip all the same."""
     text_tower: Literal["frozen", "trained"] = "frozen"
@@ -43,7 +51,7 @@ class PostPretrainingConfig(Selection):
     """So many other cached captions, drawn afresh each step, are further negatives of every clip. A frozen tower
     makes them free, and they hold what a batch hardly ever does: captions that differ from the right one in little."""
 
-    chunk_clips: int = 0
+    chunk_clips: Annotated[int, Range(least=0)] = 0
     """Clips of a process that are computed at a time; 0 for all. A batch of any size then fits the memory of so many,
     with the gradients of the whole batch, since what was drawn for it is kept; the forward pass is done twice."""
     dims: tuple[int, ...] = ()
@@ -52,14 +60,6 @@ class PostPretrainingConfig(Selection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.chunk_clips < 0:
-            raise HarvestError(f"objective.chunk_clips: expected 0 or more, got {self.chunk_clips}")
-        if not 0 <= self.text_mask_ratio <= 1:
-            raise HarvestError(f"objective.text_mask_ratio: expected 0 to 1, got {self.text_mask_ratio}")
-        if not 0 < self.masked_words_ratio <= 1:
-            raise HarvestError(
-                f"objective.masked_words_ratio: expected more than 0, at most 1, got {self.masked_words_ratio}"
-            )
         if self.cache_texts and self.text_tower == "trained":
             raise HarvestError(
                 "objective.cache_texts needs objective.text_tower frozen: a trained tower's embeddings change every step"
@@ -68,6 +68,47 @@ class PostPretrainingConfig(Selection):
             raise HarvestError(
                 "objective.text_bank draws from the cache of texts: it needs objective.cache_texts"
             )
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            self,
+            captions=bool(self.dims),
+            fusion=self.masked_words_weight > 0,
+            check=self._check,
+            prepare=_cache_texts,
+            reading=self._reading,
+        )
+
+    def build(self, run: RunConfig, model: VideoTextModel, given: Given) -> PostPretraining:
+        return PostPretraining(self, model, seed=run.loop.seed)
+
+    def _check(self, run: RunConfig) -> None:
+        if self.cache_texts and run.data.images:
+            raise HarvestError(
+                "data.images brings captions that the cache of the clips' does not hold: set objective.cache_texts False"
+                " (and objective.text_bank 0)"
+            )
+
+    def _reading(self, sizes: ModelConfig, captions: int) -> Reading:
+        trained, plain = self.text_tower == "trained", 0 if self.cache_texts else captions
+        masked = self.masked_words_ratio if self.masked_words_weight > 0 else 0.0
+        return Reading(
+            towers=(3 if trained else 1) * plain + (3 if trained else 2) * masked,
+            kept=(plain if trained else 0) + masked,
+            fused=masked,
+            hidden=masked * hidden_words(self.text_mask_ratio),
+        )
+
+
+def _cache_texts(objective: PostPretraining, ready: Ready) -> None:
+    if not objective.config.cache_texts or ready.tokenizer is None:
+        return
+    dataset, device = ready.dataset, ready.here.device
+    with bar("encoding captions", quiet=not ready.here.is_main) as progress:
+        objective.fill_text_cache(
+            ready.tokenizer(dataset.captions()).to(device), dataset.caption_clips().to(device), progress
+        )
 
 
 class PostPretraining(nn.Module):
@@ -93,17 +134,12 @@ class PostPretraining(nn.Module):
         self.register_buffer("text_example", None, persistent=False)
         if config.text_tower == "frozen":
             model.text.requires_grad_(False)
-        # The embedding of a hidden word is new, so it is trained even where the tower is not.
-        if model.text.mask_embedding is not None:
-            model.text.mask_embedding.requires_grad_(config.masked_words_weight > 0)
-        # What a model brings that no loss of this run reaches gets no gradient, and DDP would wait for it.
-        if model.answers is not None:
-            model.answers.requires_grad_(False)
-        if model.fusion is not None:
-            if config.masked_words_weight == 0:
-                model.fusion.requires_grad_(False)
-            if model.fusion.head_match is not None:
-                model.fusion.head_match.requires_grad_(False)
+        if config.masked_words_weight > 0 and model.fusion is None:
+            raise HarvestError(
+                "this is a video model without a fusion decoder, which masked words need: give"
+                " --objective.masked-words-weight 0"
+            )
+        freeze_unreached(self, hides_words=config.masked_words_weight > 0)
 
     @torch.no_grad()
     def fill_text_cache(
@@ -122,16 +158,9 @@ class PostPretraining(nn.Module):
         self.text_cache, self.text_example = pooled, example
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        rank, _ = world_rank_size()
-        generator = generator_for(self.seed, step, rank)
+        generator = step_generator(self.seed, step)
         B = len(batch.video)
-        keep = choose(
-            self.selection,
-            batch.video,
-            self.model.grid(batch.video),
-            generator=generator,
-            attention_fn=lambda: own_attention(self.model, batch.video),
-        )
+        keep = choose_seen(self.model, self.selection, batch.video, generator=generator)
         masked: tuple[Tensor, Tensor] | None = None
         num_hidden = torch.zeros(())
         if self.config.masked_words_weight > 0:

@@ -10,18 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch.nn.functional as F
 from torch import nn
 
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.heads import HeadConfig, answer_features, answer_width, build_head
-from harvest.model.video_text import VideoTextModel, own_attention
-from harvest.objectives.masked_alignment import draw_drop_path_scale
-from harvest.objectives.multimodal import seeded_dropout
-from harvest.parallel import generator_for, seed_for, world_rank_size
-from harvest.tokens import Selection, choose
+from harvest.model.prompt import QuestionTokenizer
+from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.objectives.contract import Given, Needs, Reading
+from harvest.objectives.questions import answered_rows
+from harvest.objectives.reach import freeze_unreached
+from harvest.objectives.seen import choose_seen, drop_path_of, seeded_dropout, step_generator, step_seed
+from harvest.ranges import Range
+from harvest.tokens import Selection
+
+if TYPE_CHECKING:
+    from harvest.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -32,15 +39,28 @@ class QuestionAnsweringConfig(Selection):
     num_answers: int | None = None
     """Without a vocabulary: so many of the most frequent answers; None takes all."""
     text_tower: Literal["frozen", "trained"] = "trained"
-    head_dropout: float = 0.5
-    drop_path: float = 0.0
+    head_dropout: Annotated[float, Range(least=0, below=1)] = 0.5
+    drop_path: Annotated[float, Range(least=0, below=1)] = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("head_dropout", "drop_path"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise HarvestError(f"objective.{name}: expected 0 or more and less than 1, got {value}")
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            self,
+            fusion=True,
+            from_shards=False,
+            rows=partial(answered_rows, self.answers, self.num_answers),
+            texts=lambda sizes, tokenizer: QuestionTokenizer(sizes.text_tower, tokenizer),
+            mini_world="mini-world/questions",
+            reading=self._reading,
+        )
+
+    def build(self, run: RunConfig, model: VideoTextModel, given: Given) -> QuestionAnswering:
+        return QuestionAnswering(self, model, given.names, seed=run.loop.seed)
+
+    def _reading(self, sizes: ModelConfig, captions: int) -> Reading:
+        # a frozen tower is passed through, down to the vector of the hidden word where that is new
+        frozen = 2 if sizes.text_tower.mask_id is None else 1
+        return Reading(towers=3 if self.text_tower == "trained" else frozen, kept=1, fused=1)
 
 
 class QuestionAnswering(nn.Module):
@@ -60,34 +80,21 @@ class QuestionAnswering(nn.Module):
         self.seed = seed
         self.selection: Selection = config
         self.head = build_head(HeadConfig("answers", tuple(names), answer_width(model)))
-        # What no answer reaches: the heads of other tasks, scales, and the shared space of the video tower.
-        model.requires_grad_(True)
         model.text.requires_grad_(config.text_tower == "trained")
-        for name, parameter in model.named_parameters():
-            if name.startswith(("video.projection.", "answers.", "fusion.head_", "log_scale", "score_bias")):
-                parameter.requires_grad_(False)
-        if model.text.mask_embedding is not None:  # new even where the tower is frozen
-            model.text.mask_embedding.requires_grad_(True)
+        freeze_unreached(self, hides_words=True, asks=True)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        rank, _ = world_rank_size()
-        generator = generator_for(self.seed, step, rank)
-        B, device = len(batch.video), batch.video.device
-        keep = choose(
-            self.selection,
+        generator = step_generator(self.seed, step)
+        keep = choose_seen(self.model, self.selection, batch.video, generator=generator)
+        drop_path_scale = drop_path_of(
+            self.model,
             batch.video,
-            self.model.grid(batch.video),
+            rate=self.config.drop_path,
+            is_training=self.training,
             generator=generator,
-            attention_fn=lambda: own_attention(self.model, batch.video),
         )
-        drop_path_scale = None
-        if self.training and self.config.drop_path > 0:
-            depth = self.model.config.video.depth
-            drop_path_scale = draw_drop_path_scale(
-                depth, B, rate=self.config.drop_path, generator=generator
-            ).to(device)
         with seeded_dropout(
-            seed_for(self.seed, step, rank)
+            step_seed(self.seed, step)
         ):  # in the text tower, where it has any, and in the head
             video = self.model.video_features(batch.video, keep, drop_path_scale=drop_path_scale)
             features = answer_features(self.model, video, batch.text_ids[:, 0])

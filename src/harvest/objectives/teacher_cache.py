@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -25,10 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.files import new_file, write_file
-from harvest.interfaces import Grid, HarvestError
-from harvest.objectives.masked_alignment import Teaching
-from harvest.parallel import generator_for
+from harvest.interfaces import Example, Grid, HarvestError
+from harvest.model.video_text import compile_blocks
+from harvest.objectives.teaching import Teaching
+from harvest.parallel import autocast, barrier, generator_for, sync_errors
+from harvest.progress import bar
 from harvest.tokens import Selection, attention_keep, budget_of, choose_equally
+
+if TYPE_CHECKING:
+    from harvest.objectives.contract import Ready
 
 Stored = Literal["fp16", "fp8"]
 DTYPES = {"fp16": torch.float16, "fp8": torch.float8_e4m3fn}
@@ -243,3 +249,67 @@ def finish(folder: Path, made_of: dict[str, Any]) -> None:
     """Say what the shards are made of: the cache is whole from now on."""
     write_file(folder / "cache.json", json.dumps(made_of, indent=1))
     (folder / "filling.json").unlink(missing_ok=True)
+
+
+def prepare(objective: Any, ready: Ready) -> None:
+    """What an objective with a teacher does before the first step: compile it, fill its cache and open it.
+
+    Ranks share the filling.
+    """
+    teaching: Teaching | None = objective.teaching
+    run, here, settings = ready.run, ready.here, objective.config
+    if teaching is not None and run.loop.compile:
+        compile_blocks(teaching.teacher)
+    if settings.teacher_cache is None:
+        return
+    assert teaching is not None  # the config says so
+    if not isinstance(ready.dataset.examples, list):
+        raise HarvestError("objective.teacher_cache needs a manifest: shards have no order of clips to keep")
+    folder, size = Path(settings.teacher_cache), objective.model.config.video.image_size
+    shape = (1, run.data.num_frames, 3, size, size)
+    grid = objective.model.grid(torch.empty(shape, dtype=torch.uint8, device="meta"))
+    firsts: dict[int, Example] = {}
+    for example, clip in zip(ready.dataset.examples, ready.dataset.clip_of.tolist(), strict=True):
+        firsts.setdefault(clip, example)
+    clips = [firsts[clip] for clip in range(len(firsts))]
+    how: dict[str, Any] = {
+        "share": settings.teacher_cache_ratio,
+        "stored": settings.teacher_cache_type,
+        "seed": run.loop.seed,
+    }
+    made_of = describe(
+        teaching,
+        grid,
+        crop=run.data.crop,
+        clips=[f"{clip.video} {clip.start_s} {clip.end_s}" for clip in clips],
+        **how,
+    )
+    if not (folder / "cache.json").exists():
+        with sync_errors():
+            if here.is_main:
+                begin(folder, made_of)
+
+        def batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
+            for numbers, video in ready.read_clips(clips[start : start + CLIPS_A_SHARD]):
+                yield numbers + start, video
+
+        starts = range(0, len(clips), CLIPS_A_SHARD)
+        mine = [(n, partial(batches, start)) for n, start in enumerate(starts) if n % here.size == here.rank]
+        with (
+            bar("the teacher looks", quiet=not here.is_main) as progress,
+            autocast(here.device, run.loop.precision),
+        ):
+            fill(
+                folder,
+                teaching,
+                mine,
+                grid,
+                device=here.device,
+                progress=lambda done: progress(min(done * here.size, len(clips)), len(clips)),
+                **how,
+            )
+        barrier()
+        if here.is_main:
+            finish(folder, made_of)
+        barrier()
+    teaching.cache = TeacherCache(folder, made_of=made_of)

@@ -2,8 +2,8 @@
 
 from harvest.tokens.change import repeated_change, tubelet_change
 from harvest.tokens.select import (
+    DropRatio,
     Selection,
-    Selector,
     budget_of,
     choose,
     choose_equally,
@@ -11,6 +11,8 @@ from harvest.tokens.select import (
     see,
 )
 from harvest.tokens.selectors import (
+    SELECTORS,
+    Selector,
     attention_keep,
     motion_keep,
     num_kept,
@@ -21,6 +23,8 @@ from harvest.tokens.selectors import (
 from harvest.tokens.words import mask_text
 
 __all__ = [
+    "SELECTORS",
+    "DropRatio",
     "Selection",
     "Selector",
     "attention_keep",

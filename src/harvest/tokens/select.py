@@ -4,51 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
 from harvest.interfaces import Grid, HarvestError, Kept, Merged, Packed
-from harvest.tokens.change import repeated_change, tubelet_change
-from harvest.tokens.selectors import (
-    attention_keep,
-    motion_keep,
-    num_kept,
-    random_keep,
-    run_length_keep,
-    tube_keep,
-)
+from harvest.ranges import Range, check_ranges
+from harvest.tokens.selectors import SELECTORS, Request, Selector, num_kept
 
 CHOOSING = "choosing tubelets"
-Selector = Literal["random", "tube", "motion", "attention", "run_length", "merge"]
+
+DropRatio = Annotated[float, Range(least=0, below=1)]
+"""A share of tubelets that is not seen."""
 
 
 @dataclass(frozen=True)
 class Selection:
     """What is seen of each clip."""
 
-    drop_ratio: float = 0.0
+    drop_ratio: DropRatio = 0.0
     """Share of tubelets dropped in each clip."""
-    budget: int | None = None
+    budget: Annotated[int | None, Range(least=1)] = None
     """Tubelets seen of each clip; None: as drop_ratio says."""
     selector: Selector = "random"
     """Which are seen: any; the same places at all times; those that change most; those attended to most; those that do
     not repeat the one before them, however many (then drop_ratio does not count, and budget is the most). merge reads
     all and merges what is alike, of a trained model that is being used."""
-    random_ratio: float = 0.25
+    random_ratio: Annotated[float, Range(least=0, most=1)] = 0.25
     """With selector motion, the part of the budget drawn from what does not move most."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop_ratio < 1:
-            raise HarvestError(
-                f"objective.drop_ratio: expected 0 or more and less than 1, got {self.drop_ratio}"
-            )
-        if self.budget is not None and self.budget < 1:
-            raise HarvestError(f"budget: expected at least 1 tubelet, got {self.budget}")
-        if not 0 <= self.random_ratio <= 1:
-            raise HarvestError(f"random_ratio: expected 0 to 1, got {self.random_ratio}")
+        check_ranges(self, "" if type(self) is Selection else "objective")
 
 
 def budget_of(selection: Selection, grid: Grid) -> int:
@@ -60,18 +48,18 @@ def budget_of(selection: Selection, grid: Grid) -> int:
                 f"{grid.num_patches} places are {grid.num_tubelets}. Lower the budget, or leave it out to see all."
             )
         return selection.budget
-    if selection.selector == "run_length":  # the content decides
+    if SELECTORS[selection.selector].by_content:
         return grid.num_tubelets
-    if selection.selector in ("tube", "attention"):  # these divide a frame, as UMT counts
+    if SELECTORS[selection.selector].by_frame:
         return grid.num_times * num_kept(grid.num_patches, selection.drop_ratio)
     return num_kept(grid.num_tubelets, selection.drop_ratio)
 
 
 def see(budget: int | None, selector: Selector) -> Selection | None:
     """What an option of budget and one of selector say together; None: all of a clip."""
-    return (
-        None if budget is None and selector != "run_length" else Selection(budget=budget, selector=selector)
-    )
+    if budget is None and not SELECTORS[selector].by_content:
+        return None
+    return Selection(budget=budget, selector=selector)
 
 
 def described(selection: Selection) -> str:
@@ -79,7 +67,7 @@ def described(selection: Selection) -> str:
     seen = f"{1 - selection.drop_ratio:.0%} of the tubelets"
     if selection.budget is not None:
         seen = f"{selection.budget} tubelets"
-    if selection.selector == "run_length":
+    if SELECTORS[selection.selector].by_content:
         seen = f"at most {seen}" if selection.budget is not None else "what does not repeat"
     return f"{seen}, selector {selection.selector}"
 
@@ -95,53 +83,15 @@ def choose(
 ) -> Kept:
     """The tubelets to see of clips `[B, T, 3, H, W]`: int64 `[B, K]` on their device, or None for all.
 
-    In a profile it has the name `CHOOSING`. With selector "run_length" clips keep different numbers, and it is `Packed`; with "merge" it is `Merged`.
+    In a profile it has the name `CHOOSING`. With selector "run_length" clips keep different numbers, and it is `Packed`;
+    with "merge" it is `Merged`.
     `attention_fn` gives the attention `[B, N]` that selector "attention" follows. `same_draws` draws once for all clips.
     """
+    kind, K = SELECTORS[selection.selector], budget_of(selection, grid)
     with record_function(CHOOSING):
-        return _choose(selection, video, grid, generator, attention_fn, same_draws)
-
-
-def _choose(
-    selection: Selection,
-    video: Tensor,
-    grid: Grid,
-    generator: torch.Generator,
-    attention_fn: Callable[[], Tensor | None] | None,
-    same_draws: bool,
-) -> Kept:
-    K, B, device = budget_of(selection, grid), len(video), video.device
-    if selection.selector == "run_length":
-        return run_length_keep(repeated_change(video, grid), budget=K)
-    if grid.num_tubelets == K:
-        return None
-    if selection.selector == "merge":
-        if torch.is_grad_enabled():
-            raise HarvestError(
-                "selector merge is for models in use; in training give selector random, tube, motion or run_length"
-            )
-        return Merged(K)
-    if selection.selector == "attention":
-        attention = attention_fn() if attention_fn is not None else None
-        if attention is None:
-            raise HarvestError("selector attention needs a tower that tells where it looks, and none is here")
-        return attention_keep(attention, grid.num_times, budget=K, generator=generator, same_draws=same_draws)
-    if selection.selector == "motion":
-        return motion_keep(
-            tubelet_change(video, grid),
-            grid.num_times,
-            budget=K,
-            random_ratio=selection.random_ratio,
-            generator=generator,
-            same_draws=same_draws,
-        )
-    if selection.selector == "tube":
-        keep = tube_keep(
-            B, grid.num_times, grid.num_patches, budget=K, generator=generator, same_draws=same_draws
-        )
-    else:
-        keep = random_keep(B, grid.num_tubelets, budget=K, generator=generator, same_draws=same_draws)
-    return keep.to(device)
+        if grid.num_tubelets == K and not kind.by_content:
+            return None
+        return kind.keep(Request(video, grid, K, selection.random_ratio, generator, attention_fn, same_draws))
 
 
 def choose_equally(

@@ -1,5 +1,7 @@
 """Choosing the tubelets that an encoder sees: each function returns `keep`, indices `[B, K]`, or `Packed`.
 
+A new selector is a function and a line of `SELECTORS`: settings, options and the encoder follow.
+
 Indices count the tubelets of a clip in the order (time, row, column), are pairwise different and ascend. Each
 function is a priority for every tubelet; the largest are kept, an exact number in each group of neighbours.
 `same_draws` draws once for all clips, so that what a clip keeps does not depend on its place in a batch.
@@ -9,12 +11,40 @@ Shapes: B clips, S tubelet times, P places in a frame, N = S * P tubelets, K kep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from harvest.interfaces import HarvestError, Packed
+from harvest.interfaces import Grid, HarvestError, Kept, Merged, Packed
+from harvest.tokens.change import repeated_change, tubelet_change
+
+
+class Request(NamedTuple):
+    """What a selector is asked for: K of the N tubelets of each clip, fewer than all but where content decides."""
+
+    video: Tensor  # [B, T, 3, H, W], uint8 or normalised
+    grid: Grid
+    budget: int
+    random_ratio: float
+    generator: torch.Generator
+    attention_fn: Callable[[], Tensor | None] | None
+    same_draws: bool
+
+
+@dataclass(frozen=True)
+class SelectorKind:
+    """A way of choosing what is seen of a clip."""
+
+    keep: Callable[[Request], Kept]
+    what: str
+    """Which tubelets are seen, for people."""
+    by_frame: bool = False
+    """A ratio is of the tubelets of each time, as UMT counts, so that each time keeps equally many."""
+    by_content: bool = False
+    """The content decides how many are seen; a budget is the most."""
 
 
 def num_kept(num_tubelets: int, drop_ratio: float) -> int:
@@ -215,3 +245,67 @@ def _largest(priority: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> T
         for start, size, count in zip(starts_of, sizes, counts, strict=True)
     ]
     return torch.cat(chosen, dim=1).sort(dim=1).values  # neighbours in memory are read in order
+
+
+def _random(asked: Request) -> Tensor:
+    B, N = len(asked.video), asked.grid.num_tubelets
+    keep = random_keep(B, N, budget=asked.budget, generator=asked.generator, same_draws=asked.same_draws)
+    return keep.to(asked.video.device)
+
+
+def _tube(asked: Request) -> Tensor:
+    B, grid = len(asked.video), asked.grid
+    how = {"budget": asked.budget, "generator": asked.generator, "same_draws": asked.same_draws}
+    return tube_keep(B, grid.num_times, grid.num_patches, **how).to(asked.video.device)  # type: ignore[arg-type]
+
+
+def _motion(asked: Request) -> Tensor:
+    return motion_keep(
+        tubelet_change(asked.video, asked.grid),
+        asked.grid.num_times,
+        budget=asked.budget,
+        random_ratio=asked.random_ratio,
+        generator=asked.generator,
+        same_draws=asked.same_draws,
+    )
+
+
+def _attention(asked: Request) -> Tensor:
+    attention = asked.attention_fn() if asked.attention_fn is not None else None
+    if attention is None:
+        raise HarvestError("selector attention needs a tower that tells where it looks, and none is here")
+    return attention_keep(
+        attention,
+        asked.grid.num_times,
+        budget=asked.budget,
+        generator=asked.generator,
+        same_draws=asked.same_draws,
+    )
+
+
+def _run_length(asked: Request) -> Packed:
+    return run_length_keep(repeated_change(asked.video, asked.grid), budget=asked.budget)
+
+
+def _merge(asked: Request) -> Merged:
+    if torch.is_grad_enabled():
+        raise HarvestError(
+            "selector merge is for models in use; in training give selector random, tube, motion or run_length"
+        )
+    return Merged(asked.budget)
+
+
+SELECTORS: dict[str, SelectorKind] = {
+    "random": SelectorKind(_random, "any"),
+    "tube": SelectorKind(_tube, "the same places at all times", by_frame=True),
+    "motion": SelectorKind(_motion, "those that change most"),
+    "attention": SelectorKind(_attention, "those attended to most", by_frame=True),
+    "run_length": SelectorKind(_run_length, "those that do not repeat the one before them", by_content=True),
+    "merge": SelectorKind(_merge, "all, and what is alike is merged: of a trained model in use"),
+}
+"""Every way of choosing, by the name that settings and options give it."""
+
+if TYPE_CHECKING:
+    Selector = str
+else:
+    Selector = Literal[tuple(SELECTORS)]

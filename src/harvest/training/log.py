@@ -8,8 +8,9 @@ from types import TracebackType
 
 from tensorboardX import SummaryWriter
 
+from harvest.bars import columns
 from harvest.files import write_file
-from harvest.progress import columns
+from harvest.progress import is_quiet
 
 
 class RunLog:
@@ -26,7 +27,7 @@ class RunLog:
             self._keep_lines_before(first_step)
             self.lines = self.path.open("a")
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
-        self.progress = columns(quiet=not is_main)
+        self.progress = columns(quiet=not is_main or is_quiet())
         self.task = self.progress.add_task("training", total=steps, completed=first_step, says="")
 
     def __enter__(self) -> RunLog:

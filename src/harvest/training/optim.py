@@ -6,39 +6,34 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import nn
 
-from harvest.interfaces import HarvestError
 from harvest.parallel import is_shard
+from harvest.ranges import Range, check_ranges
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = 1e-5
-    lr_end: float = 0.0
+    lr: Annotated[float, Range(least=0)] = 1e-5
+    lr_end: Annotated[float, Range(least=0)] = 0.0
     """Where the cosine ends."""
-    warmup_steps: int = 4000
-    weight_decay: float = 0.2
+    warmup_steps: Annotated[int, Range(least=0)] = 4000
+    weight_decay: Annotated[float, Range(least=0)] = 0.2
     """On matrices alone: norms, biases, positions, scales and single vectors are not decayed."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    max_grad_norm: float | None = None
+    betas: Annotated[tuple[float, float], Range(least=0, below=1)] = (0.9, 0.98)
+    eps: Annotated[float, Range(least=0)] = 1e-8
+    max_grad_norm: Annotated[float | None, Range(above=0)] = None
     lr_factors: Mapping[str, float] = field(default_factory=dict)
     """Parameters whose name contains the key learn at this multiple, e.g. `{"log_scale": 10}`. The first match counts."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Range(above=0, most=1)] = 1.0
     """Each block of a tower learns at this multiple of the one behind it, its patches and positions (or words) at that
     of the first block; what follows the last block, heads among it, learns at `lr` (BEiT, VideoMAE, UMT)."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "lr_end", "weight_decay", "eps"):
-            if not getattr(self, name) >= 0:
-                raise HarvestError(f"optim.{name}: expected 0 or more, got {getattr(self, name)}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise HarvestError(f"optim.betas: expected 0 or more and less than 1, got {list(self.betas)}")
-        if not 0 < self.layer_decay <= 1:
-            raise HarvestError(f"optim.layer_decay: expected more than 0, at most 1, got {self.layer_decay}")
+        check_ranges(self, "optim")
 
 
 def lr_at(

@@ -9,32 +9,34 @@ to the bit and no rank waits for another.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 
 from harvest.interfaces import Batch, HarvestError
 from harvest.parallel import generator_for
+from harvest.ranges import Range, check_ranges
+
+Positive = Annotated[tuple[int, ...], Range(least=1)]
 
 
 @dataclass(frozen=True)
 class VaryConfig:
-    budgets: tuple[int, ...] = ()
+    budgets: Positive = ()
     """Tubelets seen of each clip, one of these at each step; none: as the objective says, at every step."""
-    num_frames: tuple[int, ...] = ()
+    num_frames: Positive = ()
     """Frames of each clip, one of these at each step, evenly spaced among those that are read (data.num_frames)."""
-    image_sizes: tuple[int, ...] = ()
+    image_sizes: Positive = ()
     """Sides of the frames in pixels, one of these at each step: frames are resized from the model's size on the device,
     and the learned positions of its places with them."""
     order: Literal["drawn", "growing"] = "drawn"
     """drawn: afresh at each step. growing: in the order given, an equal part of the main stage each."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "vary")
         varied = {"budgets": self.budgets, "num_frames": self.num_frames, "image_sizes": self.image_sizes}
         for name, values in varied.items():
-            if any(value < 1 for value in values):
-                raise HarvestError(f"vary.{name}: expected numbers of at least 1, got {list(values)}")
             if self.order == "growing" and list(values) != sorted(values):
                 raise HarvestError(
                     f"vary.{name}: with vary.order growing, expected rising numbers, got {list(values)}"
