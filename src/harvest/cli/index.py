@@ -9,6 +9,8 @@ from harvest.cli.parsing import run
 def index_command(args: list[str]) -> None:
     import tyro
 
+    from harvest.tokens import Selector
+
     def index(
         folders: Annotated[tuple[Path, ...], tyro.conf.Positional],
         /,
@@ -18,7 +20,7 @@ def index_command(args: list[str]) -> None:
         overlap: float | None = None,
         num_frames: int | None = None,
         budget: int | None = None,
-        selector: Literal["random", "tube", "motion", "attention", "run_length", "merge"] | None = None,
+        selector: Selector | None = None,
         background: Path | None = None,
         rerank: int | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
