@@ -59,18 +59,18 @@ class TeachingConfig(Protocol):
 
 def load_teacher(run: RunConfig, config: TeachingConfig) -> VideoEncoder:
     """The image tower of `objective.teacher`, frozen, in the precision of the run."""
+    dtype = torch.bfloat16 if computed_in(own_device(), run.loop.precision) == "bf16" else torch.float32
     with torch.random.fork_rng(devices=[]):  # what is new in the run is drawn as without a teacher
         model, _, report = load_pretrained(
             config.teacher, image_size=config.teacher_image_size, vocabulary=vocabulary_of(run)
         )
-    if model.config.video.num_frames != 1:
-        raise HarvestError(
-            f"objective.teacher {config.teacher} is a video model of {model.config.video.num_frames} frames: "
-            "give an image model"
-        )
-    say(f"the teacher is {report}")
-    dtype = torch.bfloat16 if computed_in(own_device(), run.loop.precision) == "bf16" else torch.float32
-    return as_teacher(model, dtype=dtype, int8=config.teacher_int8)
+        if model.config.video.num_frames != 1:
+            raise HarvestError(
+                f"objective.teacher {config.teacher} is a video model of {model.config.video.num_frames} frames: "
+                "give an image model"
+            )
+        say(f"the teacher is {report}")
+        return as_teacher(model, dtype=dtype, int8=config.teacher_int8)
 
 
 def aligned_layers(depth: int, num_layers: int, interval: float = 1.0) -> tuple[int, ...]:
