@@ -79,7 +79,7 @@ class AnswerDecoding(nn.Module):
         self.answer_mask: torch.Tensor
         self.register_buffer("answer_ids", answers.ids, persistent=False)
         self.register_buffer("answer_mask", answers.mask, persistent=False)
-        freeze_unreached(self)
+        freeze_unreached(self, hides_words=False)
 
     def forward(self, batch: Batch, step: int) -> Losses:
         generator = step_generator(self.seed, step)

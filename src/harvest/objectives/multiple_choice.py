@@ -78,7 +78,7 @@ class MultipleChoice(nn.Module):
         self.selection: Selection = config
         if config.text_tower == "frozen":
             model.text.requires_grad_(False)
-        freeze_unreached(self)
+        freeze_unreached(self, hides_words=False)
 
     def forward(self, batch: Batch, step: int) -> Losses:
         generator = step_generator(self.seed, step)

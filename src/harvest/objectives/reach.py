@@ -14,12 +14,12 @@ from harvest.parallel import alone
 from harvest.tokens import Selection
 
 
-def freeze_unreached(objective: Any, *, hides_words: bool = False, asks: bool = False) -> None:
+def freeze_unreached(objective: Any, *, hides_words: bool | None = None, asks: bool = False) -> None:
     """Take `requires_grad` from every parameter that no loss of the objective reaches.
 
     Such a parameter never gets a gradient: DDP would wait for it, and the optimizer would keep room for it. Two clips
     of noise, two times long and half seen, go forward; gradients are not computed. The vector of a hidden word, which is
-    new even where a text tower is frozen, trains where the objective `hides_words`; texts are questions with a hidden
+    new even where a text tower is frozen, trains where the objective `hides_words` (None: as the tower); texts are questions with a hidden
     word where it `asks`. The caller has already frozen what is reached and is not to train.
     """
     model = objective.model
@@ -29,7 +29,8 @@ def freeze_unreached(objective: Any, *, hides_words: bool = False, asks: bool = 
         example=torch.zeros(2, dtype=torch.int64),
         label=torch.zeros(2, dtype=torch.int64),
     )
-    if model.config.text is not None and model.text.mask_embedding is not None:
+    has_text = model.config.text is not None
+    if hides_words is not None and has_text and model.text.mask_embedding is not None:
         model.text.mask_embedding.requires_grad_(hides_words)
     if asks:
         batch.text_ids[..., 3] = model.mask_id
