@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,12 @@ from harvest.errors import RunStopped as RunStopped
 
 OnProgress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""
+
+Fit = Literal["squash", "crop", "pad"]
+"""How a picture becomes a square: scaled to it; its middle, after the shorter side; or whole, between black borders."""
+
+Interpolation = Literal["bicubic", "bilinear"]
+"""How it is scaled, always with antialiasing."""
 
 
 @dataclass(frozen=True)

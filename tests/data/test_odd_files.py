@@ -151,8 +151,8 @@ def test_odd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     pictures = [grey(level, *size) for level in SHOWN]
     path = encode(tmp_path / "odd.mkv", pictures, codec="ffv1", pix_fmt="yuv444p")
     assert (probe(path).height, probe(path).width) == size
-    for crop in ("center", "squash"):
-        clip = read_frames(path, EVERY, image_size=32, crop=crop)
+    for fit in ("crop", "squash", "pad"):
+        clip = read_frames(path, EVERY, image_size=32, fit=fit)
         assert clip.frames.shape == (10, 3, 32, 32)
         assert max(abs(a - b) for a, b in zip(levels(clip.frames), SHOWN, strict=True)) <= 10
 
@@ -185,7 +185,7 @@ def test_a_picture_that_changes_its_size_is_refused(tmp_path: Path) -> None:
         clip = read_frames(both, torch.tensor([0.0, 1.5]).double(), image_size=32)
         assert clip.frames.shape == (2, 3, 32, 32)
     with pytest.raises(VideoError):
-        read_frames(both, torch.tensor([0.0, 1.5]).double(), image_size=32, crop="none")
+        read_frames(both, torch.tensor([0.0, 1.5]).double(), image_size=32, fit=None)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvest.data import transforms
-from harvest.data.transforms import fit, flip, random_resized_crop
+from harvest.data.transforms import fit_square, flip, random_resized_crop
 from harvest.interfaces import HarvestError
 
 sides = st.integers(3, 50)
@@ -20,7 +20,7 @@ def ramp(height: int, width: int, num_frames: int = 3) -> torch.Tensor:
 @settings(max_examples=40)
 @given(st.integers(16, 50), st.integers(16, 50), st.integers(2, 40))
 def test_fit_gives_the_middle_square(height: int, width: int, size: int) -> None:
-    out = fit(ramp(height, width), size)
+    out = fit_square(ramp(height, width), size)
     assert out.shape == (3, 3, size, size) and out.dtype == torch.uint8
     assert out[0].equal(out[2])
     pixel = min(height, width) / size  # of the result, in the source: half a one may be cut off unevenly
@@ -31,7 +31,7 @@ def test_fit_gives_the_middle_square(height: int, width: int, size: int) -> None
 
 def test_fit_leaves_a_fitting_square_alone() -> None:
     frames = ramp(16, 16)
-    assert fit(frames, 16).equal(frames)
+    assert fit_square(frames, 16).equal(frames)
 
 
 @settings(max_examples=40)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harvest.data.video import (
-    Crop,
     PackedVideo,
     VideoError,
     probe,
@@ -26,7 +25,7 @@ from harvest.data.video import (
     write_video,
 )
 from harvest.data.video.second_decoder import find_decoder
-from harvest.interfaces import HarvestError
+from harvest.interfaces import Clip, Fit, HarvestError
 
 BITS = 8
 NUM_FRAMES = 120
@@ -251,15 +250,20 @@ def test_rotation_is_honoured(folder: Path, angle: int, seen: str, size: tuple[i
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))))
         container.mux(stream.encode(None))
     assert (probe(path).width, probe(path).height) == size
-    assert "".join(corners(read_clip(path, num_frames=1, image_size=48, crop="squash").frames)) == seen
+    assert "".join(corners(read_clip(path, num_frames=1, image_size=48, fit="squash").frames)) == seen
 
 
-@pytest.mark.parametrize("crop, shape", [("center", (32, 32)), ("squash", (32, 32)), ("none", (32, 48))])
-def test_crops(folder: Path, crop: Crop, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "fit, shape", [("crop", (32, 32)), ("squash", (32, 32)), ("pad", (32, 32)), (None, (32, 48))]
+)
+def test_fits(folder: Path, fit: Fit | None, shape: tuple[int, int]) -> None:
     path = folder / "wide.mp4"
     write_video(path, quarters(64, 96), fps=5)
-    clip = read_clip(path, num_frames=2, image_size=32, crop=crop)
+    clip = read_clip(path, num_frames=2, image_size=32, fit=fit)
     assert clip.frames.shape == (2, 3, *shape)
+    if fit == "pad":  # all of the picture, as wide as the square, between black borders
+        assert clip.frames[:, :, :5].max() == clip.frames[:, :, -5:].max() == 0
+        clip = Clip(clip.frames[:, :, 6:26], clip.times_s)
     assert "".join(corners(clip.frames)) == "rgbw"
 
 

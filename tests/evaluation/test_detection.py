@@ -153,9 +153,7 @@ def wanted(world: World, head: BoxHead, examples: list[Example]) -> float:
     """On annotated boxes: the scores of every box, against what is done there."""
     (video,) = [
         v
-        for _, v in eval_batches(
-            examples, num_frames=4, image_size=32, batch_size=9, workers=0, crop="squash"
-        )
+        for _, v in eval_batches(examples, num_frames=4, image_size=32, batch_size=9, workers=0, fit="squash")
     ]
     owner = torch.arange(4).repeat_interleave(2)
     sides = torch.tensor([box.sides for e in examples for box in e.boxes])

@@ -40,7 +40,7 @@ def cached(
     shards = [(0, partial(batches, 0, 4)), (1, partial(batches, 4, CLIPS))]
     settings = {"share": share, "stored": stored, "seed": seed}
     numbers = [str(i) for i in range(CLIPS)]
-    made_of = describe(objective.teaching, grid, crop="center", clips=numbers, **settings)
+    made_of = describe(objective.teaching, grid, fit="crop", clips=numbers, **settings)
     begin(folder, made_of)
     fill(folder, objective.teaching, shards, grid, device=torch.device("cpu"), **settings)
     finish(folder, made_of)
@@ -155,7 +155,7 @@ def test_another_teacher_or_other_clips_are_another_cache(tmp_path: Path) -> Non
         next(objective.teaching.teacher.parameters()).add_(1.0)
     grid = objective.model.grid(clips().video)
     numbers = [str(i) for i in range(CLIPS)]
-    other = describe(objective.teaching, grid, share=1.0, stored="fp16", crop="center", clips=numbers, seed=0)
+    other = describe(objective.teaching, grid, share=1.0, stored="fp16", fit="crop", clips=numbers, seed=0)
     with pytest.raises(HarvestError, match="teacher: "):
         TeacherCache(tmp_path, made_of=other)
     (tmp_path / "shard-00000.safetensors").write_bytes(b"broken")
@@ -186,5 +186,5 @@ def test_a_cache_from_before_crops_were_noted_is_of_the_middle(tmp_path: Path) -
     path = tmp_path / "cache.json"
     path.write_text(json.dumps({key: value for key, value in made_of.items() if key != "crop"}))
     TeacherCache(tmp_path, made_of=made_of)
-    with pytest.raises(HarvestError, match="crop: 'center' there, 'squash' now"):
+    with pytest.raises(HarvestError, match="fit: 'crop' there, 'squash' now"):
         TeacherCache(tmp_path, made_of=made_of | {"crop": "squash"})

@@ -163,7 +163,7 @@ def check(
 def look(video: str, start_s: float, end_s: float | None) -> Looked:
     """Probe a clip and decode three of its pictures. Raises VideoError."""
     info = probe(video)
-    clip = read_clip(video, num_frames=3, image_size=9, start_s=start_s, end_s=end_s, crop="squash")
+    clip = read_clip(video, num_frames=3, image_size=9, start_s=start_s, end_s=end_s, fit="squash")
     end = info.duration_s if end_s is None else min(end_s, info.duration_s)
     # Which of two neighbours is brighter: that survives scaling and encoding again. Flat pictures are told by
     # their brightness and, more coarsely, for it is one figure of the whole clip, by their tint.

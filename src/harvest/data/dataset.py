@@ -27,7 +27,7 @@ from harvest.data.sampler import Key, epoch_order
 from harvest.data.shards import ShardSet
 from harvest.data.video import Decoder, PackedVideo, VideoError, read_clip
 from harvest.data.video.second_decoder import find_decoder
-from harvest.interfaces import Batch, Example, HarvestError, OnProgress
+from harvest.interfaces import Batch, Example, Fit, HarvestError, OnProgress
 from harvest.parallel import generator_for
 from harvest.ranges import Range, check_ranges
 
@@ -63,8 +63,8 @@ class DataConfig:
     order, of which every row must have equally many: the options of questions."""
     crop_scale: Annotated[tuple[float, float], Range(above=0, most=1)] = (1.0, 1.0)
     """Smallest and largest share of the picture's area in a random crop; 1 1 takes the middle square."""
-    crop: Literal["center", "squash"] = "center"
-    """Without random crops: the middle square, or the whole picture squashed to a square, as boxes need it."""
+    fit: Fit = "crop"
+    """Without random crops, how a picture becomes a square. Boxes need squash."""
     flip: bool = False
     """Mirror every other clip. Not for captions that say left and right."""
     crop_on: Literal["worker", "device"] = "worker"
@@ -102,8 +102,8 @@ class DataConfig:
             )
         if self.crop_on == "device" and not is_random:
             raise HarvestError("data.crop_on device is for random crops: set data.crop_scale, e.g. 0.5 1")
-        if self.crop == "squash" and is_random:
-            raise HarvestError("data.crop squash shows whole pictures: it does not go with data.crop_scale")
+        if self.fit == "squash" and is_random:
+            raise HarvestError("data.fit squash shows whole pictures: it does not go with data.crop_scale")
 
 
 class Refused(NamedTuple):
@@ -228,7 +228,7 @@ class ClipDataset(Dataset):
             [self.examples[row] for row in first_rows(self.clip_of)],
             config.num_frames,
             self.image_size,
-            config.crop,
+            config.fit,
             seed=self.seed if config.times == "random" else None,
             limit_s=config.video_limit_s,
             decoder=self.decoder,
@@ -366,7 +366,7 @@ class ClipDataset(Dataset):
             start_s=source.start_s,
             end_s=source.end_s,
             generator=draw.generator if config.times == "random" else None,
-            crop="squash" if self._crops_later else "none" if self._crops else config.crop,
+            fit="squash" if self._crops_later else None if self._crops else config.fit,
             decoder=self.decoder,
         )
         if self._crops_later:

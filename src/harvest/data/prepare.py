@@ -234,7 +234,7 @@ def _members(example: Example, config: PrepareConfig) -> list[tuple[str, bytes]]
             image_size=config.short_side,
             start_s=example.start_s,
             end_s=example.end_s,
-            crop="none",
+            fit=None,
         )
         pictures = write_pictures(clip.frames)
         if is_still:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,9 +13,9 @@ from harvest.data import transforms
 from harvest.data.guard import Guard, Lost
 from harvest.data.rows import video_of
 from harvest.data.sampling import FrameOrder, ViewPlaces, frame_places
-from harvest.data.video import Crop, Decoder, PackedVideo, VideoError, read_clip
+from harvest.data.video import Decoder, PackedVideo, VideoError, read_clip
 from harvest.data.workers import worker_batches
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import Example, Fit, HarvestError
 from harvest.parallel import generator_for
 
 VIDEO_LIMIT_S = 30.0
@@ -56,7 +55,7 @@ class ClipReader(Dataset):
         examples: Sequence[Example],
         num_frames: int,
         image_size: int,
-        crop: Crop = "center",
+        fit: Fit = "crop",
         frame_order: FrameOrder = "forward",
         *,
         views: tuple[int, int] | None = None,
@@ -66,7 +65,7 @@ class ClipReader(Dataset):
         decoder: Decoder = "pyav",
     ) -> None:
         self.examples, self.num_frames, self.image_size = examples, num_frames, image_size
-        self.crop = crop if views is None or views[1] == 1 else "none"
+        self.fit: Fit | None = fit if views is None or views[1] == 1 else None
         self.frame_order, self.views, self.seed = frame_order, views, seed
         self.view_places = view_places
         self.limit_s, self.decoder = limit_s, decoder
@@ -91,7 +90,7 @@ class ClipReader(Dataset):
             generator=None if self.seed is None else generator_for(self.seed, 0, number),
             num_clips=num_clips,
             view_places=self.view_places,
-            crop=self.crop,
+            fit=self.fit,
             decoder=self.decoder,
         ).frames
         if self.views is None:
@@ -144,7 +143,7 @@ def eval_batches(
     image_size: int,
     batch_size: int,
     workers: int = 2,
-    crop: Literal["center", "squash"] = "center",
+    fit: Fit = "crop",
     frame_order: FrameOrder = "forward",
     views: tuple[int, int] | None = None,
     view_places: ViewPlaces = "inner",
@@ -166,7 +165,7 @@ def eval_batches(
         raise HarvestError(f"views: expected at least 1 clip and 1 crop, got {views[0]} and {views[1]}")
     chosen = [examples[row] for row in first_rows(clip_numbers(examples))]
     reader = ClipReader(
-        chosen, num_frames, image_size, crop, frame_order, views=views, view_places=view_places
+        chosen, num_frames, image_size, fit, frame_order, views=views, view_places=view_places
     )
     for numbers, video, refused in reader.batches(
         batch_size=batch_size, workers=workers, rank=rank, world=world

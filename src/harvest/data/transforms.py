@@ -8,17 +8,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harvest.interfaces import HarvestError
+from harvest.interfaces import Fit, HarvestError, Interpolation
 
 
-def fit(frames: Tensor, image_size: int) -> Tensor:
-    """Scale the short side to `image_size` (bicubic, antialiased) and take the middle square."""
+def fit_square(
+    frames: Tensor, image_size: int, *, fit: Fit = "crop", interpolation: Interpolation = "bicubic"
+) -> Tensor:
+    """Frames uint8 `[..., H, W]` as squares of `image_size`."""
+    height, width = scaled_size(frames.shape[-2], frames.shape[-1], image_size, fit)
+    return cut_square(resize(frames, height, width, interpolation), image_size, fit).contiguous()
+
+
+def scaled_size(height: int, width: int, image_size: int, fit: Fit | None) -> tuple[int, int]:
+    """Height and width that a picture is scaled to before it is cropped or padded; without a fit it is neither.
+
+    Rounded as torchvision's `Resize` does it, and OpenCLIP's padding.
+    """
+    if fit == "squash":
+        return image_size, image_size
+    if fit == "pad":
+        ratio = image_size / max(height, width)
+        return max(1, round(height * ratio)), max(1, round(width * ratio))
+    short = min(height, width)
+    return int(image_size * height / short), int(image_size * width / short)
+
+
+def cut_square(frames: Tensor, image_size: int, fit: Fit | None) -> Tensor:
+    """The middle square of scaled frames `[..., H, W]`, or the square of black around them."""
     height, width = frames.shape[-2:]
-    ratio = image_size / min(height, width)
-    scaled = resize(frames, max(image_size, round(height * ratio)), max(image_size, round(width * ratio)))
-    top = (scaled.shape[-2] - image_size) // 2
-    left = (scaled.shape[-1] - image_size) // 2
-    return scaled[..., top : top + image_size, left : left + image_size].contiguous()
+    if fit == "pad":
+        top, left = (image_size - height) // 2, (image_size - width) // 2
+        return F.pad(frames, (left, image_size - width - left, top, image_size - height - top))
+    if fit is None:
+        return frames
+    top, left = round((height - image_size) / 2), round((width - image_size) / 2)
+    return frames[..., top : top + image_size, left : left + image_size]
 
 
 def random_resized_crop(
@@ -37,7 +61,7 @@ def random_resized_crop(
     height, width = frames.shape[-2:]
     box = random_box(height, width, scale=scale, generator=generator, aspect=aspect)
     if box is None:
-        return fit(frames, image_size)
+        return fit_square(frames, image_size)
     top, left, crop_h, crop_w = box
     return resize(frames[..., top : top + crop_h, left : left + crop_w], image_size, image_size)
 
@@ -123,14 +147,16 @@ def flip(frames: Tensor) -> Tensor:
     return frames.flip(-1)
 
 
-def resize(frames: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic with antialiasing, rounded back to uint8."""
+def resize(frames: Tensor, height: int, width: int, interpolation: Interpolation = "bicubic") -> Tensor:
+    """Scale frames `[..., 3, H, W]` with antialiasing, rounded back to uint8."""
     if frames.shape[-2:] == (height, width):
         return frames.contiguous()
-    if frames.device.type == "cpu":
-        return _bicubic(frames, height, width)
-    return _bicubic(frames.float(), height, width).round().clamp(0, 255).byte()  # GPUs scale no bytes
-
-
-def _bicubic(frames: Tensor, height: int, width: int) -> Tensor:
-    return F.interpolate(frames, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    is_on_cpu = frames.device.type == "cpu"  # GPUs scale no bytes
+    scaled = F.interpolate(
+        frames if is_on_cpu else frames.float(),
+        size=(height, width),
+        mode=interpolation,
+        antialias=True,
+        align_corners=False,
+    )
+    return scaled if is_on_cpu else scaled.round().clamp(0, 255).byte()

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from harvest.data.read_once import clip_numbers, eval_batches
 from harvest.data.sampling import FrameOrder, ViewPlaces
-from harvest.interfaces import Example, HarvestError, OnProgress
+from harvest.interfaces import Example, Fit, HarvestError, OnProgress
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision, all_gather_ordered, autocast, merge_over_ranks, world_rank_size
 
@@ -35,7 +35,7 @@ class ReadSettings:
     precision: Precision = "fp32"
     workers: int = 0
     frame_order: FrameOrder = "forward"
-    crop: Literal["center", "squash"] = "center"
+    fit: Fit = "crop"
     view_places: ViewPlaces = "inner"
     views: tuple[int, int] | None = None
     """Stretches in time and crops along the longer side: batches are then `[b, stretches * crops, T, 3, H, W]`."""
@@ -108,7 +108,7 @@ def clip_batches(
         image_size=model.config.video.image_size,
         batch_size=max(1, reading.batch_size // per_clip),
         workers=reading.workers,
-        crop=reading.crop,
+        fit=reading.fit,
         frame_order=reading.frame_order,
         views=reading.views,
         view_places=reading.view_places,

@@ -78,9 +78,9 @@ class DetectionConfig:
 
 
 def _check(run: RunConfig) -> None:
-    if run.data.crop != "squash" or run.data.flip:
+    if run.data.fit != "squash" or run.data.flip:
         raise HarvestError(
-            "boxes are shares of whole pictures: detection needs --data.crop squash, and mirrors clips with their boxes"
+            "boxes are shares of whole pictures: detection needs --data.fit squash, and mirrors clips with their boxes"
             " itself (objective.flip, not data.flip)"
         )
 

@@ -124,8 +124,8 @@ def check(selection: Selection, grid: Grid, *, num_stored: int) -> None:
 def _compare(path: Path, made_of: dict[str, Any]) -> None:
     """See that the file `path` of a cache says `made_of`."""
     found = json.loads(path.read_text())
-    if "crop" in made_of:
-        found.setdefault("crop", "center")  # older ones do not say it, and knew no other
+    if "fit" in made_of:
+        found.setdefault("fit", "crop")  # older ones do not say it, and knew no other
     differ = [
         f"{key}: {found.get(key)!r} there, {made_of.get(key)!r} now"
         for key in sorted(found.keys() | made_of.keys())
@@ -145,7 +145,7 @@ def describe(
     *,
     share: float,
     stored: Stored,
-    crop: str,
+    fit: str,
     clips: Sequence[str],
     seed: int,
 ) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def describe(
         "grid": list(grid),
         "share": share,
         "stored": stored,
-        "crop": crop,
+        "fit": fit,
         "clips": named.hexdigest(),
         "seed": seed,
     }
@@ -280,7 +280,7 @@ def prepare(objective: Any, ready: Ready) -> None:
     made_of = describe(
         teaching,
         grid,
-        crop=run.data.crop,
+        fit=run.data.fit,
         clips=[f"{clip.video} {clip.start_s} {clip.end_s}" for clip in clips],
         **how,
     )

@@ -281,7 +281,7 @@ def ft_ava_b16() -> RunConfig:
         recipe="ft-ava-b16",
         start=StartConfig(model="runs/ft-k710-b16", fusion=None),
         objective=DetectionConfig(),
-        data=DataConfig(num_frames=8, crop="squash", workers=8),
+        data=DataConfig(num_frames=8, fit="squash", workers=8),
         optim=OptimConfig(
             lr=2.5e-4,
             lr_end=1e-6,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from harvest.config import LoopConfig, ObjectiveConfig, RunConfig, StartConfig, TuningConfig
 from harvest.data.dataset import DataConfig
 from harvest.data.miniworld import MiniWorldConfig
+from harvest.interfaces import Fit
 from harvest.model.alignment import student_tower
 from harvest.model.fusion import FusionConfig
 from harvest.model.text_encoder import TextEncoderConfig
@@ -214,7 +214,7 @@ def _mini_ft(
     train: str,
     *,
     world: MiniWorldConfig,
-    crop: Literal["center", "squash"] = "center",
+    fit: Fit = "crop",
 ) -> RunConfig:
     """About a minute of fine-tuning on one CPU core, from the demo's model."""
     base = mini_harvest()
@@ -223,7 +223,7 @@ def _mini_ft(
         recipe=name,
         start=StartConfig(model="runs/demo/model"),
         objective=objective,
-        data=DataConfig(train=f"mini-world/{train}", num_frames=8, cache="memory", crop=crop),
+        data=DataConfig(train=f"mini-world/{train}", num_frames=8, cache="memory", fit=fit),
         world=world,
         optim=OptimConfig(
             lr=3e-4, warmup_steps=10, weight_decay=0.02, max_grad_norm=1.0, lr_factors={"head.": 10.0}
@@ -262,5 +262,5 @@ def mini_ft_boxes() -> RunConfig:
     """Who does what where in the mini-world: a head on regions, fine-tuned from the demo's model."""
     objective = DetectionConfig(drop_path=0.0, flip=False)
     world = MiniWorldConfig(seed=3, train=3000, questions=1)
-    base = _mini_ft("mini-ft-boxes", objective, "acting", world=world, crop="squash")
+    base = _mini_ft("mini-ft-boxes", objective, "acting", world=world, fit="squash")
     return dataclasses.replace(base, loop=dataclasses.replace(base.loop, global_batch=32))

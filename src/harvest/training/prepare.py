@@ -109,7 +109,7 @@ def read_clips(
         image_size=image_size,
         batch_size=32,
         workers=data.workers,
-        crop=data.crop,
+        fit=data.fit,
     )
 
 

@@ -306,7 +306,7 @@ def test_screenshots(page: Any, name: str, tmp_path: Path) -> None:
     until(page, f"{in_sight}.every((i) => i.naturalWidth > 0)")
     path = Path(os.environ.get("HARVEST_SCREENSHOTS", tmp_path)) / f"{name}.png"
     page.screenshot(path=path, animations="disabled", caret="hide")
-    shown = read_clip(path, num_frames=1, image_size=64, crop="none").frames.float()
+    shown = read_clip(path, num_frames=1, image_size=64, fit=None).frames.float()
     assert shown.std() > 10  # not an empty page
     is_dark = float(shown.median()) < 100
     assert is_dark is (name == "search-dark")

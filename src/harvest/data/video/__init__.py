@@ -11,7 +11,6 @@ second_decoder  the same by torchcodec, where asked for
 writing     write_video, transcode
 """
 
-from harvest.data.video.frames import Crop
 from harvest.data.video.opening import LENIENT
 from harvest.data.video.pictures import FOLDER_FPS, IMAGE_SUFFIXES, write_pictures
 from harvest.data.video.reading import probe, read_clip, read_frames, stream_frames
@@ -23,7 +22,6 @@ __all__ = [
     "FOLDER_FPS",
     "IMAGE_SUFFIXES",
     "LENIENT",
-    "Crop",
     "Decoder",
     "PackedVideo",
     "VideoError",

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import av
-import numpy as np
+from torch import Tensor
 
-from harvest.data.video.frames import Crop, picture_of, shown_size
+from harvest.data.video.frames import Fitting, shown_size
+from harvest.data.video.opening import MAX_HELD_S, STILL_S, Clock, packets_of
 from harvest.data.video.source import Source, Unreadable, VideoError
 
 
@@ -18,22 +19,23 @@ class Shown:
     """The frames found, in the order of the times asked for."""
 
     pts: list[int]
-    pictures: list[np.ndarray]  # [H, W, 3] each
+    pictures: list[Tensor]  # uint8 [3, H, W] each
     ended_at: int | None  # where the last frame ends, if the file ended before the last time
     size: tuple[int, int] | None = None  # width and height as shown
 
 
-def frames_in_order(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
+def frames_in_order(container: Any, stream: Any, clock: Clock) -> Iterator[tuple[int, Any]]:
     """(timestamp, frame) in presentation order. A frame whose timestamp steps back is not shown.
 
     A packet that cannot be decoded ends the file with the decoder's error, unless no frame came before it:
     streams cut out of longer ones begin with frames whose references are missing.
+
+    Raises Unreadable where frames would be shown for hours: a timestamp has gone wrong.
     """
     last: int | None = None
-    step = 1
-    if stream.average_rate:
-        step = max(1, round(1 / (stream.average_rate * stream.time_base)))
-    for packet in container.demux(stream):
+    shift = length = 0
+    held_s = 0.0
+    for packet in packets_of(container, stream):
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
@@ -45,37 +47,46 @@ def frames_in_order(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
                 continue
             pts = frame.pts
             if pts is None:
-                pts = (stream.start_time or 0) if last is None else last + step
-            if last is None or pts > last:
-                last = pts
-                yield pts, frame
+                pts = clock.zero if last is None else last + clock.step - shift
+            elif last is not None and clock.restarts and clock.is_broken(last - shift, pts):
+                shift = last + length - pts
+            pts += shift
+            if last is not None and pts <= last:
+                continue
+            gap_s = 0.0 if last is None else float((pts - last) * clock.time_base)
+            held_s += gap_s if gap_s > STILL_S else 0.0
+            if held_s > MAX_HELD_S:
+                raise Unreadable(
+                    f"up to {clock.seconds(pts):,.0f} s frames are held for {held_s / 3600:,.1f} hours in all, more than"
+                    f" the {MAX_HELD_S / 3600:.0f} that are read"
+                )
+            last, length = pts, frame.duration or clock.step
+            yield pts, frame
 
 
-def first_frame(path: Source, container: Any, stream: Any) -> Any:
-    for _, frame in frames_in_order(container, stream):
+def first_frame(path: Source, container: Any, stream: Any, clock: Clock) -> Any:
+    for _, frame in frames_in_order(container, stream, clock):
         return frame
     raise VideoError(path, "the video has no frames")
 
 
 def read_in_order(
-    container: Any, stream: Any, targets: list[int], image_size: int, crop: Crop
+    container: Any, stream: Any, clock: Clock, targets: list[int], fitting: Fitting
 ) -> Shown | None:
-    """Decode from the start to the last target: slow, and by definition right. None if there is no frame."""
+    """Decode from the start to the last target. None if there is no frame."""
     shown = Shown([], [], None)
     before: tuple[int, Any] | None = None
-    picture: np.ndarray | None = None
+    picture: Tensor | None = None
 
     def show(pts: int, frame: Any) -> None:
         nonlocal picture
         if picture is None:
-            if frame.is_corrupt:
-                raise Unreadable(f"the picture at {float(pts * stream.time_base):.2f} s is damaged")
-            picture = picture_of(frame, stream, image_size, crop)
+            picture = fitting.picture_of(frame, stream)
             shown.size = shown.size or shown_size(frame, stream)
         shown.pts.append(pts)
         shown.pictures.append(picture)
 
-    for pts, frame in frames_in_order(container, stream):
+    for pts, frame in frames_in_order(container, stream, clock):
         while len(shown.pts) < len(targets) and targets[len(shown.pts)] < pts:
             show(*(before or (pts, frame)))
         if len(shown.pts) == len(targets):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Interpolation as Scaling
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
+from harvest.data.transforms import cut_square, scaled_size
 from harvest.data.video.source import Unreadable
+from harvest.interfaces import Fit, Interpolation
 
-Crop = Literal["center", "squash", "none"]
 _MAX_ASPECT = 32  # a picture longer than this cannot be cropped to anything meaningful
+_SCALINGS = {"bicubic": Scaling.BICUBIC, "bilinear": Scaling.BILINEAR}
 _scalers = threading.local()
 
 
@@ -60,44 +64,44 @@ def square_pixels(width: int, stream: Any) -> int:
     return max(1, round(width * aspect)) if aspect and aspect > 0 and aspect != 1 else width
 
 
-def scaled_size(width: int, height: int, image_size: int, crop: Crop) -> tuple[int, int]:
-    """Width and height to which a picture shown as `width` x `height` is scaled before it is cropped."""
+def check_shape(width: int, height: int) -> None:
     if max(width, height) > _MAX_ASPECT * min(width, height):
         raise Unreadable(f"pictures of {width} x {height} are too narrow to crop")
-    if crop == "squash":
-        return image_size, image_size
-    ratio = image_size / min(width, height)
-    return max(image_size, round(width * ratio)), max(image_size, round(height * ratio))
 
 
-def picture_of(frame: Any, stream: Any, image_size: int, crop: Crop) -> np.ndarray:
-    """RGB uint8 [H, W, 3], scaled by the decoder's own scaler (bicubic), upright, cropped."""
-    new_width, new_height = scaled_size(*shown_size(frame, stream), image_size, crop)
-    turn = _orientation(frame)
-    is_on_its_side = turn is not None and turn[0, 0] == 0
-    scaled = scaler().reformat(
-        frame,
-        width=new_height if is_on_its_side else new_width,
-        height=new_width if is_on_its_side else new_height,
-        format="rgb24",
-        interpolation=Interpolation.BICUBIC,
-        threads=1,
-    )
-    plane = scaled.planes[0]
-    rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(scaled.height, plane.line_size)
-    picture: np.ndarray = rows[:, : scaled.width * 3].reshape(scaled.height, scaled.width, 3)
-    if turn is not None:
-        picture = _upright(picture, turn)
-    if crop == "center":
-        top, left = (picture.shape[0] - image_size) // 2, (picture.shape[1] - image_size) // 2
-        picture = picture[top : top + image_size, left : left + image_size]
-    return picture.copy()
+@dataclass(frozen=True)
+class Fitting:
+    """How frames become pictures of one size."""
 
+    image_size: int
+    fit: Fit | None = "crop"
+    interpolation: Interpolation = "bicubic"
 
-def tensor_of(frame: Any, stream: Any, image_size: int, crop: Crop) -> Tensor:
-    if frame.is_corrupt:
-        raise Unreadable(f"the picture at {float(frame.pts * stream.time_base):.2f} s is damaged")
-    return torch.from_numpy(picture_of(frame, stream, image_size, crop)).permute(2, 0, 1)
+    def picture_of(self, frame: Any, stream: Any) -> Tensor:
+        """RGB uint8 `[3, H, W]`, scaled by the decoder's own scaler, upright."""
+        if frame.is_corrupt:
+            raise Unreadable(f"the picture at {float((frame.pts or 0) * stream.time_base):.2f} s is damaged")
+        shown_width, shown_height = shown_size(frame, stream)
+        check_shape(shown_width, shown_height)
+        height, width = scaled_size(shown_height, shown_width, self.image_size, self.fit)
+        turn = _orientation(frame)
+        if turn is not None and turn[0, 0] == 0:
+            width, height = height, width
+        scaled = scaler().reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation=_SCALINGS[self.interpolation],
+            threads=1,
+        )
+        plane = scaled.planes[0]
+        rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(scaled.height, plane.line_size)
+        pixels = rows[:, : scaled.width * 3].reshape(scaled.height, scaled.width, 3)
+        if turn is not None:
+            pixels = _upright(pixels, turn)
+        picture = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        return cut_square(picture, self.image_size, self.fit).contiguous()
 
 
 def _upright(picture: np.ndarray, turn: np.ndarray) -> np.ndarray:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import av
-import numpy as np
+from torch import Tensor
 
 from harvest.data.video.decoding import Shown
-from harvest.data.video.frames import Crop, picture_of, shown_size
+from harvest.data.video.frames import Fitting, shown_size
+from harvest.data.video.opening import Timeline, packets_of
 
 # Codecs in which a frame nobody refers to changes nothing but itself. VP8, VP9 and AV1 adapt their entropy
 # coding even on such frames, so none is skipped there.
@@ -20,11 +21,11 @@ class _Decline(Exception):
 
 
 def read_by_key_frames(
-    container: Any, stream: Any, targets: list[int], image_size: int, crop: Crop
+    container: Any, stream: Any, timeline: Timeline, fitting: Fitting, targets: list[int]
 ) -> Shown | None:
     """The same frames as `read_in_order`, decoding little. None where the file has to be read in order."""
     try:
-        return _KeyFrameReader(container, stream, image_size, crop).read(targets)
+        return _KeyFrameReader(container, stream, timeline, fitting).read(targets)
     except _Decline:
         return None
     except av.error.FFmpegError:
@@ -34,17 +35,17 @@ def read_by_key_frames(
 class _KeyFrameReader:
     """State of one reading: the packets since the last seek, and the pictures found so far."""
 
-    def __init__(self, container: Any, stream: Any, image_size: int, crop: Crop) -> None:
+    def __init__(self, container: Any, stream: Any, timeline: Timeline, fitting: Fitting) -> None:
         self.container, self.stream, self.codec = container, stream, stream.codec_context
-        self.image_size, self.crop = image_size, crop
+        self.fitting = fitting
         self.can_skip = self.codec.name in _SKIPPABLE
-        self.demuxer = container.demux(stream)
+        self.demuxer = timeline.packets or packets_of(container, stream)
         self.packets: list[Any] = []  # since the last seek, in decoding order
         self.newest: int | None = None  # decoding time of the last of them
         self.reorder = 0  # largest distance seen between decoding and presentation time
         self.is_at_end = False
         self.wanted: set[int] = set()  # timestamps within these packets
-        self.pictures: dict[int, np.ndarray] = {}
+        self.pictures: dict[int, Tensor] = {}
         self.size: tuple[int, int] | None = None
         if not self._can_start_anywhere():
             raise _Decline
@@ -85,7 +86,7 @@ class _KeyFrameReader:
         at = target
         for _ in range(4):
             self.container.seek(at, stream=self.stream, backward=True)
-            self.demuxer = self.container.demux(self.stream)
+            self.demuxer = packets_of(self.container, self.stream)
             self.packets, self.newest, self.is_at_end = [], None, False
             self._look_ahead(target)
             if not self.packets:
@@ -163,5 +164,5 @@ class _KeyFrameReader:
             if frame.pts in self.wanted and frame.pts not in self.pictures:
                 if frame.is_corrupt:
                     raise _Decline
-                self.pictures[frame.pts] = picture_of(frame, self.stream, self.image_size, self.crop)
+                self.pictures[frame.pts] = self.fitting.picture_of(frame, self.stream)
                 self.size = self.size or shown_size(frame, self.stream)

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av
-import numpy as np
 import torch
 from torch import Tensor
 
 from harvest.data.video.decoding import first_frame
-from harvest.data.video.frames import Crop, picture_of, shown_size
-from harvest.data.video.opening import MAX_PIXELS, ROUNDING_S, opened
+from harvest.data.video.frames import Fitting, shown_size
+from harvest.data.video.opening import MAX_PIXELS, ROUNDING_S, opened, timeline_of
 from harvest.data.video.source import PackedVideo, Source, Unreadable, VideoError, named
 from harvest.interfaces import Clip
 
@@ -24,21 +23,17 @@ _JPEG = b"\xff\xd8\xff"  # how its bytes begin
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-def read_folder(
-    path: Path, pick: Callable[[float], Tensor], *, image_size: int, crop: Crop, fps: float
-) -> Clip:
+def read_folder(path: Path, pick: Callable[[float], Tensor], fitting: Fitting, *, fps: float) -> Clip:
     pictures = pictures_in(path)
     places = (pick(len(pictures) / fps) * fps + 1e-6).floor().long().clamp(0, len(pictures) - 1).tolist()
-    read: dict[int, np.ndarray] = {}
+    read: dict[int, Tensor] = {}
     for place in dict.fromkeys(places):
-        read[place], (width, height) = _read_picture(pictures[place], image_size, crop)
+        read[place], (width, height) = _read_picture(pictures[place], fitting)
     times_s = torch.tensor([place / fps for place in places], dtype=torch.float64)
     return Clip(stacked(path, [read[place] for place in places]), times_s, (height, width))
 
 
-def read_packed_pictures(
-    packed: PackedVideo, pick: Callable[[float], Tensor], *, image_size: int, crop: Crop
-) -> Clip:
+def read_packed_pictures(packed: PackedVideo, pick: Callable[[float], Tensor], fitting: Fitting) -> Clip:
     """Pictures taken at given times: at each time wanted the last one taken by then."""
     times = packed.times_s or ()
     if len(times) != len(packed.files) or list(times) != sorted(times) or not times:
@@ -48,15 +43,15 @@ def read_packed_pictures(
     taken = torch.tensor(times, dtype=torch.float64)
     wanted = pick(max(packed.duration_s, times[-1]))
     places = (torch.searchsorted(taken, wanted + ROUNDING_S, right=True) - 1).clamp(min=0).tolist()
-    read: dict[int, np.ndarray] = {}
+    read: dict[int, Tensor] = {}
     for place in dict.fromkeys(places):
         one = PackedVideo(f"{packed.name} picture {place}", (packed.files[place],))
-        read[place], (width, height) = _read_picture(one, image_size, crop)
+        read[place], (width, height) = _read_picture(one, fitting)
     return Clip(stacked(packed, [read[place] for place in places]), taken[places], (height, width))
 
 
-def _read_picture(path: Source, image_size: int, crop: Crop) -> tuple[np.ndarray, tuple[int, int]]:
-    """A file that is one picture, as [H, W, 3], and its width and height as shown."""
+def _read_picture(path: Source, fitting: Fitting) -> tuple[Tensor, tuple[int, int]]:
+    """A file that is one picture, uint8 [3, H, W], and its width and height as shown."""
     with named(path):
         data = path.files[0] if isinstance(path, PackedVideo) else path.read_bytes()
         if data.startswith(
@@ -66,11 +61,13 @@ def _read_picture(path: Source, image_size: int, crop: Crop) -> tuple[np.ndarray
             decoder.options = {"max_pixels": str(MAX_PIXELS)}
             decoder.thread_count = 1
             for frame in [*decoder.decode(av.Packet(data)), *decoder.decode(None)]:
-                return picture_of(frame, decoder, image_size, crop), shown_size(frame, decoder)
+                return fitting.picture_of(frame, decoder), shown_size(frame, decoder)
             raise Unreadable("the picture is empty")
     with opened(path) as (container, stream):
-        frame = first_frame(path, container, stream)
-        return picture_of(frame, stream, image_size, crop), shown_size(frame, stream)
+        clock = timeline_of(path, container, stream).clock
+    with opened(path) as (container, stream):
+        frame = first_frame(path, container, stream, clock)
+        return fitting.picture_of(frame, stream), shown_size(frame, stream)
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -88,10 +85,10 @@ def _by_numbers(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], name
 
 
-def stacked(path: Source, pictures: list[np.ndarray]) -> Tensor:
+def stacked(path: Source, pictures: list[Tensor]) -> Tensor:
     if len({picture.shape for picture in pictures}) > 1:
         raise VideoError(path, "the size of the pictures changes within the stretch")
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    return torch.stack(pictures)
 
 
 def write_pictures(frames: Tensor, *, quality: int = 3) -> list[bytes]:

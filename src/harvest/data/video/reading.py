@@ -1,7 +1,7 @@
 """At given times, exactly the frames a player would show, and no others.
 
-The clock is the file's own, set to zero at the start of its video stream; frame counts and frame rates decide
-nothing. The frame shown at time t is the last one, in presentation order, whose timestamp is not after t.
+The clock is the file's own, set to zero at the smallest timestamp of its video stream; frame counts and frame rates
+decide nothing. The frame shown at time t is the last one, in presentation order, whose timestamp is not after t.
 
 Two ways lead to it. `read_in_order` decodes everything up to the last time and so defines what is right.
 `read_by_key_frames` looks at the packets' timestamps first, seeks when a key frame lies between, decodes only
@@ -21,13 +21,13 @@ from torch import Tensor
 
 from harvest.data.sampling import ViewPlaces, segment_times
 from harvest.data.video.decoding import first_frame, frames_in_order, read_in_order
-from harvest.data.video.frames import Crop, shown_size, tensor_of
+from harvest.data.video.frames import Fitting, shown_size
 from harvest.data.video.key_frames import read_by_key_frames
-from harvest.data.video.opening import ROUNDING_S, SELF_CONTAINED, Clock, duration_of, opened
+from harvest.data.video.opening import ROUNDING_S, SELF_CONTAINED, opened, rate_of, timeline_of
 from harvest.data.video.pictures import FOLDER_FPS, pictures_in, read_folder, read_packed_pictures, stacked
 from harvest.data.video.second_decoder import Decoder, find_decoder, read_by_torchcodec
 from harvest.data.video.source import PackedVideo, Source, VideoError, VideoInfo, as_source, is_folder
-from harvest.interfaces import Clip, HarvestError
+from harvest.interfaces import Clip, Fit, HarvestError, Interpolation
 
 
 def read_clip(
@@ -40,18 +40,17 @@ def read_clip(
     generator: torch.Generator | None = None,
     num_clips: int = 1,
     view_places: ViewPlaces = "inner",
-    crop: Crop = "center",
+    fit: Fit | None = "crop",
+    interpolation: Interpolation = "bicubic",
     folder_fps: float = FOLDER_FPS,
     decoder: Decoder = "pyav",
 ) -> Clip:
     """One frame from each of `num_frames` equal segments of a stretch: random with a generator, else the middle.
 
-    `num_clips` of a test are interleaved as in `segment_times`.
-
-    `crop`: "center" scales the short side to `image_size` and takes the middle square, "squash" scales to the
-    square, "none" only scales the short side. A folder of pictures is a video of `folder_fps`, a picture is a
-    video of one frame. `times_s` of the result are those of the frames shown; a stretch that reaches beyond
-    the video repeats its last frame.
+    `num_clips` of a test are interleaved as in `segment_times`. Without a `fit` the shorter side of the pictures is
+    scaled to `image_size` and nothing is cut off. A folder of pictures is a video of `folder_fps`, a picture is a
+    video of one frame. `times_s` of the result are those of the frames shown; a stretch that reaches beyond the video
+    repeats its last frame.
 
     Raises VideoError with the reason for anything that cannot be read.
     """
@@ -71,9 +70,7 @@ def read_clip(
             view_places=view_places,
         )
 
-    return _read(
-        as_source(path), pick, image_size=image_size, crop=crop, folder_fps=folder_fps, decoder=decoder
-    )
+    return _read(as_source(path), pick, Fitting(image_size, fit, interpolation), folder_fps, decoder)
 
 
 def read_frames(
@@ -81,7 +78,8 @@ def read_frames(
     times_s: Tensor,
     *,
     image_size: int,
-    crop: Crop = "center",
+    fit: Fit | None = "crop",
+    interpolation: Interpolation = "bicubic",
     folder_fps: float = FOLDER_FPS,
     decoder: Decoder = "pyav",
 ) -> Clip:
@@ -89,18 +87,17 @@ def read_frames(
     if times_s.ndim != 1 or len(times_s) == 0 or bool((times_s.diff() < 0).any()):
         raise HarvestError("read_frames: times_s must be a list of times that do not decrease")
     wanted = times_s.to(torch.float64)
-    return _read(
-        as_source(path),
-        lambda duration_s: wanted,
-        image_size=image_size,
-        crop=crop,
-        folder_fps=folder_fps,
-        decoder=decoder,
-    )
+    fitting = Fitting(image_size, fit, interpolation)
+    return _read(as_source(path), lambda duration_s: wanted, fitting, folder_fps, decoder)
 
 
 def stream_frames(
-    path: str | Path, *, every_s: float, image_size: int, crop: Crop = "center"
+    path: str | Path,
+    *,
+    every_s: float,
+    image_size: int,
+    fit: Fit | None = "crop",
+    interpolation: Interpolation = "bicubic",
 ) -> Iterator[tuple[float, Tensor]]:
     """The frames shown at 0, `every_s`, 2 `every_s`, … to the end of the file, as (time, uint8 `[3, H, W]`).
 
@@ -112,31 +109,35 @@ def stream_frames(
     path = Path(path)
     if every_s <= 0:
         raise HarvestError(f"stream_frames: every_s must be above 0, got {every_s}")
+    fitting = Fitting(image_size, fit, interpolation)
     with opened(path) as (container, stream):
-        duration = duration_of(path, container, stream)
+        timeline = timeline_of(path, container, stream)
+    clock = timeline.clock
+    number = 0  # of the next time
     with opened(path) as (container, stream):
-        clock = Clock(stream.time_base, stream.start_time or 0)
-        number = 0  # of the next time
-        before: tuple[int, Any] | None = None
-        for pts, frame in frames_in_order(container, stream):
-            if before is not None and clock.seconds(pts) > number * every_s + ROUNDING_S:
-                picture = tensor_of(before[1], stream, image_size, crop)
-                while clock.seconds(pts) > number * every_s + ROUNDING_S:
+        shown: tuple[int, Any] | None = None
+        for pts, frame in frames_in_order(container, stream, clock):
+            until_s = clock.seconds(pts)
+            if shown is not None and until_s > number * every_s + ROUNDING_S:
+                picture = fitting.picture_of(shown[1], stream)
+                while until_s > number * every_s + ROUNDING_S:
                     yield number * every_s, picture
                     number += 1
-            before = (pts, frame)
-        if before is None:
+            shown = (pts, frame)
+        if shown is None:
             raise VideoError(path, "the video has no frames")
-        ended_s = clock.seconds(before[0] + (before[1].duration or 0))
-        if number * every_s < ended_s - ROUNDING_S or number == 0:
-            picture = tensor_of(before[1], stream, image_size, crop)
-            while number * every_s < ended_s - ROUNDING_S or number == 0:
-                yield number * every_s, picture
-                number += 1
-    if duration.is_of_stream and duration.seconds - ended_s > max(0.5, 0.05 * duration.seconds):
-        raise VideoError(
-            path, f"cut short: it claims {duration.seconds:.2f} s, its frames end at {ended_s:.2f} s"
-        )
+        picture = fitting.picture_of(shown[1], stream)
+        ended_s = clock.seconds(shown[0] + (shown[1].duration or 0))
+    error: VideoError | None = None
+    try:
+        ended_s = timeline.end_s(path, ended_s)
+    except VideoError as found:  # what is there is given first
+        error = found
+    while number * every_s < ended_s - ROUNDING_S or number == 0:
+        yield number * every_s, picture
+        number += 1
+    if error is not None:
+        raise error
 
 
 def probe(path: str | Path | PackedVideo) -> VideoInfo:
@@ -153,61 +154,57 @@ def probe(path: str | Path | PackedVideo) -> VideoInfo:
             len(pictures) / FOLDER_FPS, len(pictures), FOLDER_FPS, first.width, first.height, first.codec
         )
     with opened(path) as (container, stream):
-        duration = duration_of(path, container, stream)
+        timeline = timeline_of(path, container, stream)
     with opened(path) as (container, stream):
-        width, height = shown_size(first_frame(path, container, stream), stream)
+        width, height = shown_size(first_frame(path, container, stream, timeline.clock), stream)
+        rate = rate_of(container, stream)
+        start_s = container.start_time / 1e6 if container.start_time else 0.0
         return VideoInfo(
-            duration_s=duration.seconds,
+            duration_s=timeline.duration_s,
             num_frames=stream.frames or None,
-            fps=float(stream.average_rate) if stream.average_rate else None,
+            fps=float(rate) if rate else None,
             width=width,
             height=height,
             codec=stream.codec_context.codec.canonical_name,
+            delay_s=max(0.0, float(timeline.clock.zero * stream.time_base) - start_s),
         )
 
 
 def _read(
-    path: Source,
-    pick: Callable[[float], Tensor],
-    *,
-    image_size: int,
-    crop: Crop,
-    folder_fps: float,
-    decoder: Decoder,
+    path: Source, pick: Callable[[float], Tensor], fitting: Fitting, folder_fps: float, decoder: Decoder
 ) -> Clip:
     found = find_decoder(decoder)
     if isinstance(path, PackedVideo):
         if path.times_s is not None:
-            return read_packed_pictures(path, pick, image_size=image_size, crop=crop)
+            return read_packed_pictures(path, pick, fitting)
     elif is_folder(path):
-        return read_folder(path, pick, image_size=image_size, crop=crop, fps=folder_fps)
+        return read_folder(path, pick, fitting, fps=folder_fps)
     # Nothing of a stream is touched once its container is closed: its memory is gone.
     with opened(path) as (container, stream):
-        duration = duration_of(path, container, stream)
-        clock = Clock(stream.time_base, stream.start_time or 0)
-        times = pick(duration.seconds)
+        timeline = timeline_of(path, container, stream)
+        clock = timeline.clock
+        times = pick(timeline.duration_s)
+        targets = clock.ticks(times)
         shown = None
         if found != "pyav" and container.format.name in SELF_CONTAINED:
-            shown = read_by_torchcodec(path, stream, clock.ticks(times), image_size, crop, found)
-        if shown is None and not duration.needs_reopening:
-            shown = read_by_key_frames(container, stream, clock.ticks(times), image_size, crop)
+            shown = read_by_torchcodec(path, stream, targets, fitting, found)
+        if shown is None and timeline.packets is not None:
+            shown = read_by_key_frames(container, stream, timeline, fitting, targets)
+    if shown is None and timeline.packets is None and timeline.can_seek:
+        with opened(path) as (container, stream):
+            shown = read_by_key_frames(container, stream, timeline, fitting, targets)
     if shown is None:
         with opened(path) as (container, stream):
-            shown = read_in_order(container, stream, clock.ticks(times), image_size, crop)
+            shown = read_in_order(container, stream, clock, targets, fitting)
     if shown is None:
         raise VideoError(path, "the video has no frames")
     if shown.ended_at is not None:
         ended_s = clock.seconds(shown.ended_at)
-        missing_s = min(float(times[-1]), duration.seconds) - ended_s
-        if missing_s > max(0.5, 0.05 * duration.seconds):
-            if duration.is_of_stream:
-                raise VideoError(
-                    path, f"cut short: it claims {duration.seconds:.2f} s, its frames end at {ended_s:.2f} s"
-                )
+        if timeline.falls_short(ended_s, float(times[-1])) and timeline.end_s(path, ended_s) == ended_s:
             # The container's duration was that of its sound: look again where there are pictures.
-            times = pick(max(ended_s, 0.0))
+            targets = clock.ticks(pick(max(ended_s, 0.0)))
             with opened(path) as (container, stream):
-                shown = read_in_order(container, stream, clock.ticks(times), image_size, crop)
+                shown = read_in_order(container, stream, clock, targets, fitting)
             assert shown is not None  # it had frames a moment ago
     times_s = torch.tensor([clock.seconds(pts) for pts in shown.pts], dtype=torch.float64)
     return Clip(stacked(path, shown.pictures), times_s, shown.size and (shown.size[1], shown.size[0]))

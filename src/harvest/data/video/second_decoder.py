@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harvest.data.transforms import resize
+from harvest.data.transforms import cut_square, resize, scaled_size
 from harvest.data.video.decoding import Shown
-from harvest.data.video.frames import Crop, scaled_size, square_pixels
+from harvest.data.video.frames import Fitting, check_shape, square_pixels
 from harvest.data.video.source import PackedVideo, Source
 from harvest.interfaces import HarvestError
 
@@ -151,7 +151,7 @@ def fetch(
 
 
 def read_by_torchcodec(
-    path: Source, stream: Any, targets: list[int], image_size: int, crop: Crop, decoder: Found
+    path: Source, stream: Any, targets: list[int], fitting: Fitting, decoder: Found
 ) -> Shown | None:
     """The same frames by another library. None where it declines."""
     tick_s = float(stream.time_base)
@@ -163,15 +163,15 @@ def read_by_torchcodec(
         return None
     height, width = found.frames.shape[-2:]
     width = square_pixels(width, stream)
-    new_width, new_height = scaled_size(width, height, image_size, crop)
-    frames = resize(found.frames, new_height, new_width)
-    if crop == "center":
-        top, left = (new_height - image_size) // 2, (new_width - image_size) // 2
-        frames = frames[..., top : top + image_size, left : left + image_size]
+    check_shape(width, height)
+    frames = resize(
+        found.frames, *scaled_size(height, width, fitting.image_size, fitting.fit), fitting.interpolation
+    )
+    frames = cut_square(frames, fitting.image_size, fitting.fit)
     is_over = found.end_s[-1] >= found.last_end_s - tick_s
     return Shown(
         [round(start_s / tick_s) for start_s in found.start_s],
-        list(frames.permute(0, 2, 3, 1).cpu().numpy()),
+        list(frames.cpu()),
         round(found.last_end_s / tick_s) if is_over else None,
         (width, height),
     )

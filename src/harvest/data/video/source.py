@@ -58,6 +58,9 @@ class VideoInfo:
     width: int  # after rotation and with square pixels
     height: int
     codec: str
+    delay_s: float = (
+        0.0  # from the file's start to the first picture, by which a player's clock is ahead of ours
+    )
 
 
 def as_source(path: str | Path | PackedVideo) -> Source:

@@ -15,8 +15,8 @@ from av.video.reformatter import Interpolation
 from torch import Tensor
 
 from harvest.data.video.decoding import frames_in_order
-from harvest.data.video.frames import picture_of, scaler, shown_size
-from harvest.data.video.opening import SEEK_S, SEEKABLE, Clock, duration_of, opened
+from harvest.data.video.frames import Fitting, scaler, shown_size
+from harvest.data.video.opening import SEEK_S, SEEKABLE, opened, rate_of, timeline_of
 from harvest.data.video.source import PackedVideo, Unreadable, VideoError, VideoInfo, as_source
 from harvest.files import new_file
 from harvest.interfaces import HarvestError
@@ -50,7 +50,6 @@ def write_video(
     if height % 2 or width % 2:
         raise HarvestError(f"write_video: H.264 needs even sides, got {width} x {height}")
     path = Path(path)
-    pictures = frames.permute(0, 2, 3, 1).contiguous().numpy()
     options = {"crf": str(crf), "preset": preset, "g": str(key_every)}
     try:
         with (
@@ -62,8 +61,9 @@ def write_video(
             )
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.thread_count = 1
-            for picture in pictures:
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            for picture in frames:
+                pixels = picture.permute(1, 2, 0).contiguous().numpy()
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame = scaler().reformat(
                     frame, format="yuv420p", interpolation=Interpolation.BICUBIC, threads=1
                 )
@@ -96,46 +96,43 @@ def transcode(
     path = as_source(path)
     buffer = io.BytesIO()
     with opened(path) as (container, stream):
-        duration = duration_of(path, container, stream)
+        timeline = timeline_of(path, container, stream)
+    clock = timeline.clock
+    first = clock.ticks(torch.tensor([start_s], dtype=torch.float64))[0]
+    last = None if end_s is None else clock.ticks(torch.tensor([end_s], dtype=torch.float64))[0]
+    wanted_s = math.inf if end_s is None else end_s
     with opened(path) as (container, stream):
-        clock = Clock(stream.time_base, stream.start_time or 0)
-        first = clock.ticks(torch.tensor([start_s], dtype=torch.float64))[0]
-        last = None if end_s is None else clock.ticks(torch.tensor([end_s], dtype=torch.float64))[0]
         if start_s > SEEK_S and container.format.name in SEEKABLE:
             container.seek(first, stream=stream, backward=True)
-        fps = float(stream.average_rate or 25)
+        fps = float(rate_of(container, stream) or 25)
         writer = _Writer(buffer, fps if max_fps is None else min(fps, max_fps), key_every, crf, preset)
         least = 0 if max_fps is None else math.floor(0.9 / max_fps / stream.time_base)
-        before: tuple[int, Any] | None = None
-        written: int | None = None
+        before = written = None
         ended_at = 0
-        for pts, frame in frames_in_order(container, stream):
+        for pts, frame in frames_in_order(container, stream, clock):
             if frame.is_corrupt:
                 continue
             if last is not None and pts >= last:
                 break
             ended_at = pts + (frame.duration or 0)
             if pts <= first:
-                before = (pts, frame)
+                before = frame
                 continue
             if before is not None:
-                writer.add(before[1], stream, short_side, 0.0)
+                writer.add(before, stream, short_side, 0.0)
                 before, written = None, first
             if written is None or pts - written >= least:
                 writer.add(frame, stream, short_side, float((pts - first) * stream.time_base))
                 written = pts
-        if before is not None and (ended_at > first or duration.seconds <= start_s):
-            writer.add(before[1], stream, short_side, 0.0)
         ended_s = clock.seconds(ended_at)
+        if timeline.falls_short(ended_s, wanted_s):
+            ended_s = timeline.end_s(path, ended_s)
+        if before is not None and (ended_s > start_s or timeline.duration_s <= start_s):
+            writer.add(before, stream, short_side, 0.0)
     if writer.num_frames == 0:
         raise VideoError(path, f"no frame from {start_s:g} s on")
-    wanted_s = duration.seconds if end_s is None else min(end_s, duration.seconds)
-    if duration.is_of_stream and wanted_s - ended_s > max(0.5, 0.05 * duration.seconds):
-        raise VideoError(
-            path, f"cut short: it claims {duration.seconds:.2f} s, its frames end at {ended_s:.2f} s"
-        )
-    width, height = writer.close()
-    length_s = max(0.0, min(ended_s, math.inf if end_s is None else end_s) - start_s)
+    length_s = max(0.0, min(ended_s, wanted_s) - start_s)
+    width, height = writer.close(length_s)
     fps = writer.num_frames / length_s if length_s > 0 else fps
     return buffer.getvalue(), VideoInfo(length_s, writer.num_frames, fps, width, height, "h264")
 
@@ -155,10 +152,12 @@ class _Writer:
         self.stream.time_base = self.stream.codec_context.time_base = _TICK
         self.num_frames = 0
         self._last = -1
+        self._newest: Any = None
+        self._first_dts = 0
 
     def add(self, frame: Any, stream: Any, short_side: int, time_s: float) -> None:
         size = min(short_side, *shown_size(frame, stream))
-        picture = picture_of(frame, stream, size, "none")
+        picture = Fitting(size, fit=None).picture_of(frame, stream).permute(1, 2, 0).numpy()
         height, width = (max(2, side // 2 * 2) for side in picture.shape[:2])
         if min(picture.shape[:2]) < 2:
             picture = np.resize(picture, (height, width, 3))
@@ -170,11 +169,24 @@ class _Writer:
         made = scaler().reformat(made, format="yuv420p", interpolation=Interpolation.BICUBIC, threads=1)
         self._last = max(self._last + 1, round(time_s / _TICK))
         made.pts, made.time_base = self._last, _TICK
-        self.container.mux(self.stream.encode(made))
+        self._mux(self.stream.encode(made))
         self.num_frames += 1
 
-    def close(self) -> tuple[int, int]:
-        """Width and height."""
-        self.container.mux(self.stream.encode(None))
+    def _mux(self, packets: list[Any]) -> None:
+        """Write all but the newest packet, whose length is known when the next comes or the clip ends."""
+        for packet in packets:
+            if self._newest is None:
+                self._first_dts = packet.dts
+            else:
+                self.container.mux(self._newest)
+            self._newest = packet
+
+    def close(self, length_s: float) -> tuple[int, int]:
+        """Hold the last frame until `length_s`. Width and height."""
+        self._mux(self.stream.encode(None))
+        assert self._newest is not None
+        rest = round(length_s / _TICK) + self._first_dts - self._newest.dts
+        self._newest.duration = max(rest, self._newest.duration)
+        self.container.mux(self._newest)
         self.container.close()
         return self.stream.width, self.stream.height

@@ -95,7 +95,7 @@ class DetectionTask:
             pictures = torch.tensor([number_of[id] for _, id, _ in owned])
             return sides, head(regions).float().sigmoid(), pictures
 
-        reading = dataclasses.replace(given.reading, crop="squash")
+        reading = dataclasses.replace(given.reading, fit="squash")
         found = dataclasses.replace(given, examples=seen).collect(encode, reading)
         sides, scores, pictures = found.parts
         readable = [example for example in examples if example.id not in found.broken]

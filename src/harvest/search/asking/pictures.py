@@ -19,9 +19,7 @@ MOST_HEIGHT = 1080
 
 def frames_at(path: Path, times_s: Sequence[float], *, height: int) -> Tensor:
     """The frames shown at times, uint8 `[n, 3, height', W]`: the short side is `height`. VideoError if unreadable."""
-    return read_frames(
-        path, torch.tensor(times_s, dtype=torch.float64), image_size=height, crop="none"
-    ).frames
+    return read_frames(path, torch.tensor(times_s, dtype=torch.float64), image_size=height, fit=None).frames
 
 
 def jpeg(picture: Tensor) -> bytes:

@@ -85,7 +85,7 @@ def write_preview(path: Path, out: Path, *, start_s: float, end_s: float) -> Non
     length_s = min(end_s - start_s, PREVIEW_LONGEST_S)
     count = max(1, round(length_s * PREVIEW_FPS))
     times_s = start_s + (torch.arange(count, dtype=torch.float64) + 0.5) / PREVIEW_FPS
-    frames = read_frames(path, times_s, image_size=PREVIEW_HEIGHT, crop="none").frames
+    frames = read_frames(path, times_s, image_size=PREVIEW_HEIGHT, fit=None).frames
     height, width = (side - side % 2 for side in frames.shape[-2:])
     try:
         write_video(out, frames[..., :height, :width], fps=PREVIEW_FPS, crf=24)
