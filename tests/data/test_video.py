@@ -350,7 +350,7 @@ def damage(plain: Path, folder: Path, kind: str) -> Path:
         ("missing", "no such file"),
         ("empty", "empty"),
         ("text", "the decoder says: Invalid data"),
-        ("no header", "the decoder says: Invalid data"),
+        ("no header", "the decoder says: Invalid data|not in a container format"),
         ("zeros", "the decoder says: Invalid data"),
         ("sound only", "no video stream .it holds: audio"),
         ("cut", "cut short: it claims 12.00 s|the decoder says: Invalid data"),
