@@ -28,7 +28,10 @@ ALLOWED: dict[str, set[str]] = {
     "tokens": {"interfaces", "ranges", "parallel"},
     "objectives": {"interfaces", "ranges", "files", "parallel", "progress", "data", "model", "tokens"},
     "training": {"interfaces", "ranges", "files", "parallel", "bars", "progress", "settings", "model"},
-    "evaluation": {"interfaces", "ranges", "files", "parallel", "progress", "data", "model", "tokens"},
+    "evaluation": {
+        *("interfaces", "ranges", "files", "parallel", "progress", "charts"),
+        *("data", "model", "tokens"),
+    },
     "search": {
         "interfaces",
         "ranges",

@@ -66,7 +66,7 @@ def world(tokenizer: Tokenizer, videos: list[Path]) -> World:
     return World(model, image_model, tokenizer, examples)
 
 
-def make_models(tokenizer: Tokenizer) -> tuple[VideoTextModel, VideoTextModel]:
+def make_models(tokenizer: Tokenizer, *, matches: bool = False) -> tuple[VideoTextModel, VideoTextModel]:
     """A random image model and the video model made of it, 4 frames, with a fusion decoder."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -85,7 +85,11 @@ def make_models(tokenizer: Tokenizer) -> tuple[VideoTextModel, VideoTextModel]:
             )
         )
         model, _ = as_video_model(
-            image_model, num_frames=4, tubelet_size=2, time_positions="gated", fusion=FusionConfig(2, 2)
+            image_model,
+            num_frames=4,
+            tubelet_size=2,
+            time_positions="gated",
+            fusion=FusionConfig(2, 2, matches=matches),
         )
     return image_model, model
 

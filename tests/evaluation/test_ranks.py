@@ -19,9 +19,11 @@ from harvest.evaluation.result import Result
 from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.task import Task
 from harvest.evaluation.tasks.classification import ClassificationTask
+from harvest.evaluation.tasks.multiple_choice import MultipleChoiceTask
 from harvest.evaluation.tasks.retrieval import RetrievalTask
 from harvest.interfaces import Box, Example, HarvestError
 from harvest.model.heads import BoxHead, HeadConfig, build_head
+from harvest.model.joining import with_answers
 from harvest.model.tokenizer import Tokenizer
 from harvest.parallel import meet
 
@@ -51,7 +53,8 @@ def rows(videos: list[str]) -> list[Example]:
 
 def scores(tokenizer: Tokenizer, examples: list[Example]) -> dict[str, Any]:
     """Every way of scoring, as JSON values."""
-    _, model = make_models(tokenizer)
+    _, model = make_models(tokenizer, matches=True)
+    saying, _ = with_answers(model)
     width = model.config.video.width
     torch.manual_seed(0)
     clip_head = build_head(HeadConfig("linear", ("a", "b"), width)).eval()
@@ -66,7 +69,9 @@ def scores(tokenizer: Tokenizer, examples: list[Example]) -> dict[str, Any]:
         "retrieval": asked(RetrievalTask(dual_softmax=True)),
         "image": asked("retrieval", replace(two, image=True)),
         "shuffled": asked("retrieval", frame_order="shuffled"),
-        "choice": asked("choice"),
+        "choice": asked(MultipleChoiceTask(matching=True)),
+        "reranked": asked(RetrievalTask(rerank_top_k=2)),
+        "said": evaluate(saying, tokenizer, examples, task="qa", settings=two),
         "qa": asked("qa"),
         "masked_words": asked("masked_words"),
         "classification": asked(ClassificationTask(num_clips=2), head=clip_head, names=("a", "b")),
@@ -111,6 +116,8 @@ TASKS = (
     "image",
     "shuffled",
     "choice",
+    "reranked",
+    "said",
     "qa",
     "masked_words",
     "classification",

@@ -7,13 +7,13 @@ Post-training wins video skill and may lose some of the image model's. Weights b
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from harvest.charts import Chart, Line
 from harvest.evaluation.embed import Mode
 from harvest.evaluation.result import Result
 from harvest.evaluation.settings import EvalSettings
@@ -167,55 +167,18 @@ def write_blend(
     write_file(out / "curve.svg", draw_curve(found, **names))
 
 
-# ---- the curve as a picture --------------------------------------------------------------------------------------
-
-_SIDE, _LEFT, _BOTTOM, _MARGIN = 420, 64, 52, 24
-
-
 def draw_curve(found: Sweep, *, image_name: str, video_name: str) -> str:
-    """An SVG: image skill to the right, video skill upwards, a mark for every share, the best one filled; a dashed line
-    at the image model's own skill."""
-    curve, best = found.points, found.best
-
-    def scale(values: list[float], low: float, high: float) -> tuple[Callable[[float], float], list[float]]:
-        first, last = 100 * min(values), 100 * max(values)
-        step = next(s for s in (0.5, 1, 2, 5, 10, 20, 25) if s * 5 >= last - first or s == 25)
-        first, last = step * (first // step), step * (last // step + 1)
-        ticks = [first + step * n for n in range(round((last - first) / step) + 1)]
-        return lambda value: low + (high - low) * (100 * value - first) / (last - first), ticks
-
-    x, x_ticks = scale([found.image_model.value, *(p.image.value for p in curve)], _LEFT, _SIDE - _MARGIN)
-    y, y_ticks = scale([p.video.value for p in curve], _SIDE - _BOTTOM, _MARGIN)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_SIDE} {_SIDE}" font-family="system-ui, sans-serif" font-size="12">',
-        f'<rect width="{_SIDE}" height="{_SIDE}" fill="white"/>',
-    ]
-    for tick in x_ticks:
-        at = x(tick / 100)
-        parts.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_MARGIN}" y2="{_SIDE - _BOTTOM}" stroke="#ddd"/>'
-        )
-        parts.append(f'<text x="{at:.1f}" y="{_SIDE - _BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
-    for tick in y_ticks:
-        at = y(tick / 100)
-        parts.append(f'<line x1="{_LEFT}" x2="{_SIDE - _MARGIN}" y1="{at:.1f}" y2="{at:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    at = x(found.image_model.value)
-    parts.append(
-        f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_MARGIN}" y2="{_SIDE - _BOTTOM}" stroke="#97a0ad" stroke-dasharray="4 3"/>'
-        f'<text x="{at - 4:.1f}" y="{_MARGIN - 8}" text-anchor="end" fill="#5a6472">image model</text>'
-    )
-    path = " ".join(f"{x(p.image.value):.1f},{y(p.video.value):.1f}" for p in curve)
-    parts.append(f'<polyline points="{path}" fill="none" stroke="#2461d8" stroke-width="2"/>')
-    for p in curve:
-        fill = "#2461d8" if p is best else "white"
-        parts.append(
-            f'<circle cx="{x(p.image.value):.1f}" cy="{y(p.video.value):.1f}" r="4" fill="{fill}" stroke="#2461d8"/>'
-            f'<text x="{x(p.image.value) + 7:.1f}" y="{y(p.video.value) - 6:.1f}" fill="#555">{p.video_ratio:g}</text>'
-        )
-    parts.append(
-        f'<text x="{(_LEFT + _SIDE) / 2}" y="{_SIDE - 12}" text-anchor="middle">{html.escape(image_name)}, %</text>'
-        f'<text transform="translate(16 {_SIDE / 2}) rotate(-90)" text-anchor="middle">{html.escape(video_name)}, %</text>'
-        "</svg>"
-    )
-    return "\n".join(parts) + "\n"
+    """An SVG: image skill to the right, video skill upwards, a dot for every share, the best one on a line of its own
+    name; a dashed line at the image model's own skill."""
+    curve = [(100 * p.image.value, 100 * p.video.value) for p in found.points]
+    best = curve[found.points.index(found.best)]
+    return Chart(
+        [
+            Line(curve, labels=[f"{p.video_ratio:g}" for p in found.points]),
+            Line([best], name=f"best: {found.best.video_ratio:g}"),
+        ],
+        f"{image_name}, %",
+        f"{video_name}, %",
+        size=(520, 420),
+        marks=[(100 * found.image_model.value, "image model")],
+    ).svg()

@@ -146,7 +146,12 @@ class Evaluation:
 
     def told(self) -> dict[str, Any]:
         """What decides the figures beside model and data, as JSON values."""
+        texts = {}
+        if self.tokenizer is not None:
+            config = self.tokenizer.config
+            texts = {"context_length": config.context_length, "cleaning": config.clean}
         return {
+            **texts,
             "num_frames": self.reading.num_frames,
             "image_size": self.model.config.video.image_size,
             "precision": computed_in(self.model.log_scale.device, self.settings.precision),
