@@ -25,8 +25,8 @@ from harvest.data.benchmarks import (
     recognition,
 )
 from harvest.data.benchmarks.files import Files, check_class_order
-from harvest.data.benchmarks.videos import VideoFolder
 from harvest.data.manifest import read_manifest, write_manifest
+from harvest.data.video_folder import VideoFolder
 from harvest.interfaces import HarvestError
 
 ANNOTATIONS = Path(__file__).parents[3] / "shared/annotations"

@@ -178,6 +178,55 @@ def test_flip(tmp_path: Path) -> None:
         assert 8 < sum(rises) < 32
 
 
+@pytest.mark.parametrize("workers, cache", [(0, "none"), (1, "none"), (0, "memory")])
+def test_a_clip_that_names_a_side_is_not_mirrored(tmp_path: Path, workers: int, cache: str) -> None:
+    ramp = torch.linspace(0, 250, 32).byte().expand(4, 3, 16, 32).contiguous()
+    write_video(tmp_path / "ramp.mp4", ramp, fps=4)
+    rows = [
+        Example(text, str(tmp_path / "ramp.mp4"), (text,), start_s=i / 8)
+        for i, text in enumerate(("moves left", "moves"))
+    ]
+
+    def rising(**how: bool) -> list[set[bool]]:
+        batches = take(loader(rows, batch=2, flip=True, workers=workers, cache=cache, **how), 12)
+        found: list[set[bool]] = [set(), set()]
+        for batch in batches:
+            for example, video in zip(batch.example.tolist(), batch.video.float(), strict=True):
+                found[example].add(bool(video[..., -1].mean() > video[..., 0].mean()))
+        return found
+
+    assert rising() == [{True}, {True, False}]
+    assert rising(flip_sides=True) == [{True, False}, {True, False}]
+
+
+def test_a_part_of_a_long_caption(examples: list[Example]) -> None:
+    long = "A dog runs. It stops at a tree. It looks up."
+    rows = [dataclasses.replace(e, texts=(long,)) for e in examples]
+    parts = {
+        tuple(encode_text([part])[0].tolist())
+        for part in ("A dog runs.", "It stops at a tree.", "It looks up.")
+    }
+
+    def shown(**how: object) -> tuple[list[Tensor], TrainLoader]:
+        reader = loader(rows, batch=6, caption_words=5, **how)
+        return [batch.text_ids for batch in take(reader, 6)], reader
+
+    whole, reader = shown()
+    assert all(ids.equal(encode_text([long]).expand_as(ids)) for ids in whole) and reader.shortened == 0
+    first, reader = shown(long_captions="first")
+    assert all(ids.equal(encode_text(["A dog runs."]).expand_as(ids)) for ids in first)
+    assert reader.shortened == 36 and set(reader.dataset.captions()) == {"A dog runs."}
+    drawn, reader = shown(long_captions="sentence")
+    assert {tuple(row.flatten().tolist()) for ids in drawn for row in ids} == parts
+    again, _ = shown(long_captions="sentence", first_step=3)
+    assert all(one.equal(other) for one, other in zip(again, drawn[3:], strict=False))
+    helped, counted = shown(long_captions="sentence", workers=1)
+    assert all(one.equal(other) for one, other in zip(helped, drawn, strict=True))
+    assert counted.shortened == reader.shortened == 36
+    with pytest.raises(HarvestError, match="take first"):
+        reader.dataset.captions()
+
+
 def test_crops_on_the_device_show_what_crops_of_workers_show(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randint(256, (1, 3, 3, 6), generator=generator).float()

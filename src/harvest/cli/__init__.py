@@ -21,6 +21,7 @@ GROUPS = {
     "train": {
         "demo": "an image model becomes a video model, in minutes, with a report",
         "recipes": "list the training recipes",
+        "dataset": "list published training sets, or write a manifest of one",
         "check": "find broken, duplicate, short and silent clips of a manifest",
         "prepare": "pack a manifest's clips into tar shards that training reads fast",
         "plan": "what a run will take: memory, clips a second, hours, workers",
@@ -45,9 +46,6 @@ COMMANDS = {name: what for group in GROUPS.values() for name, what in group.item
 """Every command, and what it does. `harvest NAME` calls `harvest.cli.NAME.NAME_command`, imported by that call."""
 
 _MODULES = {
-    "check": "clips",
-    "prepare": "clips",
-    "miniworld": "clips",
     "recipes": "training",
     "train": "training",
     "plan": "training",

@@ -20,6 +20,7 @@ import jinja2
 
 from harvest.data.guard import Lost, guarded_map
 from harvest.data.manifest import is_address, write_manifest
+from harvest.data.rows import video_of
 from harvest.data.video import probe, read_clip
 from harvest.files import write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
@@ -162,8 +163,9 @@ def check(
 
 def look(video: str, start_s: float, end_s: float | None) -> Looked:
     """Probe a clip and decode three of its pictures. Raises VideoError."""
-    info = probe(video)
-    clip = read_clip(video, num_frames=3, image_size=9, start_s=start_s, end_s=end_s, fit="squash")
+    source = video_of(video)
+    info = probe(source)
+    clip = read_clip(source, num_frames=3, image_size=9, start_s=start_s, end_s=end_s, fit="squash")
     end = info.duration_s if end_s is None else min(end_s, info.duration_s)
     # Which of two neighbours is brighter: that survives scaling and encoding again. Flat pictures are told by
     # their brightness and, more coarsely, for it is one figure of the whole clip, by their tint.

@@ -23,10 +23,12 @@ from harvest.data import transforms
 from harvest.data.guard import Guard, Lost
 from harvest.data.rand_augment import rand_augment
 from harvest.data.read_once import VIDEO_LIMIT_S, ClipReader, clip_numbers, first_rows
+from harvest.data.rows import video_of
 from harvest.data.sampler import Key, epoch_order
 from harvest.data.shards import ShardSet
 from harvest.data.video import Decoder, PackedVideo, VideoError, read_clip
 from harvest.data.video.second_decoder import find_decoder
+from harvest.data.words import SIDE_WORDS, drawn_sentence, first_sentences, names_a_side
 from harvest.interfaces import Batch, Example, Fit, HarvestError, OnProgress
 from harvest.parallel import generator_for
 from harvest.ranges import Range, check_ranges
@@ -52,6 +54,11 @@ class DataConfig:
     """Manifest of pictures with captions, mixed into the run: each step shows clips or pictures."""
     image_ratio: float | None = None
     """Share of the steps that show pictures; None: in proportion to the numbers of clips and pictures."""
+    form: str = ""
+    """Name of the published training set that `train` is (harvest dataset), where it is not to be recognised; table:
+    a table read by the names of its columns."""
+    columns: tuple[str, ...] = ()
+    """What a column of `train` is, where its name does not say: caption=long_text video=file start=t0 ignore=t1."""
     videos: str | None = None
     """Folder that the manifest's paths are relative to; without it the manifest's own."""
     num_frames: Annotated[int, Range(least=1)] = 8
@@ -66,7 +73,16 @@ class DataConfig:
     fit: Fit = "crop"
     """Without random crops, how a picture becomes a square. Boxes need squash."""
     flip: bool = False
-    """Mirror every other clip. Not for captions that say left and right."""
+    """Mirror every other clip, but none whose caption or question names a side."""
+    flip_sides: bool = False
+    """Mirror clips whose captions say left or right too, as the papers do."""
+    side_languages: tuple[str, ...] = tuple(SIDE_WORDS)
+    """Languages whose words for sides are looked for in captions (`data.words`)."""
+    long_captions: Literal["whole", "first", "sentence"] = "whole"
+    """Captions of more than caption_words: whole, cut where the text tower ends; their first sentences up to that many
+    words; or one sentence, drawn anew each time."""
+    caption_words: Annotated[int, Range(least=1)] = 50
+    """Words from which on a caption is long: 77 tokens of CLIP hold about 50."""
     crop_on: Literal["worker", "device"] = "worker"
     """device: workers hand over whole pictures, squashed to a square, and random crops and mirroring are done for the
     batch in one pass where the model computes. Saves workers a scaling, and costs more bytes a clip."""
@@ -104,6 +120,10 @@ class DataConfig:
             raise HarvestError("data.crop_on device is for random crops: set data.crop_scale, e.g. 0.5 1")
         if self.fit == "squash" and is_random:
             raise HarvestError("data.fit squash shows whole pictures: it does not go with data.crop_scale")
+        if self.long_captions == "sentence" and self.cache == "memory":
+            raise HarvestError(
+                "data.long_captions sentence draws anew each step: it does not go with data.cache memory"
+            )
 
 
 class Refused(NamedTuple):
@@ -120,6 +140,7 @@ class WorkerBatch(NamedTuple):
     tried: list[int]  # samples looked at
     broken: list[tuple[int, Refused]]  # those that could not be read
     truncated: int  # captions that were too long for the text tower
+    shortened: int = 0  # long captions of which a part was taken
     crops: Tensor | None = None  # [B, 4] of `transforms.crop_batch`, where the device is to crop
 
 
@@ -168,13 +189,19 @@ class ClipDataset(Dataset):
         self._cache: _Cache | None = None
         self._refused: dict[int, Refused] = {}  # by sample, so that no broken video is tried twice
         self._guard: Guard | None = None  # in worker processes
+        self._shortened = 0  # captions since the last batch
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def captions(self) -> list[str]:
         """All captions in the order of `Batch.caption`, for a cache of encoded texts."""
-        return [text for example in self.examples for text in example.texts]
+        if self.config.long_captions == "sentence":
+            raise HarvestError(
+                "data.long_captions sentence draws anew each step, so that texts cannot be encoded once: take first, or"
+                " do without the cache of texts"
+            )
+        return [self._part(text) for example in self.examples for text in example.texts]
 
     def caption_clips(self) -> Tensor:
         """The clip of each of `captions()`, in the numbers of `Batch.example`: int64 `[captions]`."""
@@ -274,14 +301,14 @@ class ClipDataset(Dataset):
         truncated = getattr(self.encode_text, "truncated", 0)  # a tokenizer counts the texts that it cuts
         batch = Batch(
             video=self._video(rows, samples),
-            text_ids=self._text_ids(caption),
+            text_ids=self._text_ids(rows, caption),
             example=self.clip_of[samples],
             caption=caption,
             label=self.labels[samples],
         )
         cut = getattr(self.encode_text, "truncated", 0) - truncated
-        boxes = torch.tensor([row.box for row in rows]) if self._crops_later else None
-        return WorkerBatch(batch, tried, broken, cut, boxes)
+        crops = torch.tensor([row.box for row in rows]) if self._crops_later else None
+        return WorkerBatch(batch, tried, broken, cut, self._count_shortened(), crops)
 
     def _places(self, epoch: int) -> Tensor:
         return _recent_order(self.seed, epoch, len(self))
@@ -297,10 +324,10 @@ class ClipDataset(Dataset):
             if sample not in self._refused or position < self._refused[sample].position:
                 try:
                     source = None if self.is_cached else self._source(sample)
-                    draw = self._draw(epoch, sample)
+                    draw = self._draw(epoch, sample, self._may_mirror(sample))
                     if source is None:
-                        return _Drawn(sample, draw, None)
-                    return _Drawn(sample, draw, *self._video_of(epoch, sample, draw, source))
+                        return _Drawn(sample, epoch, draw, None)
+                    return _Drawn(sample, epoch, draw, *self._video_of(epoch, sample, draw, source))
                 except VideoError as error:
                     self._refused[sample] = Refused(error.reason, position)
                 except Lost as error:
@@ -311,9 +338,17 @@ class ClipDataset(Dataset):
     def _source(self, sample: int) -> _Source:
         """What is to be decoded. The bytes of a packed sample are read here: a slow bucket is no broken video."""
         if isinstance(self.examples, ShardSet):
-            return _Source(self.examples.fetch(sample)[1], 0.0, None)
+            packed = self.examples.fetch(sample)[1]
+            return _Source(packed, 0.0, None, self._may_mirror(sample))
         example = self.examples[sample]
-        return _Source(example.video, example.start_s, example.end_s)
+        video = video_of(example.video)
+        return _Source(video, example.start_s, example.end_s, self._may_mirror(sample))
+
+    def _may_mirror(self, sample: int) -> bool:
+        config = self.config
+        if not config.flip or config.flip_sides:
+            return config.flip
+        return not names_a_side(self.examples[sample], config.side_languages)
 
     def _video_of(
         self, epoch: int, sample: int, draw: _Draw, source: _Source
@@ -325,10 +360,10 @@ class ClipDataset(Dataset):
 
     def _pixels(self, epoch: int, sample: int, source: _Source) -> tuple[np.ndarray, CropBox | None]:
         """What the guarded process answers: it makes the same draws again."""
-        frames, box = self._read(self._draw(epoch, sample), source)
+        frames, box = self._read(self._draw(epoch, sample, source.may_mirror), source)
         return frames.numpy(), box
 
-    def _draw(self, epoch: int, sample: int, *view: int) -> _Draw:
+    def _draw(self, epoch: int, sample: int, may_mirror: bool, *view: int) -> _Draw:
         """What is random about a sample, always drawn in this order: captions, flip, times, crop, other changes.
 
         The further views of a clip are drawn apart, except for its times, which are those of the first.
@@ -345,7 +380,8 @@ class ClipDataset(Dataset):
             captions = [first + chosen[i % count] for i in range(wanted)]
         is_flipped = self.config.flip and bool(torch.rand((), generator=generator) < 0.5)
         others = range(1, 1 if view else self.config.views_per_clip)
-        return _Draw(captions, is_flipped, generator, tuple(self._draw(epoch, sample, v) for v in others))
+        views = tuple(self._draw(epoch, sample, may_mirror, v) for v in others)
+        return _Draw(captions, is_flipped and may_mirror, generator, views)
 
     @property
     def _crops(self) -> bool:
@@ -402,13 +438,35 @@ class ClipDataset(Dataset):
                 video[place] = self._augmented(video[place], row.draw)
         return video
 
-    def _text_ids(self, caption: Tensor) -> Tensor:
+    def _text_ids(self, rows: list[_Drawn], caption: Tensor) -> Tensor:
         """`[B, C]` caption numbers to `[B, C, L]` tokens; no caption (-1) is the empty text."""
         if self._cache is not None:
             ids = self._cache.text_ids[caption.clamp(min=0)]
             return torch.where((caption >= 0)[..., None], ids, self._cache.empty_ids)
-        ids = self.encode_text([self._text(number) for number in caption.flatten().tolist()])
+        texts = [
+            self._part(self._text(number), row.epoch, row.sample, number)
+            for row, numbers in zip(rows, caption.tolist(), strict=True)
+            for number in numbers
+        ]
+        ids = self.encode_text(texts)
         return ids.reshape(*caption.shape, -1)
+
+    def _part(self, text: str, *drawn_for: int) -> str:
+        """What is shown of a caption; a drawn sentence is a function of the seed and of (epoch, sample, caption)."""
+        words, mode = self.config.caption_words, self.config.long_captions
+        if mode == "whole":
+            return text
+        if mode == "first":
+            part = first_sentences(text, words)
+        else:
+            part = drawn_sentence(text, words, generator_for(self.seed, *drawn_for, 1))
+        self._shortened += part != text
+        return part
+
+    def _count_shortened(self) -> int:
+        """How many since the last call."""
+        count, self._shortened = self._shortened, 0
+        return count
 
     def _text(self, caption: int) -> str:
         if caption < 0:
@@ -421,6 +479,7 @@ class _Source(NamedTuple):
     video: str | PackedVideo
     start_s: float
     end_s: float | None
+    may_mirror: bool
 
 
 def _no_text(texts: list[str]) -> Tensor:
@@ -445,6 +504,7 @@ def _box(height: int, width: int, draw: _Draw, scale: tuple[float, float]) -> Cr
 
 class _Drawn(NamedTuple):
     sample: int
+    epoch: int
     draw: _Draw
     video: Tensor | None  # None where it is in the cache; of a clip of several views [views, T, 3, S, S]
     box: CropBox | None = None  # where the device is to crop
@@ -456,7 +516,7 @@ def _each_view(row: _Drawn) -> list[_Drawn]:
         return [row]
     draws = (row.draw, *row.draw.others)
     videos = [None] * len(draws) if row.video is None else list(row.video)
-    return [_Drawn(row.sample, draw, video) for draw, video in zip(draws, videos, strict=True)]
+    return [_Drawn(row.sample, row.epoch, draw, video) for draw, video in zip(draws, videos, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from harvest.data.shards import VIDEO_SUFFIXES, filesystem
+from harvest.data.shards import filesystem
+from harvest.data.sidecars import SUFFIXES as VIDEO_SUFFIXES
 from harvest.interfaces import HarvestError, OnProgress
 
 _AGENT = "harvest-check"

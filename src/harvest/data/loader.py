@@ -36,6 +36,7 @@ class TrainLoader:
     refused: Mapping[str, Refused] = field(default_factory=dict)  # by id, what this run left out before
     broken: dict[str, Refused] = field(default_factory=dict)  # by id, of the samples seen by this rank
     truncated: int = 0  # captions cut, of the samples seen by this rank
+    shortened: int = 0  # long captions of which a part was taken, of the samples seen by this rank
     device: torch.device | str = "cpu"  # that crops, with data.crop_on device
 
     def __post_init__(self) -> None:
@@ -87,6 +88,7 @@ class TrainLoader:
     def _checked(self, found: WorkerBatch) -> Batch:
         self._note(found.tried, found.broken)
         self.truncated += found.truncated
+        self.shortened += found.shortened
         if found.batch is None:
             raise self._too_many_broken()
         if found.crops is not None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from harvest.data.guard import Guard, Lost
+from harvest.data.rows import video_of
 from harvest.data.shards import INDEX, ShardIndex, index_path, read_index, shard_path, write_index
 from harvest.data.video import IMAGE_SUFFIXES, VideoError, read_clip, transcode, write_pictures
 from harvest.files import new_file, write_file
@@ -225,11 +226,12 @@ def _members(example: Example, config: PrepareConfig) -> list[tuple[str, bytes]]
     said |= {"source_start_s": example.start_s, "source_end_s": example.end_s}
     if example.label is not None:
         said["label"] = example.label
+    video = video_of(example.video)
     is_still = example.video.lower().endswith(IMAGE_SUFFIXES)
     members: list[tuple[str, bytes]]
     if is_still or config.frames is not None:
         clip = read_clip(
-            example.video,
+            video,
             num_frames=1 if is_still else config.frames or 1,
             image_size=config.short_side,
             start_s=example.start_s,
@@ -247,7 +249,7 @@ def _members(example: Example, config: PrepareConfig) -> list[tuple[str, bytes]]
         said |= {"height": clip.frames.shape[2], "width": clip.frames.shape[3]}
     else:
         data, info = transcode(
-            example.video,
+            video,
             short_side=config.short_side,
             start_s=example.start_s,
             end_s=example.end_s,

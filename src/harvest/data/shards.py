@@ -20,6 +20,7 @@ permutation and a read, is little; fsspec reads the bucket.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -28,7 +29,7 @@ import re
 import tarfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -39,14 +40,17 @@ import fsspec
 import numpy as np
 import torch
 
-from harvest.data.manifest import TEXTS, whole_text
+from harvest.data.sidecars import SUFFIXES as VIDEO_SUFFIXES
+from harvest.data.sidecars import json_of, label_beside, texts_beside
 from harvest.data.video import IMAGE_SUFFIXES, PackedVideo, VideoError
 from harvest.files import write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
 
-VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "mpeg", "ts", "flv", "3gp", "gif", "wmv")
 _PICTURES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
-_FORMAT = 1
+_DOTTED = re.compile(
+    rf"(.+\.(?:\d+|[^.]*[^.\w][^.]*))\.({'|'.join(VIDEO_SUFFIXES)}|txt|json|cls)", re.IGNORECASE
+)
+_FORMAT = 2
 _TRIES = 5
 _FIRST_PAUSE_S = 0.5  # then twice as long each time
 _OPEN_FILES = 64
@@ -66,6 +70,7 @@ class ShardIndex:
     num_texts: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)  # -1 where there is none
     left_out: dict[str, str] = field(default_factory=dict)  # name -> reason
+    repeated: list[str] = field(default_factory=list)  # names of samples that a sample before has too
     sha256: str | None = None  # of the shard, where `harvest prepare` wrote it
     format: int = _FORMAT
 
@@ -109,6 +114,9 @@ class ShardSet(Sequence[Example]):
             for shard, index in zip(shards, indexes, strict=True)
             for name, reason in index.left_out.items()
         }
+        self.repeated = [
+            f"{shard}/{name}" for shard, index in zip(shards, indexes, strict=True) for name in index.repeated
+        ]
         self._remembered: OrderedDict[int, Example] = OrderedDict()
         self._ahead: dict[int, bytes] = {}
         self._reader = _Reader()
@@ -243,10 +251,23 @@ def open_shard(name: str) -> ShardSet:
     return ShardSet([name], [_index_of(name)])
 
 
+def read_bytes(path: str, offset: int, size: int) -> bytes:
+    """A stretch of a file, near or far. Local files stay open, a few at a time."""
+    data = _READER.read(path, offset, size)
+    if len(data) < size:
+        raise VideoError(f"{path}#@{offset}+{size}", f"{size - len(data)} of {size} bytes are missing")
+    return data
+
+
 def expand(pattern: str) -> list[str]:
     """The shards behind a pattern with `{000..999}`, `{a,b}`, `*`, or a folder; sorted where the file system lists them."""
     if "://" not in pattern and Path(pattern).is_dir():
-        pattern = str(Path(pattern) / "*.tar")
+        shards = sorted(str(path) for path in Path(pattern).glob("*.tar"))
+        if not shards:
+            raise HarvestError(f"no shards match {Path(pattern) / '*.tar'}")
+        return shards
+    if "://" not in pattern and Path(pattern).exists():  # in the name of a file nothing is a pattern
+        return [pattern]
     names: list[str] = []
     for name in _braces(pattern):
         if "*" not in name and "?" not in name:
@@ -345,6 +366,9 @@ class _Reader:
         return _tried(lambda: list(fs.cat_ranges(paths, starts, ends, on_error="raise")), places[0][0])
 
 
+_READER = _Reader()
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The index
 
@@ -371,7 +395,10 @@ def _index_of(shard: str) -> ShardIndex:
     if cached.exists():
         return _from_json(cached.read_bytes(), str(cached))
     with fs.open(path, "rb", **({"block_size": 2**20} if _is_remote(shard) else {})) as file:
-        index = _tried(lambda: walk(file, num_bytes), f"shard {shard}")
+        try:
+            index = _tried(lambda: walk(file, num_bytes), f"shard {shard}")
+        except HarvestError as error:
+            raise error if shard in str(error) else HarvestError(f"{shard}: {error}") from error
     with suppress(OSError):  # without a place to keep it, it is made again next time
         write_index(cached, index)
     return index
@@ -391,15 +418,29 @@ def read_index(path: Path) -> ShardIndex:
 
 def _from_json(data: bytes, where: str) -> ShardIndex:
     try:
-        return ShardIndex(**json.loads(data))
-    except (ValueError, TypeError) as error:
+        index = ShardIndex(**json.loads(data))
+        columns = (index.offsets, index.sizes, index.num_texts, index.labels)
+        is_whole = len({len(column) for column in columns}) == 1 and all(
+            isinstance(number, int) and -1 <= number < 2**62 for column in columns for number in column
+        )
+        stretches = zip(index.offsets, index.sizes, strict=True)
+        if not is_whole or any(o < 0 or s < 0 or o + s > index.num_bytes for o, s in stretches):
+            raise ValueError("stretches outside the shard")
+    except (ValueError, TypeError, RecursionError) as error:
         raise HarvestError(f"{where} is not an index of a shard: remove it, it is made anew") from error
+    return index
 
 
 def walk(file: Any, num_bytes: int) -> ShardIndex:
     """The index of an open shard. What lies behind a cut, or has no video or caption, is left out and named."""
     index = ShardIndex(num_bytes=num_bytes)
     file.seek(0)
+    if file.read(2) == b"\x1f\x8b":
+        raise HarvestError(
+            "the shard is compressed with gzip, in which samples have no place: unpack it (gunzip)"
+        )
+    file.seek(0)
+    seen: set[str] = set()
     members: list[tuple[tarfile.TarInfo, bytes]] = []
 
     def end_of_sample() -> None:
@@ -419,24 +460,34 @@ def walk(file: Any, num_bytes: int) -> ShardIndex:
         if not example.texts and example.label is None:
             index.left_out[name] = "no caption and no label"
             return
+        if name in seen:
+            index.repeated.append(name)
+        seen.add(name)
         index.offsets.append(first.offset)
         index.sizes.append(min(end, num_bytes) - first.offset)
         index.num_texts.append(len(example.texts))
         index.labels.append(-1 if example.label is None else example.label)
 
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as tar:
             for member in tar:
                 if not member.isfile() or Path(member.name).name.startswith("."):
                     continue
-                if members and _split(member.name)[0] != _split(members[0][0].name)[0]:
+                sample, suffix = _split(member.name)
+                if members and (
+                    sample != _split(members[0][0].name)[0]
+                    or any(suffix == _split(other.name)[1] for other, _ in members)
+                ):
                     end_of_sample()
                     members = []
-                suffix = _split(member.name)[1]
                 is_small = suffix in ("txt", "json", "cls") and member.size < 2**24
                 members.append((member, _content(tar, member) if is_small else b""))
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps all headers
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # EINVAL: a header names a place that cannot be
+            raise
         index.left_out["(end)"] = f"the shard is cut short or damaged: {error}"
     end_of_sample()
     last = members[-1][0] if members else None
@@ -445,24 +496,50 @@ def walk(file: Any, num_bytes: int) -> ShardIndex:
     return index
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose extended header is bounded: names and times need little, and a bomb would fill the memory."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADERS and self.size > _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc, no-any-return]
+
+
+_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_MAX_HEADER = 2**20
+
+
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
     return b"" if file is None else file.read()
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A member's name as sample and rest: up to the first dot of its last part, as webdataset does."""
+    """A member's name as sample and rest: up to the first dot of its last part, as webdataset does.
+
+    But `ID.3.mp4` is sample `ID.3`: sets that cut videos number their clips so (VideoUFO, HD-VILA), and by the first
+    dot all clips of a video would be one sample. `Dr. Who 1.mp4` is `Dr. Who 1`: a kind of member has no spaces.
+    """
     folder, _, base = name.rpartition("/")
     sample, _, rest = base.partition(".")
+    dotted = _DOTTED.fullmatch(base)
+    if dotted is not None:
+        sample, rest = dotted[1], dotted[2]
     return (f"{folder}/{sample}" if folder else sample), rest.lower()
 
 
 def _sample(members: Sequence[tuple[str, bytes]], id: str) -> tuple[PackedVideo, Example]:
     """A sample from its members: name and content each."""
     by_suffix = {_split(name)[1]: content for name, content in members}
-    said = _object(by_suffix.get("json"), id)
-    video = next((s for s in VIDEO_SUFFIXES if s in by_suffix), None)
-    frames = [s for s in by_suffix if re.fullmatch(rf"\d+\.({'|'.join(_PICTURES)})", s)]
+    said = json_of(by_suffix.get("json"), id)
+    video = next((s for v in VIDEO_SUFFIXES for s in by_suffix if s == v or s.endswith(f".{v}")), None)
+    frames = [s for s in by_suffix if re.fullmatch(rf"\d{{1,9}}\.({'|'.join(_PICTURES)})", s)]
     frames.sort(key=lambda suffix: int(suffix.partition(".")[0]))  # 2 before 10
     picture = next((s for s in _PICTURES if s in by_suffix), None)
     if video is not None:
@@ -470,7 +547,9 @@ def _sample(members: Sequence[tuple[str, bytes]], id: str) -> tuple[PackedVideo,
     elif frames:
         fps = _number(said.get("fps")) or 1.0
         times = said.get("times_s")
-        if not isinstance(times, list) or len(times) != len(frames):
+        if not isinstance(times, list):
+            times = []
+        if len(times) != len(frames) or not all(_number(t) is not None or t == 0 for t in times):
             times = [number / fps for number in range(len(frames))]
         duration = _number(said.get("duration_s")) or float(times[-1]) + 1 / fps
         packed = PackedVideo(id, tuple(by_suffix[s] for s in frames), tuple(map(float, times)), duration)
@@ -478,53 +557,19 @@ def _sample(members: Sequence[tuple[str, bytes]], id: str) -> tuple[PackedVideo,
         packed = PackedVideo(id, (by_suffix[picture],))
     else:
         raise VideoError(id, f"no video or picture (members: {', '.join(sorted(by_suffix)) or 'none'})")
-    return packed, Example(id, id, _texts(said, by_suffix.get("txt")), _label(said, by_suffix.get("cls")))
+    return packed, Example(
+        id, id, texts_beside(said, by_suffix.get("txt"), id), label_beside(said, by_suffix.get("cls"), id)
+    )
 
 
 def _stretch(members: Sequence[tuple[str, bytes]], id: str) -> tuple[Any, ...] | None:
     """What a sample was cut from, where `harvest prepare` wrote that down."""
-    said = _object({_split(name)[1]: content for name, content in members}.get("json"), id)
+    said = json_of({_split(name)[1]: content for name, content in members}.get("json"), id)
     if not isinstance(said.get("source"), str) or "source_start_s" not in said:
         return None
     return said["source"], _number(said["source_start_s"]), _number(said.get("source_end_s"))
 
 
-def _object(data: bytes | None, id: str) -> Mapping[str, Any]:
-    if data is None:
-        return {}
-    try:
-        said = json.loads(decoded(data))
-    except ValueError:
-        raise VideoError(id, "its json cannot be read") from None
-    return said if isinstance(said, dict) else {}
-
-
-def decoded(data: bytes) -> str:
-    """Text of tars from everywhere: UTF-8 or else, as such text nearly always is, Windows-1252."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")
-
-
-def _texts(said: Mapping[str, Any], txt: bytes | None) -> tuple[str, ...]:
-    texts = said.get("texts")
-    if isinstance(texts, list):
-        found = [whole_text(str(text)) for text in texts]
-    elif txt is not None:
-        found = [decoded(txt).strip()]
-    else:
-        found = [whole_text(str(said[name])) for name in TEXTS if isinstance(said.get(name), str)][:1]
-    return tuple(text for text in found if text)
-
-
-def _label(said: Mapping[str, Any], cls: bytes | None) -> int | None:
-    value = said.get("label") if cls is None else decoded(cls).strip()
-    try:
-        return int(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-
-
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and value > 0 else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < value < 1e9 else None

@@ -121,7 +121,11 @@ def _rows(
         return _open_shards(config, here, name), None
     if name.split("/")[0] != "mini-world":
         videos = Path(config.data.videos) if config.data.videos else None
-        return read_manifest(Path(name), videos=videos), None
+        form, columns = ("", ()) if name == config.data.images else (config.data.form, config.data.columns)
+        found = read_manifest(Path(name), videos=videos, form=form, columns=columns)
+        if here.is_main:
+            print(found.summary())
+        return found, None
     parts = [f.name for f in dataclasses.fields(MiniWorld) if not f.init and f.name != "labels"]
     parts += ["acting", "acting_test"]
     part = name.partition("/")[2] or "train"

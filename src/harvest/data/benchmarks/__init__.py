@@ -19,6 +19,7 @@ from pathlib import Path
 
 from harvest.data.benchmarks import detection, moments, question_answering, recognition, retrieval
 from harvest.data.benchmarks.files import Files, looks_like
+from harvest.data.benchmarks.missing import Missing, missing
 from harvest.data.benchmarks.record import (
     ActingBox,
     Benchmark,
@@ -29,8 +30,8 @@ from harvest.data.benchmarks.record import (
     Row,
     Split,
 )
-from harvest.data.benchmarks.videos import Missing, VideoFolder, expected_path, missing
 from harvest.data.manifest import write_manifest
+from harvest.data.video_folder import VideoFolder, expected_path
 from harvest.files import write_file
 from harvest.interfaces import Box, Example, HarvestError
 
@@ -80,7 +81,9 @@ def read(
     found = benchmark.reader(files, split)
     _check(benchmark, files, found.rows)
 
-    folder = None if videos is None else VideoFolder(videos, found.rows)
+    folder = (
+        None if videos is None else VideoFolder(videos, (name for row in found.rows for name in row.names))
+    )
     paths, unresolved = [], set()
     for row in found.rows:
         path = None if folder is None else folder.find(row.names)
