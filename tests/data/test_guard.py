@@ -89,6 +89,61 @@ def test_the_process_is_replaced_after_so_many_calls() -> None:
     guard.close()
 
 
+def items(what: str, count: int):
+    for number in range(count):
+        if number == 3:
+            behave(what)
+        yield number, os.getpid()
+
+
+def test_the_items_of_a_generator_come_one_by_one() -> None:
+    guard = Guard(items, limit_s=2)
+    for what, error, says in (
+        ("segfault", Lost, "SIGSEGV"),
+        ("sleep", Lost, "longer than 2 s"),
+        ("error", HarvestError, "mend it"),
+        ("mistake", RuntimeError, "KeyError"),
+    ):
+        came = []
+        with pytest.raises(error, match=says):
+            for number, _ in guard.stream(what, 9):
+                came.append(number)
+        assert came == [0, 1, 2]
+    assert [number for number, _ in guard.stream("", 500)] == list(range(500))
+    first = next(guard.stream("", 10**6))  # and no more: the rest is not waited for
+    assert next(guard.stream("", 2))[1] != first[1]
+    guard.close()
+
+
+def slowly(count: int):
+    for number in range(count):
+        time.sleep(0.1)
+        yield number
+
+
+def test_a_stream_is_limited_as_a_whole_and_its_reader_may_take_its_time() -> None:
+    guard = Guard(slowly, limit_s=1)
+    with pytest.raises(Lost, match=r"longer than 0.35 s"):
+        list(guard.stream(50, total_s=0.35))
+    for number in guard.stream(3, total_s=2.0):
+        time.sleep(1.2)
+        assert number < 3
+    guard.close()
+
+
+def allocate(megabytes: int) -> int:
+    return len(bytearray(megabytes << 20))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_memory_is_limited() -> None:
+    guard = Guard(allocate, limit_s=20, max_bytes=400 << 20)
+    with pytest.raises(RuntimeError, match="MemoryError"):
+        guard(600)
+    assert guard(50) == 50 << 20
+    guard.close()
+
+
 def test_the_process_ends_with_its_parent() -> None:
     read, write = os.pipe()
     parent = os.fork()

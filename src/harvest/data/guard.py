@@ -7,14 +7,16 @@ busy for ever. `Guard` forks a child that does the reading, gives it a limit, an
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import pickle
 import select
 import signal
+import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -25,6 +27,9 @@ from typing import Any, NoReturn
 import torch
 
 from harvest.interfaces import HarvestError
+
+with suppress(ImportError):  # not on Windows
+    import resource
 
 _START_S = 10.0  # a child that is not up by then was forked at an unlucky moment
 _STARTS = 5
@@ -41,16 +46,51 @@ class Guard:
     call and sees everything as it was then. It ends with its parent, and is replaced after `max_calls` calls,
     since decoders leak: PyAV's side data keeps 2 kB a clip. HarvestErrors of the function are raised here as they are.
 
+    With `max_bytes` the child may take so much more memory than the parent has, and no more.
+
     Raises Lost, with the reason, for a call that took longer than `limit_s` or ended its process.
     """
 
-    def __init__(self, function: Callable[..., Any], *, limit_s: float, max_calls: int = 1000) -> None:
-        self.function, self.limit_s, self.max_calls = function, limit_s, max_calls
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        limit_s: float,
+        max_calls: int = 1000,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.function, self.limit_s, self.max_calls, self.max_bytes = function, limit_s, max_calls, max_bytes
         self._child: int | None = None
         self._pipe: Connection | None = None
         self._calls = 0
 
     def __call__(self, *args: Any) -> Any:
+        self._ask(args)
+        return self._answer(self.limit_s)[1]
+
+    def stream(self, *args: Any, total_s: float = math.inf) -> Iterator[Any]:
+        """What the generator `function(*args)` yields, computed no further ahead than a pipe holds.
+
+        Raises Lost where one item takes longer than `limit_s`, or all together longer than `total_s` to wait for.
+        A caller that stops early costs the child, which is forked anew.
+        """
+        self._ask(args)
+        waited_s, is_over = 0.0, False
+        try:
+            while not is_over:
+                began = time.monotonic()
+                is_over, item = self._answer(min(self.limit_s, total_s - waited_s), of_s=total_s)
+                waited_s += time.monotonic() - began
+                if not is_over:
+                    yield item
+        except HarvestError:
+            is_over = True  # the child's own error: it is ready for the next call
+            raise
+        finally:
+            if not is_over:
+                self.close()
+
+    def _ask(self, args: tuple[Any, ...]) -> None:
         if self._calls >= self.max_calls:
             self.close()
         if self._pipe is None:
@@ -59,14 +99,23 @@ class Guard:
         self._calls += 1
         try:
             self._pipe.send_bytes(pickle.dumps(args, protocol=5))
-            if not self._pipe.poll(self.limit_s):
-                self._end()
-                raise Lost(f"reading took longer than {self.limit_s:g} s")
-            is_result, value = pickle.loads(self._pipe.recv_bytes())
         except (EOFError, ConnectionError):
             raise Lost(_cause_of_death(self._end(), self.limit_s)) from None
-        if is_result:
-            return value
+
+    def _answer(self, limit_s: float, of_s: float = math.inf) -> tuple[bool, Any]:
+        """Whether it is the last, and the answer."""
+        assert self._pipe is not None
+        try:
+            if not self._pipe.poll(max(0.0, limit_s)):
+                self._end()
+                raise Lost(
+                    f"reading took longer than {self.limit_s if limit_s == self.limit_s else of_s:g} s"
+                )
+            kind, value = pickle.loads(self._pipe.recv_bytes())
+        except (EOFError, ConnectionError):
+            raise Lost(_cause_of_death(self._end(), self.limit_s)) from None
+        if kind != "error":
+            return kind == "last", value
         if isinstance(value, HarvestError):
             raise value
         raise RuntimeError(f"in the process that reads videos:\n{value}")
@@ -79,7 +128,7 @@ class Guard:
             child = os.fork()
             if child == 0:
                 ours.close()
-                _serve(self.function, theirs, parent=parent, limit_s=self.limit_s)
+                _serve(self.function, theirs, parent=parent, limit_s=self.limit_s, max_bytes=self.max_bytes)
             theirs.close()
             self._child, self._pipe, self._calls = child, ours, 0
             if ours.poll(_START_S):
@@ -133,8 +182,16 @@ def _cause_of_death(status: int | None, limit_s: float) -> str:
     return f"the decoder crashed ({name})" + ("; out of memory?" if number == signal.SIGKILL else "")
 
 
-def _serve(function: Callable[..., Any], pipe: Connection, *, parent: int, limit_s: float) -> NoReturn:
-    """The child: one answer a question until its parent is gone."""
+def _serve(
+    function: Callable[..., Any], pipe: Connection, *, parent: int, limit_s: float, max_bytes: int | None
+) -> NoReturn:
+    """The child: one answer a question, or the items of a generator, until its parent is gone."""
+
+    def send(kind: str, value: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the parent may take its time
+        pipe.send_bytes(pickle.dumps((kind, value), protocol=5))
+        signal.setitimer(signal.ITIMER_REAL, limit_s + 5)
+
     code = 1
     try:
         faulthandler.disable()  # a crash is told in the report
@@ -143,6 +200,10 @@ def _serve(function: Callable[..., Any], pipe: Connection, *, parent: int, limit
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         # The threads that the parent computes with are not forked: they would be waited for.
         torch.set_num_threads(1)
+        if max_bytes is not None and sys.platform == "linux":
+            with open("/proc/self/statm") as file:
+                most = int(file.read().split()[0]) * resource.getpagesize() + max_bytes
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
         pipe.send_bytes(b"here")
         while True:
             while not pipe.poll(5.0):
@@ -152,13 +213,19 @@ def _serve(function: Callable[..., Any], pipe: Connection, *, parent: int, limit
             # Should the parent be gone when a decoder hangs, the child ends itself.
             signal.setitimer(signal.ITIMER_REAL, limit_s + 5)
             try:
-                answer = (True, function(*args))
+                result = function(*args)
+                if isinstance(result, Generator):
+                    for item in result:
+                        send("item", item)
+                    result = None
+                send("last", result)
             except HarvestError as error:
-                answer = (False, error)
+                send("error", error)
+            except (EOFError, ConnectionError):
+                raise
             except Exception:
-                answer = (False, traceback.format_exc())
+                send("error", traceback.format_exc())
             signal.setitimer(signal.ITIMER_REAL, 0)
-            pipe.send_bytes(pickle.dumps(answer, protocol=5))
     except (EOFError, ConnectionError):
         code = 0
     finally:

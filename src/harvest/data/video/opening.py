@@ -209,7 +209,7 @@ def timeline_of(path: Source, container: Any, stream: Any) -> Timeline:
     name = container.format.name
     packets = packets_of(container, stream)
     rate = rate_of(container, stream)
-    step = max(1, round(1 / (rate * stream.time_base))) if rate else 1
+    step = max(1, round(1 / (rate * stream.time_base))) if rate else 0
     claim = None if name in _JOINABLE or name in _RAW else _claimed_end_s(container, stream)
     if claim is None:
         timeline = _measured(path, stream, packets, step, name)
@@ -217,7 +217,7 @@ def timeline_of(path: Source, container: Any, stream: Any) -> Timeline:
         head, smallest = _first_packets(packets)
         zero = (stream.start_time or 0) if smallest is None else smallest
         length_s = max(0.0, claim[0] - float(zero * stream.time_base))
-        clock = Clock(stream.time_base, zero, step)
+        clock = Clock(stream.time_base, zero, step or 1)
         timeline = Timeline(clock, length_s, claim[1], itertools.chain(head, packets))
     if timeline.duration_s > MAX_LENGTH_S:
         hours = f"{timeline.duration_s / 3600:,.0f} hours, more than the {MAX_LENGTH_S / 3600:.0f}"
@@ -260,8 +260,8 @@ def _first_packets(packets: Iterator[Any]) -> tuple[list[Any], int | None]:
 
 
 def _measured(path: Source, stream: Any, packets: Iterator[Any], step: int, name: str) -> Timeline:
-    """By the times of all packets; where there are none, by their number."""
-    clock = Clock(stream.time_base, 0, step)
+    """By the times of all packets; where there are none, by their number. A step of 0 is not known."""
+    clock = Clock(stream.time_base, 0, step or 1)
     zero = end = before = None
     shift = number = 0
     restarts = False
@@ -277,14 +277,16 @@ def _measured(path: Source, stream: Any, packets: Iterator[Any], step: int, name
             zero = end = stamp
         elif name in _JOINABLE and before is not None and clock.is_broken(before, order):
             restarts, shift = True, end - stamp
+        elif before is not None and not step:
+            step = max(0, order - before)
         before = order
         zero = min(zero, stamp + shift)
         end = max(end, stamp + shift + (packet.duration or step))
     if not number:
         raise VideoError(path, "the video has no frames")
     if zero is None or end is None:
-        return Timeline(clock, float(number * step * stream.time_base), False, None, can_seek=False)
-    clock = Clock(stream.time_base, zero, step, restarts)
+        return Timeline(clock, float(number * clock.step * stream.time_base), False, None, can_seek=False)
+    clock = Clock(stream.time_base, zero, step or 1, restarts)
     can_seek = name in _JOINABLE and not restarts
     return Timeline(clock, clock.seconds(end), False, None, can_seek)
 
