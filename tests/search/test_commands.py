@@ -14,7 +14,7 @@ from rich.console import Console
 
 import harvest
 from harvest.cli import main
-from harvest.search.asking.pictures import half_blocks, jpeg
+from harvest.search.asking.pictures import half_blocks
 
 from .conftest import BANK
 
@@ -162,7 +162,7 @@ def test_ranks_share_the_work(clips: Path, video_model: Path, tmp_path: Path) ->
     build(clips, tmp_path / "one", video_model).close()
     bank = tmp_path / "bank.txt"
     bank.write_text("\n".join(BANK))
-    code = "import sys; from harvest.search.library import building; building.GROUP = 2; from harvest.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from harvest.search import building; building.GROUP = 2; from harvest.cli import main; sys.exit(main(sys.argv[1:]))"
     (tmp_path / "run.py").write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     asked = [
@@ -201,7 +201,6 @@ def test_thumbnails_in_a_terminal() -> None:
         console.print(half_blocks(pictures, rows=3))
     lines = caught.get().splitlines()
     assert lines[0].count("▀") == 24 and "38;2;255;0;0;48;2;255;0;0" in lines[0] and "38;2;0;0;0" in lines[0]
-    assert jpeg(pictures[1]).startswith(b"\xff\xd8\xff")
 
 
 def test_the_example_runs(clips: Path, image_model: Path, tmp_path: Path) -> None:

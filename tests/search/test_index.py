@@ -22,8 +22,8 @@ from harvest.interfaces import HarvestError
 from harvest.model.folder import load_model, save_model
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_video_model
+from harvest.search.asking.calibration import chance_of, default_bank, read_bank
 from harvest.search.index import MAX_QUERY_CHARACTERS, UnknownId
-from harvest.search.library.background import chance_of, default_bank, read_bank
 from harvest.search.library.files import digest
 from harvest.search.library.folder import Library, writing
 from harvest.search.library.segmentation import Segmentation
@@ -313,7 +313,8 @@ def test_a_folder_that_was_renamed_or_is_not_mounted(
             0,
         )  # the broken is new
         hits = index.search("a red circle", k=100).hits
-        assert len({(hit.path, hit.start_s) for hit in hits}) == len(hits) == report.moments == 27
+        assert len({(hit.path, hit.start_s) for hit in hits}) == len(hits) == report.moments - 3 == 24
+        assert {path for hit in hits for path in (hit.path, *hit.copies)} >= {"0.mp4", "again.mp4"}
         assert [video.path for video in index.videos()][-3:] == ["6.mp4", "7.mp4", "again.mp4"]
         assert len(index.broken()) == 1
         assert index.video(away.id)  # its disk may only not be mounted
@@ -322,7 +323,7 @@ def test_a_folder_that_was_renamed_or_is_not_mounted(
     (tmp_path / "not-mounted").rename(other)
     copy = Path(shutil.copytree(new, tmp_path / "copy"))
     with build(copy, out) as index:  # what is there twice is indexed twice
-        assert index.report is not None and (index.report.moved, index.report.vanished) == (6, 0)
+        assert index.report is not None and (index.report.copies, index.report.vanished) == (6, 0)
         assert index.file(away.id)
     shutil.rmtree(copy)
     with build(new, out) as index:  # nor does this tell a deleted copy from one that is not mounted
@@ -351,8 +352,8 @@ def test_the_second_run_opens_no_model(
     some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch
 ) -> None:  # type: ignore[no-untyped-def]
     build(some_clips, tmp_path / "library", image_model).close()
-    monkeypatch.setattr("harvest.search.library.load_pretrained", None)
-    monkeypatch.setattr("harvest.search.library.building.embed_moments", None)
+    monkeypatch.setattr("harvest.search.library.folder.load_pretrained", None)
+    monkeypatch.setattr("harvest.search.building.embed_moments", None)
     with harvest.Index.build(some_clips, out=tmp_path / "library", model=image_model) as index:
         assert index.report is not None and index.report.unchanged == 8
 
@@ -398,11 +399,11 @@ def test_a_file_that_could_not_be_read_is_tried_again(
         return digest(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("harvest.search.library.building.digest", refuse)
+        patch.setattr("harvest.search.building.digest", refuse)
         with build(some_clips, out, image_model) as index:
             assert index.report is not None and index.report.new == 7
             assert [(file.path, file.reason) for file in index.broken()] == [("1.mp4", "Permission denied")]
-        patch.setattr("harvest.search.library.building._calibrate", None)  # nothing new: nothing to calibrate
+        patch.setattr("harvest.search.building.calibrate", None)  # nothing new: nothing to calibrate
         with build(some_clips, out) as index:
             assert index.report is not None and index.report.unchanged == 8 and len(index.report.broken) == 1
     with build(some_clips, out) as index:
@@ -492,7 +493,7 @@ def test_a_run_stopped_before_calibration_is_made_up_for(
         change()
         before = content(out)["", "tops"]
         with monkeypatch.context() as patch:
-            patch.setattr("harvest.search.library.building.tops_of", stop)
+            patch.setattr("harvest.search.asking.calibration.tops_of", stop)
             with pytest.raises(KeyboardInterrupt):
                 build(few, out)
         assert content(out)["", "tops"] == before  # searches go on with what there was
@@ -501,7 +502,7 @@ def test_a_run_stopped_before_calibration_is_made_up_for(
         fresh = tmp_path / f"fresh-{len(list(tmp_path.iterdir()))}"
         build(few, fresh, image_model).close()
         assert content(out) == content(fresh) and content(out)["", "tops"] != before
-    monkeypatch.setattr("harvest.search.library.building.tops_of", stop)
+    monkeypatch.setattr("harvest.search.asking.calibration.tops_of", stop)
     os.utime(few / "1.mp4")
     build(few, out).close()  # of the same content: nothing to calibrate
 
@@ -677,7 +678,7 @@ def test_the_matching_head_orders_the_first_again(
         of_one = index._library.database.get("tops_reranked")
     for step in ("tops_of", "_reranked_tops"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"harvest.search.library.building.{step}", None)  # it stops there
+            patch.setattr(f"harvest.search.asking.calibration.{step}", None)  # it stops there
             with pytest.raises(TypeError):
                 build(some_clips, tmp_path / "library", rerank=6 if step == "tops_of" else None)
     with build(some_clips, tmp_path / "library") as index:  # from now on always, and calibrated
@@ -710,7 +711,7 @@ KILLS = """
 import json, os, random, shutil, signal, sys, time
 import torch
 import harvest
-from harvest.search.library import building
+from harvest.search import building
 from harvest.search.library.segmentation import Segmentation
 
 clips, folder, model, bank, rounds = *sys.argv[1:5], int(sys.argv[5])

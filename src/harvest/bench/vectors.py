@@ -14,7 +14,8 @@ import numpy as np
 
 from harvest.interfaces import OnProgress
 from harvest.progress import bar
-from harvest.search.library.local_store import Database, LocalStore
+from harvest.search.library.database import Database
+from harvest.search.library.local_store import LocalStore
 from harvest.search.library.store import Entry, Floats, Spans
 
 MOMENT_S = 2.0

@@ -120,6 +120,10 @@ class Guard:
             raise value
         raise RuntimeError(f"in the process that reads videos:\n{value}")
 
+    @property
+    def is_running(self) -> bool:
+        return self._pipe is not None
+
     def start(self) -> None:
         """Fork the child now: best done before this process has threads."""
         for _ in range(_STARTS):

@@ -17,32 +17,39 @@ video that overlap, the best; the first few again by the matching head, where th
 
 from __future__ import annotations
 
+import math
+import os
+import stat
 import threading
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from harvest.data.video import IMAGE_SUFFIXES, read_clip
 from harvest.evaluation.embed import default_frames, encode_clips
 from harvest.interfaces import HarvestError, OnProgress
-from harvest.parallel import Precision
-from harvest.search.asking.pictures import MOST_HEIGHT, frames_at, jpeg
-from harvest.search.asking.reranking import Reranker
-from harvest.search.library import building
-from harvest.search.library.background import Calibration, read_bank
+from harvest.ranges import Range, check_range
+from harvest.search import building
+from harvest.search.asking.calibration import EVERYDAY, SHAPES, Calibration, default_bank, match_of, read_bank
+from harvest.search.asking.pictures import MOST_HEIGHT, thumbnail
+from harvest.search.asking.reranking import MAX_RERANK, Reranker
 from harvest.search.library.embedding import mode_of
+from harvest.search.library.files import is_gone
 from harvest.search.library.folder import Library, Model
 from harvest.search.library.segmentation import Segmentation
 from harvest.search.library.store import Entry, Floats, Near, apart, matches
 from harvest.search.results import Answer, Broken, Hit, IndexReport, Moment, Stats, Timeline, Video, Where
 
+T = TypeVar("T")
 MAX_QUERY_CHARACTERS = 2000
 MAX_HITS = 1000
-MAX_RERANK = 200
 MOST_LOOKED_AT = 20_000  # moments of a search whose nearest are nearly all unwanted, or overlap
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NUM_EXAMPLES = 4
 UNWANTED = 0.5  # weight of what is unwanted in the direction that is searched
 NO_BACKGROUND = (
     "scores carry no chance: the model does not know the default background's everyday words. Give sentences that "
@@ -52,6 +59,18 @@ NO_BACKGROUND = (
 
 class UnknownId(HarvestError):
     """No video or moment has this id (any more)."""
+
+
+class GoneFile(HarvestError):
+    """A video's file is not where it was indexed, or is another thing now."""
+
+
+class Decode(Protocol):
+    def __call__(self, function: Callable[..., T], path: str | Path, *args: Any, **named: Any) -> T: ...
+
+
+def _decode_here(function: Callable[..., T], path: str | Path, *args: Any, **named: Any) -> T:
+    return function(path, *args, **named)
 
 
 class Index:
@@ -66,6 +85,9 @@ class Index:
         self._opened: Model | None = None
         self._reranker: Reranker | None = None
         self._lock = threading.Lock()
+        self._examples: tuple[str, ...] | None = None
+        self.decode: Decode = _decode_here
+        """How files are decoded, `decode(function, path, ...)`: a service has it done by `Decoders`."""
         self._embed_text = lru_cache(1024)(self._embed_text_anew)  # a search as one types asks much again
         self._read = lru_cache(16)(
             lambda text: self._model().read(text)
@@ -75,47 +97,43 @@ class Index:
     @classmethod
     def build(
         cls,
-        folders: str | Path | Sequence[str | Path],
+        folders: str | Path | Sequence[str | Path] = (),
         *,
         out: str | Path,
         model: str | Path | None = None,
         segmentation: Segmentation | None = None,
         background: str | Path | Sequence[str] | None = None,
-        rerank: int | None = None,
-        precision: Precision = "fp32",
-        batch_size: int = 32,
-        workers: int = 1,
-        verify: bool = False,
-        reindex: bool = False,
         progress: OnProgress | None = None,
+        **settings: Any,
     ) -> Index:
-        """Index folders of videos into the library `out`, or bring it up to date.
+        """Index folders of videos, or single files, into the library `out`, or bring it up to date.
 
         Only new and changed files are read; files that vanished from these folders are forgotten; a file that was
         moved, also from another folder, is known by its content. A stopped run goes on with the same call. Files that
-        cannot be read are named in `report.broken` and `out`/quarantine.jsonl.
+        cannot be read are named in `report.broken` and `out`/quarantine.jsonl. Without `folders` those that the
+        library has.
 
-        `model` is needed once; `segmentation` is settled by the first run. `background` is a list, or a text file, of sentences
-        that nothing in the library matches, against which scores are calibrated; the default is in everyday English.
-        `rerank` has searches let the model's matching head read so many first answers again, and calibrates that: a
-        stricter and slower reading, for models that have the head. 0 takes it back; None leaves it.
-        `workers` decode ahead. `verify` reads every file to see whether it changed, where otherwise its size and
-        time tell. `reindex` forgets all and starts anew, for another model or other settings.
+        `model` is needed once; `segmentation` is settled by the first run. `background` is a list, or a text file, of
+        sentences that nothing in the library matches, against which scores are calibrated; the default is in everyday
+        English. The other `settings` are the fields of `building.Settings`: `rerank` has searches let the model's
+        matching head read so many first answers again, and calibrates that: a stricter and slower reading, for models
+        that have the head. 0 takes it back; None leaves it. `trust` names folders outside those indexed that links
+        may lead into. `workers` decode ahead. `verify` reads every file to see whether it changed, where otherwise
+        its size and time tell. `reindex` forgets all and starts anew, for another model or other settings. `repair`
+        keeps what is whole of a damaged library, and indexes the rest again.
 
         HarvestError: a folder that is missing or holds no video, another model's library, a newer Harvest's library,
-        a second indexer at work, a full disk. What was indexed before stays.
+        a damaged one, a second indexer at work, a full disk. What was indexed before stays.
         """
         paths = [Path(f) for f in ([folders] if isinstance(folders, str | Path) else folders)]
-        if not paths or batch_size < 1 or workers < 1:
-            raise HarvestError("expected at least one folder, batch_size and workers of at least 1")
-        if rerank is not None and not 0 <= rerank <= MAX_RERANK:
-            raise HarvestError(f"rerank: expected 0 to {MAX_RERANK}, got {rerank}")
         bank = None if background is None else read_bank(background)  # before hours of work, not after them
-        settings = building.Settings(
-            str(model) if model is not None else None,
-            *(segmentation, bank, rerank, precision, batch_size, workers, verify, reindex),
+        asked = building.Settings(
+            model=None if model is None else str(model),
+            segmentation=segmentation,
+            background=bank,
+            **settings,
         )
-        report = building.build(paths, Path(out), settings, progress)
+        report = building.build(paths, Path(out), asked, progress)
         index = cls.open(out)
         index.report = report
         return index
@@ -137,6 +155,7 @@ class Index:
         without: str | Sequence[str] = (),
         where: Where | None = None,
         k: int = 10,
+        per_video: int | None = None,
         rerank: int | None = None,
         false_accept: float = 0.05,
     ) -> Answer:
@@ -146,18 +165,16 @@ class Index:
         `rerank` lets the model's matching head read the first so many again and order them; None is what the library
         was indexed for, 0 is never. An answer "is there" where at most
         `false_accept` of the background queries have a best moment that scores as high. Of moments that overlap
-        only the best is given.
+        only the best is given, and files of equal content count as one; `per_video` bounds the moments of a video.
         """
         if sum(asked is not None for asked in (text, image, clip, moment)) != 1:
             raise HarvestError("search needs exactly one of a text, an image, a clip and a moment")
-        if not 1 <= k <= MAX_HITS:
-            raise HarvestError(f"k: expected 1 to {MAX_HITS}, got {k}")
+        check_range("k", k, Range(least=1, most=MAX_HITS))
+        check_range("per_video", per_video, Range(least=1))
         if rerank is None:
             rerank = self._library.facts.rerank if text is not None else 0
-        if not 0 <= rerank <= MAX_RERANK:
-            raise HarvestError(f"rerank: expected 0 to {MAX_RERANK}, got {rerank}")
-        if not 0 < false_accept < 1:
-            raise HarvestError(f"false_accept: expected between 0 and 1, got {false_accept}")
+        check_range("rerank", rerank, Range(least=0, most=MAX_RERANK))
+        check_range("false_accept", false_accept, Range(above=0, below=1))
         if rerank and text is None:
             raise HarvestError("rerank needs a text: the matching head reads words")
         notes: list[str] = []
@@ -178,22 +195,26 @@ class Index:
         unwanted = [without] if isinstance(without, str) else list(without)
         nots = np.stack([self._embed_text(word) for word in unwanted]) if unwanted else None
 
-        near = self._nearest(query, nots, where, k=max(k, rerank) + 1, notes=notes)
+        near = self._nearest(query, nots, where, k=max(k, rerank) + 1, per_video=per_video, notes=notes)
+        entries = self._library.store.entries({found.video for found in near})
         if own is not None:
-            near = [found for found in near if not _shows(found, own)]
+            near = [found for found in near if not _shows(found, own, entries)]
         ranked: list[tuple[Near, float | None]] = [(found, None) for found in near]
         if rerank:
             assert text is not None
             ranked = self._rerank(text, near[:rerank], notes) + ranked[rerank:]
         calibration = self._calibration(text, notes, rerank=rerank)
-        entries = self._library.store.entries({found.video for found in near})
+        copies = self._library.store.copies({entry.digest for entry in entries.values()})
         hits: list[Hit] = []
         chances: list[float | None] = []
         for found, agreement in ranked:
             chance = calibration.chance_of(found.score, agreement)
             chances.append(chance)
             if len(hits) < k and found.video in entries:  # an indexer may have removed it in the meantime
-                hits.append(Hit(_moment_of(found, entries[found.video]), found.score, chance, agreement))
+                entry = entries[found.video]
+                others = tuple(path for path in copies.get(entry.digest, []) if path != entry.path)
+                match = match_of(chance, false_accept)
+                hits.append(Hit(_moment_of(found, entry), found.score, chance, agreement, match, others))
         telling = chances[:rerank] if calibration.reranked is not None else chances
         is_there = bool(hits) and any(chance is None or chance <= false_accept for chance in telling)
         return Answer(
@@ -219,7 +240,7 @@ class Index:
         spans = self._library.store.spans(video)
         scores = spans.vectors @ query
         moments = tuple(
-            Moment(f"{video}.{number}", video, entry.path, float(start), float(end))
+            Moment(f"{video}.{number}", video, entry.path, float(start), float(end), entry.offset_s)
             for number, (start, end) in enumerate(zip(spans.start_s, spans.end_s, strict=True))
         )
         return Timeline(_video_of(entry), moments, tuple(float(score) for score in scores))
@@ -241,7 +262,8 @@ class Index:
         if not 0 <= number < entry.num_moments:
             raise UnknownId(f"no moment {moment!r} in this library")
         spans = self._library.store.spans(entry.id)
-        return Moment(moment, entry.id, entry.path, float(spans.start_s[number]), float(spans.end_s[number]))
+        start_s, end_s = float(spans.start_s[number]), float(spans.end_s[number])
+        return Moment(moment, entry.id, entry.path, start_s, end_s, entry.offset_s)
 
     def broken(self) -> tuple[Broken, ...]:
         """The quarantine report: files that could not be indexed."""
@@ -263,30 +285,69 @@ class Index:
             search="exact" if self._library.store.is_exact() else "approximate",
         )
 
+    def path(self, video: str) -> Path:
+        """Where a video was when it was indexed; it may have gone."""
+        entry = self._entry(video)
+        return Path(entry.root) / entry.path
+
     def file(self, video: str) -> Path:
         """The file of a video: a regular file whose real path lies inside an indexed folder, or HarvestError."""
-        entry = self._entry(video)
-        path = (Path(entry.root) / entry.path).resolve()
-        if not path.is_relative_to(Path(entry.root).resolve()):
-            raise HarvestError(f"{entry.path} has become a link to a file outside the library")
-        if not path.is_file():
-            if Path(entry.root).is_dir():
-                raise HarvestError(
-                    f"{entry.path} is not there any more: run harvest index on its folder again"
-                )
-            raise HarvestError(
-                f"{entry.path} is not there any more, nor is its folder: mount it, or run harvest index on the folder "
-                "that holds its files now"
-            )
+        descriptor, path = self.open_file(video)
+        os.close(descriptor)
         return path
+
+    def open_file(self, video: str) -> tuple[int, Path]:
+        """A descriptor, to be closed, and the real path of a video's file. What was opened is checked, not the name: a
+        file that is swapped for a link to elsewhere is not given."""
+        entry = self._entry(video)
+        root = Path(entry.root)
+        try:
+            descriptor = os.open(root / entry.path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            where = (
+                ""
+                if root.is_dir()
+                else ", nor is its folder: mount it, or index the folder that holds its files now"
+            )
+            if is_gone(root / entry.path):
+                raise GoneFile(
+                    f"{entry.path} is not there any more{where or ': index its folder again'}"
+                ) from error
+            raise GoneFile(f"{entry.path} cannot be opened: {error.strerror}") from error
+        try:
+            real, about = (root / entry.path).resolve(), os.fstat(descriptor)
+            allowed = (str(root.resolve()), *self._library.facts.trust)
+            is_inside = any(real.is_relative_to(folder) for folder in allowed)
+            if not stat.S_ISREG(about.st_mode):
+                raise GoneFile(f"{entry.path} is not a file any more")
+            if not is_inside or not os.path.samestat(about, os.lstat(real)):
+                raise GoneFile(f"{entry.path} has become a link to a file outside the library")
+        except (OSError, HarvestError) as error:
+            os.close(descriptor)
+            if isinstance(error, HarvestError):
+                raise
+            raise GoneFile(f"{entry.path} is not there any more: index its folder again") from error
+        return descriptor, real
 
     def thumbnail(self, video: str, time_s: float, *, height: int = 180) -> bytes:
         """The frame shown at a time as JPEG, with the picture's own proportions and `height` for its short side."""
-        if not 16 <= height <= MOST_HEIGHT:
-            raise HarvestError(f"height: expected 16 to {MOST_HEIGHT}, got {height}")
-        if not 0 <= time_s < float("inf"):
-            raise HarvestError(f"time_s: expected 0 or more seconds, got {time_s}")
-        return jpeg(frames_at(self.file(video), [time_s], height=height)[0])
+        check_range("height", height, Range(least=16, most=MOST_HEIGHT))
+        check_range("time_s", time_s, Range(least=0, below=math.inf))
+        return self.decode(thumbnail, self.file(video), time_s, height=height)
+
+    def warning(self) -> str | None:
+        """What the library's model cannot do, if that is much."""
+        return self._model().warning
+
+    def examples(self) -> tuple[str, ...]:
+        """Sentences to try: some that the library answers best, and last one about nothing in it."""
+        candidates = SHAPES if self.warning() else EVERYDAY
+        if self._examples is None:
+            best = self._library.store.best_scores(np.stack([self._embed_text(text) for text in candidates]))
+            order = np.argsort(-best, kind="stable")[:NUM_EXAMPLES]
+            absent = default_bank()[0] if not self.warning() else "a dog on the beach"
+            self._examples = (*(candidates[place] for place in order), absent)
+        return self._examples
 
     def close(self) -> None:
         """Close the library's files."""
@@ -342,7 +403,8 @@ class Index:
         model = self._model().model
         is_picture = path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
         segmentation = self._library.facts.segmentation
-        clip = read_clip(
+        clip = self.decode(
+            read_clip,
             path,
             num_frames=1 if is_picture else segmentation.num_frames or default_frames(model, mode_of(model)),
             image_size=model.config.video.image_size,
@@ -361,7 +423,14 @@ class Index:
     # ---- moments
 
     def _nearest(
-        self, query: Floats, nots: Floats | None, where: Where | None, *, k: int, notes: list[str]
+        self,
+        query: Floats,
+        nots: Floats | None,
+        where: Where | None,
+        *,
+        k: int,
+        per_video: int | None,
+        notes: list[str],
     ) -> list[Near]:
         """The best moments that do not overlap, `k` of them where there are so many."""
         store = self._library.store
@@ -373,12 +442,18 @@ class Index:
                 return []
         direction = query if nots is None else _unit(query - UNWANTED * nots.mean(axis=0))
         wanted, total = 4 * k + 16, store.num_moments()
+        if store.is_damaged:
+            notes.append(
+                "the approximate index is damaged, and searches are slower: harvest index makes it anew"
+            )
         while True:
             near = store.nearest(direction, wanted, videos)
             scored = [n._replace(score=float(np.clip(n.vector @ query, -1.0, 1.0))) for n in near]
             if nots is not None:
                 scored = [n for n in scored if float((nots @ n.vector).max()) < n.score]
-            kept = apart(scored, k)
+            entries = store.entries({n.video for n in scored})
+            contents = {id: entry.digest for id, entry in entries.items()}
+            kept = apart(scored, k, contents=contents, per_video=per_video)
             if len(kept) >= k or len(near) < wanted or wanted >= total:
                 return kept
             if wanted >= MOST_LOOKED_AT:
@@ -392,7 +467,9 @@ class Index:
         opened = self._model()
         with self._lock:
             if self._reranker is None:
-                self._reranker = Reranker(opened, self._library.facts.segmentation, self.file)
+                self._reranker = Reranker(
+                    opened, self._library.facts.segmentation, self.file, partial(self.decode, read_clip)
+                )
         agreements, why = self._reranker.agreements(self._read(text), near)
         notes += why
         values = np.array([-np.inf if value is None else value for value in agreements])
@@ -428,13 +505,17 @@ def _unit(vector: Floats) -> Floats:
     return unit
 
 
-def _shows(near: Near, moment: Moment) -> bool:
+def _shows(near: Near, moment: Moment, entries: dict[str, Entry]) -> bool:
+    """Whether a found moment shows some of another, be it in a file of equal content."""
     common = min(near.end_s, moment.end_s) - max(near.start_s, moment.start_s)
-    return near.video == moment.video and common > 0
+    digests = [entries[video].digest for video in (near.video, moment.video) if video in entries]
+    return common > 0 and (near.video == moment.video or (len(digests) == 2 and digests[0] == digests[1]))
 
 
 def _moment_of(near: Near, entry: Entry) -> Moment:
-    return Moment(f"{near.video}.{near.number}", near.video, entry.path, near.start_s, near.end_s)
+    return Moment(
+        f"{near.video}.{near.number}", near.video, entry.path, near.start_s, near.end_s, entry.offset_s
+    )
 
 
 def _number_of(moment: str) -> int:
@@ -448,7 +529,8 @@ def _video_of(entry: Entry) -> Video:
         path=entry.path,
         duration_s=entry.duration_s,
         size_bytes=entry.size_bytes,
-        modified=datetime.fromtimestamp(entry.modified_ns / 1e9, UTC).isoformat(timespec="seconds"),
+        modified=(_EPOCH + timedelta(seconds=entry.modified_ns // 10**9)).isoformat(),
         num_moments=entry.num_moments,
+        offset_s=entry.offset_s,
         damage=entry.damage,
     )

@@ -12,8 +12,10 @@ Ids are short strings of `0-9a-f` and `.`, the same as long as the file stays wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+Match = Literal["good", "possible", "unlikely"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Moment:
     """As `Video.path`: relative to the folder that was indexed. For people; files are opened by id (`Index.file`)."""
     start_s: float
     end_s: float
+    offset_s: float = 0.0
+    """To be added for a player, whose clock starts with the file's sound where that begins before the picture."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class Hit:
     None for pictures, clips and moments as queries, for which there is no background."""
     agreement: float | None = None
     """Where the matching head has read the moment beside the sentence: its log-odds and the scaled cosine, added."""
+    match: Match | None = None
+    """The chance in a word: up to 1 % "good", above the search's `false_accept` "unlikely"."""
+    copies: tuple[str, ...] = ()
+    """Paths of other files with the same content."""
 
     @property
     def path(self) -> str:
@@ -101,6 +109,8 @@ class Video:
     modified: str
     """ISO time, UTC."""
     num_moments: int
+    offset_s: float = 0.0
+    """As `Moment.offset_s`."""
     damage: str | None = None
     """Where the file could only be read in part: how far, and why."""
 
@@ -143,11 +153,17 @@ class IndexReport:
     new: int = 0
     changed: int = 0
     moved: int = 0
-    """Known content at another place: nothing had to be encoded."""
+    """Known content that has left its old place: nothing had to be encoded."""
+    copies: int = 0
+    """Known content that is still at the other place too."""
     vanished: int = 0
     unchanged: int = 0
     broken: tuple[Broken, ...] = ()
     """Every file in quarantine, also from runs before."""
+    unreadable: tuple[Broken, ...] = ()
+    """Folders that could not be listed; what was indexed of them is kept."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """How many files were no candidates, by suffix or kind; hidden ones are not counted."""
     moments: int = 0
     """In the whole library now."""
     seconds: float = 0.0

@@ -40,7 +40,7 @@ def test_shots_are_found_and_long_ones_become_windows(three_scenes: Path) -> Non
     spans = [(window.start_s, window.end_s) for window in found]
     assert spans[:2] == [(0.0, 3.0), (3.0, 5.0)]
     assert spans[2:] == [(5.0, 9.0), (7.0, 11.0), (9.0, 13.0), (11.0, 16.0)]  # half as long again at most
-    assert end == Cut(16.0, None)
+    assert end == Cut(16.0, 0.0, None)
 
 
 def test_windows_that_overlap_share_their_pictures(three_scenes: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 
 from harvest.files import PART
 from harvest.interfaces import HarvestError
+from harvest.search.library import database as databases
 from harvest.search.library import local_store as stores
-from harvest.search.library.local_store import Database, LocalStore
+from harvest.search.library.database import Database
+from harvest.search.library.local_store import LocalStore
 from harvest.search.library.store import Entry, Spans, Store, matches
 from harvest.search.results import Where
 
@@ -290,18 +292,6 @@ def test_a_new_model_of_another_width(
     assert not again.is_exact() and again.nearest(query, 1)[0].video == "new"
 
 
-def test_the_approximate_index_of_an_older_version(
-    clusters: tuple[LocalStore, list[tuple[Entry, Spans]]], tmp_path: Path
-) -> None:
-    store, put = clusters
-    (tmp_path / "vectors-1000-1000.usearch").rename(tmp_path / "vectors-1000.usearch")
-    store.database.set(vectors=b"vectors-1000.usearch")
-    reader = LocalStore(Database(tmp_path / "library.db", create=False), width=WIDTH)
-    assert not reader.is_exact() and reader.nearest(put[6][1].vectors[0], 1)[0].video == "v6"
-    store.optimise()
-    assert [file.name for file in tmp_path.glob("vectors-*")] == ["vectors-1000.usearch"]
-
-
 def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     database = Database(tmp_path / "library.db", create=True)
     store = LocalStore(database, width=WIDTH)
@@ -346,7 +336,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "library.db").write_text("a text of some length, which is not a database at all" * 20)
-    with pytest.raises(HarvestError, match="cannot be used"):
+    with pytest.raises(HarvestError, match=r"not a database.*--repair"):
         Database(tmp_path / "library.db", create=True)
     with pytest.raises(HarvestError, match="is not a library"):
         Database(tmp_path / "nothing" / "library.db", create=False)
@@ -379,7 +369,7 @@ def test_filters() -> None:
 
 
 def test_a_locked_database_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "_WAIT_S", 0.1)
+    monkeypatch.setattr(databases, "_WAIT_S", 0.1)
     store = LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
     other = sqlite3.connect(tmp_path / "library.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -20,9 +20,8 @@ from typing import Any
 import pytest
 
 import harvest
-from harvest.data.video import probe, read_clip
+from harvest.data.video import probe, read_clip, write_pictures
 from harvest.interfaces import HarvestError
-from harvest.search.asking.pictures import jpeg
 
 pytest.importorskip("fastapi")
 
@@ -55,7 +54,7 @@ def client(library: harvest.Index, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def picture(clips: Path) -> bytes:
-    return jpeg(read_clip(clips / "3.mp4", num_frames=1, image_size=64, end_s=2.0).frames[0])
+    return write_pictures(read_clip(clips / "3.mp4", num_frames=1, image_size=64, end_s=2.0).frames)[0]
 
 
 def says(answer: httpx.Response, status: int, part: str) -> None:

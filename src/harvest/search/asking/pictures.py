@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import av
 import torch
 import torch.nn.functional as F
 from rich.text import Text
 from torch import Tensor
 
-from harvest.data.video import read_frames
+from harvest.data.video import read_frames, write_pictures
 
 MOST_HEIGHT = 1080
 
@@ -22,19 +20,11 @@ def frames_at(path: Path, times_s: Sequence[float], *, height: int) -> Tensor:
     return read_frames(path, torch.tensor(times_s, dtype=torch.float64), image_size=height, fit=None).frames
 
 
-def jpeg(picture: Tensor) -> bytes:
-    """A picture, uint8 `[3, H, W]`, as a JPEG."""
-    height, width = (side - side % 2 for side in picture.shape[1:])
-    frame = av.VideoFrame.from_ndarray(
-        picture[:, :height, :width].permute(1, 2, 0).contiguous().numpy(), format="rgb24"
-    )
-    out = io.BytesIO()
-    with av.open(out, "w", format="mjpeg") as container:
-        stream = container.add_stream("mjpeg", rate=1, options={"qmin": "3", "qmax": "5"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return out.getvalue()
+def thumbnail(path: Path, time_s: float, *, height: int) -> bytes:
+    """The frame shown at a time as JPEG, with the picture's own proportions and `height` for its short side."""
+    frames = frames_at(path, [time_s], height=height)
+    height, width = (side - side % 2 for side in frames.shape[-2:])
+    return write_pictures(frames[..., :height, :width])[0]
 
 
 def half_blocks(pictures: Tensor, *, rows: int) -> Text:

@@ -19,11 +19,12 @@ from torch import Tensor
 from harvest.data.video import read_clip
 from harvest.evaluation.clips import evaluating
 from harvest.evaluation.embed import default_frames, encode_clips
-from harvest.interfaces import HarvestError, TextFeatures, VideoFeatures
+from harvest.interfaces import Clip, HarvestError, TextFeatures, VideoFeatures
 from harvest.search.library.folder import Model
 from harvest.search.library.segmentation import Segmentation
 from harvest.search.library.store import Near
 
+MAX_RERANK = 200
 _REMEMBERED_BYTES = 256 * 2**20  # tokens of moments: who types on asks for the same ones again
 
 
@@ -39,10 +40,16 @@ def check_matches(opened: Model) -> None:
 class Reranker:
     """A model's matching head at work on the moments of a library. HarvestError where the model has none."""
 
-    def __init__(self, opened: Model, segmentation: Segmentation, file_of: Callable[[str], Path]) -> None:
+    def __init__(
+        self,
+        opened: Model,
+        segmentation: Segmentation,
+        file_of: Callable[[str], Path],
+        read_clip: Callable[..., Clip] = read_clip,
+    ) -> None:
         model = opened.model
         check_matches(opened)
-        self._opened, self._file_of = opened, file_of
+        self._opened, self._file_of, self._read_clip = opened, file_of, read_clip
         self._frames = segmentation.num_frames or default_frames(model, "video")
         # What the index has seen of a moment, if that is equally much of each: they are read side by side.
         self._selection = segmentation.selection if segmentation.selector != "run_length" else None
@@ -79,5 +86,5 @@ class Reranker:
 
     def _read(self, file: Path, modified_ns: int, start_s: float, end_s: float) -> Tensor:
         size = self._opened.model.config.video.image_size
-        clip = read_clip(file, num_frames=self._frames, image_size=size, start_s=start_s, end_s=end_s)
+        clip = self._read_clip(file, num_frames=self._frames, image_size=size, start_s=start_s, end_s=end_s)
         return encode_clips(self._opened.model, clip.frames[None], selection=self._selection).tokens[0]

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,8 @@ from harvest.evaluation.embed import Mode, default_frames, encode_clips
 from harvest.interfaces import Grid, HarvestError
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
-from harvest.search.library.segmentation import Cut, Segmentation, Window, windows
+from harvest.search.library.decoding import Decoders
+from harvest.search.library.segmentation import Cut, Segmentation, Window
 from harvest.search.library.store import Spans
 from harvest.tokens import budget_of
 
@@ -65,6 +67,7 @@ def embed_moments(
     paths: Sequence[Path],
     segmentation: Segmentation,
     *,
+    decoders: Decoders,
     precision: Precision = "fp32",
     batch_size: int = 32,
     workers: int = 1,
@@ -85,9 +88,13 @@ def embed_moments(
             vectors[number].append(vector)
         batch.clear()
 
-    with _decoded(
-        paths, segmentation, num_frames, model.config.video.image_size, ahead=2 * batch_size, workers=workers
-    ) as items:
+    read = partial(
+        decoders.windows,
+        segmentation=segmentation,
+        num_frames=num_frames,
+        image_size=model.config.video.image_size,
+    )
+    with _decoded(paths, read, ahead=2 * batch_size, workers=workers) as items:
         for number, item in items:
             if isinstance(item, Window):
                 batch.append((number, item))
@@ -128,9 +135,8 @@ class WindowEncoder:
         self.is_frame_wise = mode_of(model) == "image"
         self.num_encoded = 0
         """Windows, or pictures of a frame-wise tower, that the encoder has seen."""
-        self._seen: dict[
-            int, tuple[Tensor, Tensor]
-        ] = {}  # the picture itself too, so that its id stays its own
+        # By id of the picture, which is kept too, so that its id stays its own.
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, batch: Sequence[Window]) -> Tensor:
         if not self.is_frame_wise:
@@ -162,13 +168,7 @@ class WindowEncoder:
 
 @contextmanager
 def _decoded(
-    paths: Sequence[Path],
-    segmentation: Segmentation,
-    num_frames: int,
-    image_size: int,
-    *,
-    ahead: int,
-    workers: int,
+    paths: Sequence[Path], read: Callable[[Path], Iterator[Window | Cut]], *, ahead: int, workers: int
 ) -> Iterator[Iterator[tuple[int, Item]]]:
     """The windows of videos in order, each video ended by its `Cut` or a VideoError, `ahead` decoded before use."""
     queues: list[queue.Queue[Item | BaseException]] = [queue.Queue(ahead) for _ in paths]
@@ -184,7 +184,7 @@ def _decoded(
 
     def decode(number: int) -> None:
         try:
-            for item in windows(paths[number], segmentation, num_frames=num_frames, image_size=image_size):
+            for item in read(paths[number]):
                 if stopped.is_set():
                     return
                 give(number, item)

@@ -2,24 +2,25 @@
 
 library.db           the truth: every file with its moments and their vectors (fp16), a video at a time or not at all
 vectors-N-M.usearch  made from it when the library is large, of M rows up to N; read by memory map, made again when it
-                     is gone
+                     is gone or damaged
 
-SQLite's write-ahead log makes each `put` whole or absent, after `kill -9` and power loss alike, and lets searches go
-on while an indexer writes. Small libraries are searched exactly. In larger ones usearch (HNSW over 8-bit vectors)
-proposes candidates, which are scored again from the stored vectors; rows newer than it are searched exactly. Where
-too many of the candidates are gone or left out by a filter it is asked for more, and in the end everything is read:
-what has been deleted makes a search slower, never empty.
+Small libraries are searched exactly. In larger ones usearch (HNSW over 8-bit vectors) proposes candidates, which are
+scored again from the stored vectors; rows newer than it are searched exactly. Where too many of the candidates are
+gone or left out by a filter it is asked for more, and in the end everything is read: what has been deleted makes a
+search slower, never empty.
 
 Shapes: n moments, Q queries, E shared width. Vectors have unit length.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import sqlite3
+import shutil
+import stat
 import threading
+import zlib
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,122 +28,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harvest.files import new_file
-from harvest.interfaces import HarvestError
+from harvest.search.library.database import GRAPHS, MAKE_ROOM, Damaged, Database, checksum
 from harvest.search.library.store import Entry, Floats, Near, Spans, Unavailable
 
 EXACT_MOST = 100_000  # moments that are searched exactly, in memory
 _CANDIDATES = 64  # of the approximate index at least
-_EXPANSION = (
-    256  # nodes of the graph kept in sight: of a million vectors in tight clusters, 64 finds 85 % of the ten
-)
-# nearest, 128 finds 91 %, 256 finds 98 %, and 400 no more
+# Nodes of the graph kept in sight: of a million vectors in tight clusters, 64 finds 85 % of the ten nearest, 128
+# finds 91 %, 256 finds 98 %, and 400 no more.
+_EXPANSION = 256
 _TAIL_MOST = 50_000  # moments newer than the approximate index, before they are added to it
 _FULL_SHARE = 0.75  # of the usual share of candidates that must be there where the first of them were not
 _GONE_SHARE = 0.3  # of its rows that may be gone before it is made again
-_WAIT_S = 60.0  # for another process's transaction
 _BLOCK = 20_000  # rows read at a time
-_GRAPHS = "vectors-*.usearch"
-_MAKE_ROOM = "Make room and run the same command again: what was indexed is kept."
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS videos (
-  id TEXT PRIMARY KEY, root TEXT NOT NULL, path TEXT NOT NULL, size_bytes INTEGER NOT NULL,
-  modified_ns INTEGER NOT NULL, digest TEXT NOT NULL, duration_s REAL NOT NULL, num_moments INTEGER NOT NULL,
-  damage TEXT, reason TEXT
-);
-CREATE TABLE IF NOT EXISTS moments (
-  row INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again, so that an approximate index can only lack rows
-  video TEXT NOT NULL, number INTEGER NOT NULL, start_s REAL NOT NULL, end_s REAL NOT NULL, vector BLOB NOT NULL
-);
-CREATE INDEX IF NOT EXISTS moments_of_video ON moments (video, number);
-CREATE TABLE IF NOT EXISTS removed (row INTEGER PRIMARY KEY);
-CREATE TRIGGER IF NOT EXISTS note_removed AFTER DELETE ON moments
-  BEGIN INSERT INTO removed VALUES (old.row); END;
-"""
-_COUNT_UP = """INSERT INTO meta VALUES ('generation', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"""
-
-
-@contextmanager
-def _sqlite_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        text = str(error)
-        if "full" in text or "disk I/O" in text:
-            raise Unavailable(f"{path}: {text}. {_MAKE_ROOM}") from error
-        if "locked" in text:
-            raise Unavailable(f"{path}: another process kept it locked for {_WAIT_S:.0f} s") from error
-        raise Unavailable(f"{path} cannot be used: {text}") from error
-
-
-class Database:
-    """One SQLite file with a connection for each thread, and a table of facts about the library."""
-
-    def __init__(self, path: Path, *, create: bool) -> None:
-        self.path = path
-        self._own = threading.local()
-        self._all: list[tuple[threading.Thread, sqlite3.Connection]] = []
-        self._opening = threading.Lock()
-        if not create and not path.is_file():
-            raise HarvestError(
-                f"{path.parent} is not a library: it has no {path.name}. Make one: harvest index"
-            )
-        if create:
-            with _sqlite_errors(path):
-                self.connection().execute("PRAGMA journal_mode = WAL")
-                self.connection().executescript(_TABLES)
-
-    def connection(self) -> sqlite3.Connection:
-        found: sqlite3.Connection | None = getattr(self._own, "connection", None)
-        if found is None:
-            found = sqlite3.connect(self.path, timeout=_WAIT_S, check_same_thread=False, isolation_level=None)
-            found.execute("PRAGMA synchronous = FULL")
-            self._own.connection = found
-            with self._opening:  # a server's threads come and go: what the gone ones held is files kept open
-                for thread, left in self._all:
-                    if not thread.is_alive():
-                        left.close()
-                self._all = [entry for entry in self._all if entry[0].is_alive()]
-                self._all.append((threading.current_thread(), found))
-        return found
-
-    def rows(self, sql: str, *values: Any) -> list[Any]:
-        with _sqlite_errors(self.path):
-            return self.connection().execute(sql, values).fetchall()
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that is written in the block, or nothing of it."""
-        with _sqlite_errors(self.path):
-            connection = self.connection()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute(_COUNT_UP)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:  # a full disk has rolled back by itself
-                    connection.execute("ROLLBACK")
-                raise
-
-    def get(self, key: str) -> bytes | None:
-        found = self.rows("SELECT value FROM meta WHERE key = ?", key)
-        return found[0][0] if found else None
-
-    def set(self, **facts: bytes) -> None:
-        with self.transaction() as connection:
-            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", facts.items())
-
-    def remove(self, *keys: str) -> None:
-        with self.transaction() as connection:
-            connection.executemany("DELETE FROM meta WHERE key = ?", [(key,) for key in keys])
-
-    def close(self) -> None:
-        for _, connection in self._all:
-            connection.close()
-        self._all.clear()
-        self._own = threading.local()
 
 
 class _Tail(NamedTuple):
@@ -165,7 +62,10 @@ class LocalStore:
         )  # usearch's threads have numbers, and two callers would both be the first
         self._generation = -1  # of the database when `_tail` was read
         self._base: Any = None  # usearch's index
-        self._base_name: str | None = None  # of its file
+        self._base_noted: _Graph | None = None  # its file
+        self.is_damaged = (
+            False  # whether the approximate index is not what was written, and searches go without it
+        )
         self._base_row = 0  # its newest row
         self._last_row = 0  # the newest row read
         self._numbers: dict[str, int] = {}
@@ -179,23 +79,32 @@ class LocalStore:
                 connection.execute("DELETE FROM moments WHERE video = ?", (id,))
                 connection.execute("DELETE FROM videos WHERE id = ?", (id,))
             for entry, spans in videos:
-                values = (entry.id, entry.root, entry.path, entry.size_bytes, entry.modified_ns, entry.digest)
-                about = (entry.duration_s, entry.num_moments, entry.damage, entry.reason)
-                connection.execute("INSERT INTO videos VALUES (?,?,?,?,?,?,?,?,?,?)", values + about)
+                row = dataclasses.astuple(entry)
+                marks = ",".join("?" * (len(row) + 1))
+                connection.execute(f"INSERT INTO videos VALUES ({marks})", (*row, checksum(*row)))
                 if spans is not None:
                     connection.executemany(
-                        "INSERT INTO moments (video, number, start_s, end_s, vector) VALUES (?,?,?,?,?)",
+                        "INSERT INTO moments (video, number, start_s, end_s, vector, checksum) VALUES (?,?,?,?,?,?)",
                         (
-                            (entry.id, number, float(start), float(end), vector.astype("<f2").tobytes())
+                            (*moment, checksum(*moment))
                             for number, (start, end, vector) in enumerate(zip(*spans, strict=True))
+                            for moment in [
+                                (entry.id, number, float(start), float(end), vector.astype("<f2").tobytes())
+                            ]
                         ),
                     )
 
     def update(self, entries: Sequence[Entry]) -> None:
+        stored = self.entries([entry.id for entry in entries])
+        new = [
+            dataclasses.replace(stored[e.id], size_bytes=e.size_bytes, modified_ns=e.modified_ns)
+            for e in entries
+            if e.id in stored
+        ]
         with self.database.transaction() as connection:
             connection.executemany(
-                "UPDATE videos SET size_bytes = ?, modified_ns = ? WHERE id = ?",
-                [(entry.size_bytes, entry.modified_ns, entry.id) for entry in entries],
+                "UPDATE videos SET size_bytes = ?, modified_ns = ?, checksum = ? WHERE id = ?",
+                [(e.size_bytes, e.modified_ns, checksum(*dataclasses.astuple(e)), e.id) for e in new],
             )
 
     def begin(self) -> None:
@@ -208,15 +117,15 @@ class LocalStore:
         self._delete_graphs()
 
     def optimise(self) -> None:
-        """Make, extend or drop the approximate index, if it is time to."""
-        stored = self.database.get("vectors")
-        path = self.database.path.parent / stored.decode() if stored else None
-        base_row, size = _rows_of(path) if path is not None and path.is_file() else (0, 0)
+        """Make, extend, repair or drop the approximate index, if it is time to."""
+        noted = self._noted()
+        path = self._path_of(noted, is_thorough=True)
+        base_row, size = _rows_of(noted.name) if noted is not None and path is not None else (0, 0)
         [(there, new)] = self.database.rows(
             "SELECT (SELECT count(*) FROM moments), (SELECT count(*) FROM moments WHERE row > ?)", base_row
         )
         is_worn = size > 0 and size - (there - new) >= _GONE_SHARE * size
-        if is_worn and there <= EXACT_MOST:
+        if there <= EXACT_MOST and (is_worn or (noted is not None and path is None)):
             self.database.remove("vectors")
             self._delete_graphs()
             return
@@ -235,22 +144,41 @@ class LocalStore:
         newest = self._newest_row()
         for row, _, vectors in self._blocks(base_row, newest):
             graph.add(row, vectors, copy=True)
-        name = f"vectors-{newest}-{len(graph)}.usearch"
+        made = self.database.path.parent / f"vectors-{newest}-{len(graph)}.usearch"
         try:
-            with new_file(self.database.path.parent / name) as part:
+            with new_file(made) as part:
                 graph.save(part)
+            about = made.stat()
+            new_graph = _Graph(made.name, about.st_size, about.st_mtime_ns, _crc_of(made))
         except (RuntimeError, OSError) as error:  # usearch says no more than that it failed
-            raise Unavailable(
-                f"{self.database.path.parent / name} cannot be written: {error}. {_MAKE_ROOM}"
-            ) from error
-        with self.database.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('vectors', ?)", (name.encode(),))
-        self._delete_graphs(but=name)
+            raise Unavailable(f"{made} cannot be written: {error}. {MAKE_ROOM}") from error
+        self.database.set(vectors=json.dumps(new_graph).encode())
+        self._delete_graphs(but=made.name)
+
+    def _noted(self) -> _Graph | None:
+        """The approximate index that the database names."""
+        stored = self.database.get("vectors")
+        return None if stored is None else _Graph(*json.loads(stored))
+
+    def _path_of(self, noted: _Graph | None, *, is_thorough: bool = False) -> Path | None:
+        """The approximate index's file, if it is what was written: by its size and time or, where the time differs or
+        `is_thorough`, by its checksum."""
+        if noted is None:
+            return None
+        path = self.database.path.parent / noted.name
+        try:
+            about = path.stat()
+            if not stat.S_ISREG(about.st_mode) or about.st_size != noted.size:
+                return None
+            is_same = about.st_mtime_ns == noted.modified_ns and not is_thorough
+            return path if is_same or _crc_of(path) == noted.checksum else None
+        except OSError:
+            return None
 
     def _delete_graphs(self, but: str | None = None) -> None:
-        for old in self.database.path.parent.glob(_GRAPHS):
+        for old in self.database.path.parent.glob(GRAPHS):
             if old.name != but:
-                old.unlink(missing_ok=True)
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
 
     # ---- reading
 
@@ -260,7 +188,21 @@ class LocalStore:
         else:
             sql = "SELECT * FROM videos WHERE id IN (SELECT value FROM json_each(?))"
             rows = self.database.rows(sql, json.dumps(list(videos)))
-        return {row[0]: Entry(*row) for row in rows}
+        for row in rows:
+            if checksum(*row[:-1]) != row[-1]:
+                raise Damaged(self.database.path, f"what it says of the file {row[2]} is damaged")
+        return {row[0]: Entry(*row[:-1]) for row in rows}
+
+    def copies(self, digests: Collection[str]) -> dict[str, list[str]]:
+        rows = self.database.rows(
+            "SELECT digest, path FROM videos WHERE num_moments AND digest IN (SELECT value FROM json_each(?)) "
+            "ORDER BY path",
+            json.dumps(list(digests)),
+        )
+        found: dict[str, list[str]] = {}
+        for digest, path in rows:
+            found.setdefault(digest, []).append(path)
+        return found
 
     def entry(self, video: str) -> Entry | None:
         return self.entries([video]).get(video)
@@ -270,13 +212,11 @@ class LocalStore:
         return int(number)
 
     def spans(self, video: str) -> Spans:
-        rows = self.database.rows(
-            "SELECT start_s, end_s, vector FROM moments WHERE video = ? ORDER BY number", video
-        )
+        rows = self._checked("FROM moments WHERE video = ? ORDER BY number", video)
         return Spans(
-            np.array([row[0] for row in rows]),
-            np.array([row[1] for row in rows]),
-            self._vectors([row[2] for row in rows]),
+            np.array([row[3] for row in rows]),
+            np.array([row[4] for row in rows]),
+            self._vectors([row[5] for row in rows]),
         )
 
     def is_exact(self) -> bool:
@@ -387,19 +327,25 @@ class LocalStore:
 
     def _look_up(self, query: Floats, rows: Sequence[int], videos: frozenset[str] | None) -> list[Near]:
         """Score rows by their stored vectors. Rows that are gone are left out."""
-        found = self.database.rows(
-            "SELECT video, number, start_s, end_s, vector FROM moments "
-            "WHERE row IN (SELECT value FROM json_each(?))",
-            json.dumps(rows),
-        )
+        found = self._checked("FROM moments WHERE row IN (SELECT value FROM json_each(?))", json.dumps(rows))
         if videos is not None:
-            found = [row for row in found if row[0] in videos]
-        vectors = self._vectors([row[4] for row in found])
+            found = [row for row in found if row[1] in videos]
+        vectors = self._vectors([row[5] for row in found])
         scores = np.clip(vectors @ query, -1.0, 1.0)
         return [
-            Near(row[0], row[1], row[2], row[3], float(score), vector)
+            Near(row[1], row[2], row[3], row[4], float(score), vector)
             for row, score, vector in zip(found, scores, vectors, strict=True)
         ]
+
+    def _checked(self, where: str, *values: Any) -> list[Any]:
+        """Rows of moments: row, video, number, start_s, end_s, vector. Each is what was written, or Damaged."""
+        rows = self.database.rows(
+            f"SELECT row, video, number, start_s, end_s, vector, checksum {where}", *values
+        )
+        for row in rows:
+            if checksum(*row[1:6]) != row[6] or len(row[5]) != 2 * self.width:
+                raise Damaged(self.database.path, f"moment {row[1]}.{row[2]} is damaged")
+        return rows
 
     def _vectors(self, blobs: Sequence[bytes]) -> Floats:
         flat = np.frombuffer(b"".join(blobs), "<f2").astype(np.float32)
@@ -408,9 +354,8 @@ class LocalStore:
 
     def _blocks(self, after: int, last: int) -> Iterator[tuple[NDArray[np.int64], list[str], Floats]]:
         while True:
-            rows = self.database.rows(
-                "SELECT row, video, vector FROM moments WHERE row > ? AND row <= ? ORDER BY row LIMIT ?",
-                *(after, last, _BLOCK),
+            rows = self._checked(
+                "FROM moments WHERE row > ? AND row <= ? ORDER BY row LIMIT ?", after, last, _BLOCK
             )
             if not rows:
                 return
@@ -418,18 +363,21 @@ class LocalStore:
             yield (
                 np.array([row[0] for row in rows], np.int64),
                 [row[1] for row in rows],
-                self._vectors([row[2] for row in rows]),
+                self._vectors([row[5] for row in rows]),
             )
 
     def _refresh(self) -> tuple[_Tail, Any]:
         """What is in memory, after taking over what has been written since it was read."""
         with self._lock:
-            found = self.database.get("generation")
-            generation = int(found) if found else 0
+            generation = self.database.generation()
             if generation == self._generation:
                 return self._tail, self._base
-            name = self.database.get("vectors")
-            base_row = self._open_base(name.decode() if name else None)
+            [(there, wanted)] = self.database.rows(
+                "SELECT (SELECT count(*) FROM moments), (SELECT coalesce(sum(num_moments), 0) FROM videos)"
+            )
+            if there != wanted:
+                raise Damaged(self.database.path, f"{there:,} moments are there, and {wanted:,} were written")
+            base_row = self._open_base()
             if base_row != self._base_row:
                 self._base_row = self._last_row = base_row
                 self._tail = _Tail(self._tail.row[:0], self._tail.video[:0], self._tail.vectors[:0])
@@ -449,34 +397,48 @@ class LocalStore:
         found = self.database.rows("SELECT seq FROM sqlite_sequence WHERE name = 'moments'")
         return int(found[0][0]) if found else 0
 
-    def _open_base(self, name: str | None) -> int:
-        """Map the approximate index; the newest row in it, 0 where there is none."""
-        path = self.database.path.parent / name if name else None
-        if path is None or not path.is_file():
-            self._base = None
+    def _open_base(self) -> int:
+        """Map the approximate index; the newest row in it, 0 where there is none, or it is damaged."""
+        noted = self._noted()
+        if noted is not None and self._base is not None and noted == self._base_noted:
+            return _rows_of(noted.name)[0]
+        self._base, self._base_noted = None, noted
+        path = self._path_of(noted)
+        self.is_damaged = noted is not None and path is None
+        if noted is None or path is None:
             return 0
-        row, _ = _rows_of(path)
-        if self._base is None or name != self._base_name:
-            try:
-                from usearch.index import Index
-            except ImportError:
-                self._base = None
-                return 0
-            self._base = Index.restore(str(path), view=True)
-            if self._base is None:
-                return 0
-            self._base.expansion_search = _EXPANSION
-            self._base_name = name
-        return row
+        try:
+            from usearch.index import Index
+        except ImportError:
+            return 0
+        self._base = Index.restore(str(path), view=True)
+        if self._base is None:
+            return 0
+        self._base.expansion_search = _EXPANSION
+        return _rows_of(noted.name)[0]
 
 
-def _rows_of(path: Path) -> tuple[int, int]:
-    """The newest row in an approximate index and how many it has, which its name tells.
+class _Graph(NamedTuple):
+    """The file of an approximate index as it was written."""
 
-    Names that say only the first are of older versions: at most so many rows are in those.
-    """
-    numbers = path.stem.split("-")[1:]
-    return int(numbers[0]), int(numbers[-1])
+    name: str
+    size: int
+    modified_ns: int
+    checksum: int
+
+
+def _rows_of(name: str) -> tuple[int, int]:
+    """The newest row in an approximate index and how many it has, which its name tells."""
+    _, newest, count = name.removesuffix(".usearch").split("-")
+    return int(newest), int(count)
+
+
+def _crc_of(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def _largest(queries: Floats, vectors: Floats) -> Floats:

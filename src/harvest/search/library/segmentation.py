@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.data.video import VideoError, probe, stream_frames
-from harvest.interfaces import HarvestError
+from harvest.data.video.opening import opened
+from harvest.data.video.source import as_source
+from harvest.ranges import Range, check_ranges
 from harvest.tokens import Selection, Selector, see
 
 PICTURES_PER_FRAME = 2  # taken for each frame that a window shows to the encoder
@@ -33,13 +35,13 @@ LEAST_CHANGE = 4.0  # of 255, of a cut: less is noise
 class Segmentation:
     """How videos become moments; the same for all of a library."""
 
-    window_s: float = 4.0
+    window_s: Annotated[float, Range(least=0.1, most=600)] = 4.0
     """Longest moments are half as long again; longer shots are cut into windows of this length."""
-    overlap: float = 0.5
+    overlap: Annotated[float, Range(least=0, most=0.9)] = 0.5
     """Share of a window that it has in common with the next."""
-    num_frames: int | None = None
+    num_frames: Annotated[int | None, Range(least=1, most=256)] = None
     """Frames looked at in a moment; None is the model's own number."""
-    budget: int | None = None
+    budget: Annotated[int | None, Range(least=1)] = None
     """Tubelets of a moment that the encoder sees; None is all."""
     selector: Selector = "motion"
     """Which those are, as in `tokens.Selection`."""
@@ -50,14 +52,7 @@ class Segmentation:
         return see(self.budget, self.selector)
 
     def __post_init__(self) -> None:
-        if not 0.1 <= self.window_s <= 600:
-            raise HarvestError(f"window_s: expected 0.1 to 600 seconds, got {self.window_s}")
-        if not 0 <= self.overlap <= 0.9:
-            raise HarvestError(f"overlap: expected 0 to 0.9, got {self.overlap}")
-        if self.budget is not None and self.budget < 1:
-            raise HarvestError(f"budget: expected at least 1 tubelet, got {self.budget}")
-        if self.num_frames is not None and not 1 <= self.num_frames <= 256:
-            raise HarvestError(f"num_frames: expected 1 to 256, got {self.num_frames}")
+        check_ranges(self)
 
 
 class Window(NamedTuple):
@@ -74,6 +69,7 @@ class Cut(NamedTuple):
     """The end of a video: how long it was, and what was wrong with it, if not all of it could be read."""
 
     duration_s: float
+    offset_s: float  # how much later the picture starts than the sound, and so than a player's clock
     damage: str | None
 
 
@@ -104,7 +100,20 @@ def windows(
     if end_s - every_s < claimed_s < end_s:  # the last picture was not shown for all of its time
         end_s = claimed_s
     yield from shot.close(end_s)
-    yield Cut(end_s, damage)
+    yield Cut(end_s, _offset_s(path), damage)
+
+
+def _offset_s(path: str | Path) -> float:
+    """Players count from the earliest stream on, Harvest from the first picture."""
+    with opened(as_source(path)) as (container, video):
+        starts = [
+            float(stream.start_time * stream.time_base)
+            for stream in container.streams
+            if stream.type in ("audio", "video") and stream.start_time is not None and stream.time_base
+        ]
+        if video.start_time is None:
+            return 0.0
+        return round(max(0.0, float(video.start_time * video.time_base) - min(starts)), 3)
 
 
 def _with_cuts(pictures: Iterator[tuple[float, Tensor]]) -> Iterator[tuple[float, Tensor, bool]]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
@@ -37,6 +38,7 @@ class Entry:
     digest: str
     duration_s: float = 0.0
     num_moments: int = 0
+    offset_s: float = 0.0  # how much later its picture starts than its sound, and so than a player's clock
     damage: str | None = None
     reason: str | None = None  # why it is in quarantine; None where it is not
 
@@ -64,12 +66,22 @@ class Near(NamedTuple):
     vector: Floats  # [E]
 
 
-def apart(near: Iterable[Near], k: int) -> list[Near]:
-    """The first `k` that do not overlap with one before them, which would show the same."""
+def apart(
+    near: Iterable[Near], k: int, *, contents: Mapping[str, str] | None = None, per_video: int | None = None
+) -> list[Near]:
+    """The first `k` that do not overlap with one before them, which would show the same, `per_video` of a video at
+    most. Videos of equal `contents`, by id, count as one."""
     kept: list[Near] = []
+    of: dict[str, list[Near]] = {}
     for found in near:
-        if len(kept) < k and not any(_overlaps(found, other) for other in kept if other.video == found.video):
+        others = of.setdefault((contents or {}).get(found.video, found.video), [])
+        if len(kept) == k:
+            break
+        if (per_video is None or len(others) < per_video) and not any(
+            _overlaps(found, one) for one in others
+        ):
             kept.append(found)
+            others.append(found)
     return kept
 
 
@@ -86,6 +98,9 @@ class Store(Protocol):
 
     def entry(self, video: str) -> Entry | None:
         """One file."""
+
+    def copies(self, digests: Collection[str]) -> dict[str, list[str]]:
+        """The paths of indexed files by their content, of some contents."""
 
     def put(self, videos: Sequence[tuple[Entry, Spans | None]], *, gone: Sequence[str] = ()) -> None:
         """Replace videos (None: those without moments) and remove others, all or nothing."""
@@ -109,6 +124,10 @@ class Store(Protocol):
 
     def is_exact(self) -> bool: ...
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether what speeds searching up is damaged, so that searches are exact and slow until it is made anew."""
+
     def optimise(self) -> None:
         """After writing: make or extend what speeds searching up, if it is time to."""
 
@@ -125,9 +144,8 @@ def matches(entry: Entry, where: Where) -> bool:
     if entry.reason is not None or (where.videos and entry.id not in where.videos):
         return False
     if where.path is not None:
-        path, wanted = entry.path.lower(), where.path.lower()
-        is_pattern = any(mark in wanted for mark in "*?[")
-        if not (fnmatch.fnmatchcase(path, wanted) if is_pattern else wanted in path):
+        path, wanted = _folded(entry.path), _folded(where.path)
+        if wanted not in path and not fnmatch.fnmatchcase(path, wanted):  # names have brackets too
             return False
     if where.after is not None and entry.modified_ns < _time_ns(where.after):
         return False
@@ -138,9 +156,15 @@ def matches(entry: Entry, where: Where) -> bool:
     return where.max_duration_s is None or entry.duration_s <= where.max_duration_s
 
 
+def _folded(text: str) -> str:
+    """Text for comparing: neither case nor how accents are written counts."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
 def _time_ns(text: str) -> int:
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
         raise HarvestError(f"expected a date such as 2026-11-21, got {text!r}") from None
-    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1e9)
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return int((when - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1e9)

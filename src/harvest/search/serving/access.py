@@ -28,6 +28,7 @@ from harvest.search.serving.metrics import Metrics
 MAX_JSON_BYTES = 64 * 1024
 MAX_PICTURE_BYTES = 10 * 1024 * 1024
 MAX_BODIES_BYTES = 64 * 1024 * 1024  # of all requests together
+MAX_HEAD_BYTES = 16 * 1024
 BODY_S = 15.0  # within which a body has to arrive
 PICTURES = "/api/pictures"
 SESSION = "/api/session"
@@ -44,6 +45,7 @@ _HEADERS = {
 }
 SENTENCES = {
     400: "The request is malformed.",
+    403: "This may not be asked for here.",
     404: "There is nothing at this address.",
     405: "This address does not take this method.",
     416: "The range lies beyond the end of the file.",
@@ -121,8 +123,9 @@ class _Refused(Exception):
 class AccessControl:
     """ASGI middleware, outermost."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, gate: Gate, metrics: Metrics, prefix: str = "") -> None:
         self.app = app
+        self.prefix = prefix
         self.gate = gate
         self.metrics = metrics
         self._held_bytes = 0  # of bodies in memory
@@ -132,22 +135,42 @@ class AccessControl:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        scope = self._as_asked(scope)
         answer = _Response(scope, send)
         body = bytearray()
         try:
+            if self.prefix and scope["path"] == self.prefix:  # what the page asks for is named relative to it
+                raise _Refused(308, "The page is at the address with a slash.", location=self.prefix + "/")
             self._check(scope)
             if not await self._read(scope, receive, body):
                 return  # the client has gone
-            await self.app(scope, _replay(bytes(body), receive), answer.send)
+            await self.app(answer.scope_of_app, _replay(bytes(body), receive), answer.send)
         except _Refused as refused:
             await answer.refuse(refused)
         finally:
             self._held_bytes -= len(body)
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(answer.scope_of_app.get("route"), "path", "other")
             self.metrics.note(scope["method"], route, answer.status, time.perf_counter() - started)
+
+    def _as_asked(self, scope: Scope) -> Scope:
+        """The request without the prefix that a proxy may have left, and without a range in other units than bytes."""
+        path = scope["path"]
+        if self.prefix and path.startswith(self.prefix + "/"):
+            path = path[len(self.prefix) :]
+        headers = [
+            (name, value)
+            for name, value in scope["headers"]
+            if name != b"range" or value.strip().lower().startswith(b"bytes=")
+        ]
+        return {**scope, "path": path, "raw_path": path.encode(), "headers": headers}
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
+        head_bytes = len(scope["path"]) + len(scope["query_string"])
+        if head_bytes + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEAD_BYTES:
+            raise _Refused(
+                431, f"The request's head is too large: at most {MAX_HEAD_BYTES:,} bytes.", connection="close"
+            )
         if len(headers.getlist("host")) != 1 or not self.gate.knows(headers["host"]):
             raise _Refused(
                 421,
@@ -218,6 +241,10 @@ class _Response:
         self._scope = scope
         self._send = send
         self._replaced = False
+        # Files know what a HEAD is; other answers are made as for a GET, and their bodies left out.
+        self._is_bare = scope["method"] == "HEAD"
+        is_file = scope["path"].endswith(("/file", "/preview"))
+        self.scope_of_app = {**scope, "method": "GET"} if self._is_bare and not is_file else scope
         self.status = 499  # unless one is sent: the client has gone
 
     async def send(self, message: Message) -> None:
@@ -228,7 +255,7 @@ class _Response:
                 headers[name] = value
             headers.setdefault("cache-control", "no-store")
             is_json = headers.get("content-type", "").startswith("application/json")
-            if self.status >= 400 and not is_json and self._scope["method"] != "HEAD":
+            if self.status >= 400 and not is_json and not self._is_bare:
                 self._replaced = True
                 body = said(SENTENCES.get(self.status, f"{HTTPStatus(self.status).phrase}."))
                 headers["content-type"] = "application/json"
@@ -236,6 +263,8 @@ class _Response:
                 await self._send(message)
                 await self._send({"type": "http.response.body", "body": body})
                 return
+        if self._is_bare and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
         if not self._replaced:
             await self._send(message)
 
@@ -244,9 +273,7 @@ class _Response:
         headers = {"content-type": "application/json", "content-length": str(len(body))} | refused.headers
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": refused.status, "headers": raw})
-        await self.send(
-            {"type": "http.response.body", "body": b"" if self._scope["method"] == "HEAD" else body}
-        )
+        await self.send({"type": "http.response.body", "body": body})
 
 
 def said(sentence: str) -> bytes:

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import ipaddress
 import logging
+import os
 import secrets
 import socket
-import tempfile
 from collections.abc import Callable
 from http import HTTPStatus
 from importlib import resources
@@ -43,11 +44,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from harvest import __version__
 from harvest.data.video import VideoError
 from harvest.interfaces import HarvestError
+from harvest.ranges import Range, check_range
 from harvest.search.asking.pictures import MOST_HEIGHT
-from harvest.search.index import MAX_QUERY_CHARACTERS, MAX_RERANK, Index, UnknownId
+from harvest.search.asking.reranking import MAX_RERANK
+from harvest.search.index import MAX_QUERY_CHARACTERS, GoneFile, Index, UnknownId
+from harvest.search.library.decoding import Decoders
 from harvest.search.library.store import Unavailable
-from harvest.search.results import Answer, Broken, Stats, Video, Where
+from harvest.search.results import Answer, Broken, Moment, Stats, Video, Where
 from harvest.search.serving.access import (
+    MAX_HEAD_BYTES,
     MAX_PICTURE_BYTES,
     PICTURES,
     SENTENCES,
@@ -58,7 +63,15 @@ from harvest.search.serving.access import (
     port_of,
 )
 from harvest.search.serving.metrics import Metrics
-from harvest.search.serving.uploads import MOST_PICTURES, MOST_PREVIEWS, FileCache, add_picture, write_preview
+from harvest.search.serving.previews import write_preview
+from harvest.search.serving.streaming import StreamedFile, is_known
+from harvest.search.serving.uploads import (
+    MOST_PICTURES,
+    MOST_PREVIEWS,
+    FileCache,
+    add_picture,
+    scratch_folder,
+)
 
 MAX_K = 200
 MAX_VIDEOS = 500  # of one list or filter
@@ -66,7 +79,6 @@ MAX_TIMELINES = 50
 MAX_CONNECTIONS = 512
 MAX_WAITING = 256  # in a lane
 HEADERS_S = 10.0  # within which a request's head has to arrive
-MAX_HEAD_BYTES = 16 * 1024
 LEAST_TOKEN = 16  # characters
 LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1"])
 
@@ -130,6 +142,7 @@ class SearchRequest(Asked):
     without: list[Sentence] = Field([], max_length=8, description="What must not be there")
     where: Filter = Field(default_factory=Filter)
     k: int = Field(24, ge=1, le=MAX_K)
+    per_video: int | None = Field(None, ge=1, le=MAX_K, description="Moments of one video at most")
     rerank: int | None = Field(
         None,
         ge=0,
@@ -208,8 +221,23 @@ class Lane:
             self._waiting.set(self._count)
 
 
-def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> FastAPI:
-    """The service as an ASGI application over an open index; `scratch` is a folder for files of its own."""
+class FilePath(BaseModel):
+    path: str
+
+
+class About(BaseModel):
+    """What the page shows before anything is searched."""
+
+    examples: list[str] = Field(description="Sentences to try; the last is about nothing in the library")
+    warning: str | None = Field(description="What the library's model cannot do")
+    shows_paths: bool = Field(description="Whether this machine's own user asks, to whom paths may be shown")
+
+
+def make_app(
+    index: Index, *, gate: Gate, scratch: Path, threads: int = 2, prefix: str = "", shows_paths: bool = False
+) -> FastAPI:
+    """The service as an ASGI application over an open index; `scratch` is a folder for files of its own. A proxy may
+    serve it under the path `prefix`. `shows_paths` tells where files lie."""
     metrics = Metrics()
     searching = Lane("search", width=threads, metrics=metrics)
     drawing = Lane("pictures", width=threads, metrics=metrics)
@@ -220,11 +248,12 @@ def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> Fa
         title="Harvest",
         version=__version__,
         summary="Find moments in a library of videos by a sentence, a picture or another moment.",
+        servers=[{"url": prefix}] if prefix else None,
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
         responses={"4XX": {"model": Problem, "description": "A request that cannot be answered, and why"}},
     )
-    app.add_middleware(AccessControl, gate=gate, metrics=metrics)
+    app.add_middleware(AccessControl, gate=gate, metrics=metrics, prefix=prefix)
     _tell_errors(app)
 
     def query_of(asked: Asked) -> dict[str, Any]:
@@ -245,6 +274,7 @@ def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> Fa
                 without=asked.without,
                 where=asked.where.where(),
                 k=asked.k,
+                per_video=asked.per_video,
                 rerank=asked.rerank,
                 false_accept=asked.false_accept,
             )
@@ -289,7 +319,25 @@ def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> Fa
     )
     async def send_picture(request: Request) -> Picture:
         data = await request.body()
-        return Picture(picture=await drawing.run(request, lambda: add_picture(pictures, data)))
+        return Picture(picture=await drawing.run(request, lambda: add_picture(pictures, data, index.decode)))
+
+    @app.get(
+        "/api/pictures/{picture}",
+        tags=["search"],
+        response_class=FileResponse,
+        responses={200: {"content": {"image/*": {}}}},
+    )
+    async def sent_picture(picture: Annotated[str, InPath(pattern="^[0-9a-f]{32}$")]) -> FileResponse:
+        """A picture that was sent, as long as it is known."""
+        path = pictures.get(picture)
+        if path is None:
+            raise UnknownId("this picture is not known any more: send it again")
+        return StreamedFile(os.open(path, os.O_RDONLY), path)
+
+    @app.get("/api/moments/{moment}", tags=["library"])
+    async def one_moment(moment: MomentId, request: Request) -> Moment:
+        """One moment."""
+        return await searching.run(request, lambda: index.moment(moment))
 
     @app.get("/api/videos", tags=["library"])
     async def list_videos(
@@ -311,25 +359,33 @@ def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> Fa
         """One video."""
         return await searching.run(request, lambda: index.video(video))
 
-    async def file(video: VideoId, request: Request) -> FileResponse:
+    @app.get("/api/videos/{video}/path", tags=["library"])
+    async def path_of(video: VideoId, request: Request) -> FilePath:
+        """Where a video's file lies, told to who asks from this machine."""
+        if not shows_paths:
+            raise HTTPException(403, "Paths are shown to users of the service's own machine alone.")
+        return FilePath(path=str(await searching.run(request, lambda: index.path(video))))
+
+    async def file(video: VideoId, request: Request, download: bool = False) -> FileResponse:
         """The file as it is, whole or by byte ranges."""
-        path = await drawing.run(request, lambda: _file(index, video))
-        return _streamed(path)
+        descriptor, path = await drawing.run(request, lambda: index.open_file(video))
+        return StreamedFile(descriptor, path, is_attachment=download)
 
     async def preview(moment: MomentId, request: Request) -> FileResponse:
-        """A moment as a small mp4 without sound, for files that browsers do not play; its clock starts at 0."""
+        """A moment as a small mp4, for files that browsers do not play; its clock starts at 0."""
 
         def work() -> Path:
             its = index.moment(moment)
-            path = _file(index, its.video)
+            path = index.file(its.video)
             name = f"{moment}-{path.stat().st_mtime_ns}"
             return previews.make(
                 name,
                 ".mp4",
-                lambda out: write_preview(path, out, start_s=its.start_s, end_s=its.end_s),
+                lambda out: index.decode(write_preview, path, out, start_s=its.start_s, end_s=its.end_s),
             )
 
-        return _streamed(await encoding.run(request, work))
+        made = await encoding.run(request, work)
+        return StreamedFile(os.open(made, os.O_RDONLY), made)
 
     streamed: dict[int | str, dict[str, Any]] = {
         200: {"content": {"video/*": {}}},
@@ -360,12 +416,14 @@ def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> Fa
     ) -> Response:
         """The picture shown at a time."""
 
-        def work() -> bytes:
-            _file(index, video)
-            return index.thumbnail(video, time_s, height=height)
+        data = await drawing.run(request, lambda: index.thumbnail(video, time_s, height=height))
+        return _cached(data, "image/jpeg", request, keep="private, max-age=3600")
 
-        data = await drawing.run(request, work)
-        return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
+    @app.get("/api/about", tags=["library"])
+    async def about(request: Request) -> About:
+        """What to try here."""
+        examples = await searching.run(request, index.examples)
+        return About(examples=list(examples), warning=index.warning(), shows_paths=shows_paths)
 
     @app.get("/api/stats", tags=["library"])
     async def stats(request: Request) -> Stats:
@@ -417,34 +475,24 @@ def make_app(index: Index, *, gate: Gate, scratch: Path, threads: int = 2) -> Fa
 
 
 def _add_asset(app: FastAPI, address: str, data: bytes, kind: str) -> None:
-    async def asset() -> Response:
-        return Response(data, media_type=kind, headers={"cache-control": "no-cache"})
+    async def asset(request: Request) -> Response:
+        return _cached(data, kind, request, keep="no-cache")
 
     app.add_api_route(address, asset, methods=["GET"], include_in_schema=False)
 
 
-def _file(index: Index, video: str) -> Path:
-    """A video's file; what is gone or has become a link to elsewhere is not found."""
-    try:
-        return index.file(video)
-    except UnknownId:
-        raise
-    except HarvestError as error:
-        raise UnknownId(str(error)) from error
-
-
-def _streamed(path: Path) -> FileResponse:
-    return FileResponse(
-        path,
-        filename=path.name,
-        content_disposition_type="inline",
-        headers={"cache-control": "private, max-age=60"},
-    )
+def _cached(data: bytes, kind: str, request: Request, *, keep: str) -> Response:
+    tag = hashlib.blake2b(data, digest_size=12).hexdigest()
+    answer = Response(data, media_type=kind, headers={"cache-control": keep, "etag": f'"{tag}"'})
+    if is_known(request.headers, answer.headers):
+        return Response(status_code=304, headers={"cache-control": keep, "etag": f'"{tag}"'})
+    return answer
 
 
 def _tell_errors(app: FastAPI) -> None:
     """Every error as JSON with one sentence, none with a path of this machine."""
 
+    @app.exception_handler(GoneFile)
     @app.exception_handler(UnknownId)
     async def unknown(_: Request, error: Exception) -> Response:
         return JSONResponse({"error": str(error)}, 404)
@@ -542,6 +590,7 @@ def serve(
     token: str | None = None,
     names: tuple[str, ...] = (),
     threads: int = 2,
+    prefix: str = "",
     ready: Callable[[str], None],
 ) -> None:
     """Serve until interrupted. `ready` is called with the page's address, which carries the token, if there is one,
@@ -549,17 +598,22 @@ def serve(
 
     HarvestError where the address cannot be had or the model cannot be opened.
     """
-    if not 0 <= port <= 65535:
-        raise HarvestError(f"port: expected 0 to 65535, got {port}")
+    check_range("port", port, Range(least=0, most=65535))
+    prefix = f"/{prefix.strip('/')}" if prefix.strip("/") else ""
     gate = gate_of(host, token=token, names=names)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         bound = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise HarvestError(f"cannot listen at {host} port {port}: {error}") from error
-    with bound, tempfile.TemporaryDirectory(prefix="harvest-serve-") as scratch:
+    with bound, scratch_folder() as scratch, Decoders(2 * threads + 1) as decoders:
+        decoders.start()
+        index.decode = decoders
         index.search("a video", k=1)  # opens the model now, so that its mistakes are told here
-        app = make_app(index, gate=gate, scratch=Path(scratch), threads=threads)
+        shows_paths = is_loopback(host) and not names and not prefix
+        app = make_app(
+            index, gate=gate, scratch=scratch, threads=threads, prefix=prefix, shows_paths=shows_paths
+        )
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -1,27 +1,30 @@
 """FileCache that the service makes for itself: pictures that were sent to search with, and previews of moments.
 
-Both lie in a temporary folder, in bounded number, and go with the service.
+Both lie in a temporary folder, in bounded number, and go with the service, or when another starts after it died.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import shutil
+import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from harvest.data.video import read_frames, write_video
+from harvest.data.video import read_frames
 from harvest.files import write_file
 from harvest.interfaces import HarvestError
+from harvest.search.index import Decode
 
+_SCRATCH = "harvest-serve-"
 MOST_PICTURES = 64
 MOST_PREVIEWS = 256
-PREVIEW_FPS = 12.5
-PREVIEW_HEIGHT = 288
-PREVIEW_LONGEST_S = 20.0
 
 # By their first bytes: the decoder takes far more than pictures, playlists that name other files among them.
 _PICTURES: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
@@ -29,6 +32,18 @@ _PICTURES: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
     (".png", lambda data: data.startswith(b"\x89PNG\r\n\x1a\n")),
     (".webp", lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP"),
 )
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder of this process. Those of services that died are removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        with suppress(OSError), (left / ".lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH) as folder, (Path(folder) / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(folder)
 
 
 class FileCache:
@@ -62,7 +77,7 @@ class FileCache:
         return path
 
 
-def add_picture(files: FileCache, data: bytes) -> str:
+def add_picture(files: FileCache, data: bytes, decode: Decode) -> str:
     """Keep a picture; gives its id. HarvestError where the bytes are no picture of a known kind."""
     suffix = next((suffix for suffix, fits in _PICTURES if fits(data)), None)
     if suffix is None:
@@ -70,24 +85,7 @@ def add_picture(files: FileCache, data: bytes) -> str:
     name = hashlib.blake2b(data, digest_size=16).hexdigest()
     path = files.make(name, suffix, lambda path: write_file(path, data))
     try:
-        read_frames(path, torch.zeros(1, dtype=torch.float64), image_size=16)
+        decode(read_frames, path, torch.zeros(1, dtype=torch.float64), image_size=16)
     except HarvestError:
         raise HarvestError("the picture is damaged") from None
     return name
-
-
-def write_preview(path: Path, out: Path, *, start_s: float, end_s: float) -> None:
-    """A stretch of a video as a small H.264 mp4 without sound, which every browser plays.
-
-    Its clock starts at `start_s`; of long stretches the first `PREVIEW_LONGEST_S`. VideoError where the video cannot
-    be read, OSError where the preview cannot be written.
-    """
-    length_s = min(end_s - start_s, PREVIEW_LONGEST_S)
-    count = max(1, round(length_s * PREVIEW_FPS))
-    times_s = start_s + (torch.arange(count, dtype=torch.float64) + 0.5) / PREVIEW_FPS
-    frames = read_frames(path, times_s, image_size=PREVIEW_HEIGHT, fit=None).frames
-    height, width = (side - side % 2 for side in frames.shape[-2:])
-    try:
-        write_video(out, frames[..., :height, :width], fps=PREVIEW_FPS, crf=24)
-    except HarvestError as error:  # here no user's mistake
-        raise OSError(str(error)) from error

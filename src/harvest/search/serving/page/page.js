@@ -4,7 +4,10 @@
 const $ = (selector, within = document) => within.querySelector(selector);
 const PAUSE_MS = 180; // of typing, after which a search is sent
 const HOVER_MS = 150;
-const PAGE = 24; // moments, and as many again for "more"
+const PAGE = 48; // moments, and as many again for "more"
+const MOST = 192;
+const PER_VIDEO = 5; // moments of one video
+const SETTLED_MS = 1500; // after which the next search is a step in the browser's history
 const FILTERS = ["without", "path", "after", "before", "min_duration_s", "max_duration_s", "false_accept"];
 const USUAL = "0.05"; // of false_accept
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -14,11 +17,13 @@ const player = $("#player"), film = $("#player video"), filters = $("#filters");
 
 let like = null; // what is searched with in place of words: { moment | picture, name, image }
 let k = PAGE;
-let shown = []; // the moments of the list: { id, video, path, start_s, end_s, hit, card }
+let shown = []; // the moments of the list: { id, video, path, start_s, end_s, offset_s, hit, card }
+let about = { examples: [], warning: null, shows_paths: false };
 let curves = new Map(); // scores along videos, by id
 let scale = [0, 1]; // of the curves, the same for all that are shown
 let stopped = new AbortController(); // of the search under way
 let at = -1; // of the player, in `shown`
+let isSettled = false; // whether what is shown was looked at
 
 // ---- talking to the service
 
@@ -45,7 +50,7 @@ async function ask(address, { body, picture, signal } = {}) {
 }
 
 async function enter(token) {
-  await ask("/api/session", { body: { token } });
+  await ask("api/session", { body: { token } });
 }
 
 function openDoor() {
@@ -58,7 +63,7 @@ $("#door form").addEventListener("submit", async (event) => {
     await enter($("#door [type=password]").value);
     $("#door [type=password]").value = $("#door .note").textContent = "";
     $("#door").close();
-    search();
+    readAddress();
   } catch (error) {
     $("#door .note").textContent = error.message;
   }
@@ -74,25 +79,31 @@ function asked() {
 function chosen() {
   const values = Object.fromEntries(FILTERS.map((name) => [name, form.elements[name].value.trim()]));
   const where = {};
-  for (const name of ["path", "after", "before"]) if (values[name]) where[name] = values[name];
+  for (const name of ["path", "after"]) if (values[name]) where[name] = values[name];
+  if (values.before) where.before = new Date(Date.parse(values.before) + 864e5).toISOString().slice(0, 10); // the day too
   for (const name of ["min_duration_s", "max_duration_s"]) if (values[name]) where[name] = Number(values[name]);
   return { where, without: values.without ? [values.without] : [], false_accept: Number(values.false_accept) };
 }
 
-function writeAddress({ isStep = false } = {}) {
+function address(play = null) {
   const state = new URLSearchParams();
   if (text.value.trim()) state.set("text", text.value.trim());
-  if (like?.moment) state.set("moment", like.moment);
+  for (const kind of ["moment", "picture"]) if (like?.[kind]) state.set(kind, like[kind]);
   for (const name of FILTERS) {
     const value = form.elements[name].value.trim();
     if (value && !(name === "false_accept" && value === USUAL)) state.set(name, value);
   }
-  const number = [...state.keys()].filter((name) => FILTERS.includes(name)).length;
+  if (play) state.set("play", play);
+  return state.size ? `#${state}` : location.pathname;
+}
+
+function writeAddress({ isStep = false, play = null } = {}) {
+  const number = FILTERS.filter((name) => form.elements[name].value.trim() && form.elements[name].value !== USUAL).length;
   $("#num-filters").hidden = !number;
   $("#num-filters").textContent = number;
-  const address = state.size ? `#${state}` : location.pathname;
-  history[isStep ? "pushState" : "replaceState"](null, "", address);
+  if (address(play) !== (location.hash || location.pathname)) history[isStep && !history.state?.isPlayer ? "pushState" : "replaceState"](null, "", address(play));
   document.title = text.value.trim() && !like ? `${text.value.trim()} – Harvest` : "Harvest";
+  isSettled = false;
 }
 
 async function readAddress() {
@@ -104,10 +115,38 @@ async function readAddress() {
   text.value = state.get("text") ?? "";
   for (const name of FILTERS) form.elements[name].value = state.get(name) ?? (name === "false_accept" ? USUAL : "");
   if (FILTERS.some((name) => state.has(name))) showFilters(true);
-  setLike(state.has("moment") ? { moment: state.get("moment"), name: "a moment" } : null);
+  const picture = state.get("picture");
+  setLike(state.has("moment") ? { moment: state.get("moment"), name: "a moment" }
+    : picture ? { picture, name: "your picture", image: `api/pictures/${encodeURIComponent(picture)}` } : null);
   k = PAGE;
-  writeAddress();
+  writeAddress({ play: state.get("play") });
   await search();
+  if (state.has("play")) await playById(state.get("play"));
+}
+
+// Back and forward: the player opens and closes, or another search is shown.
+async function onHistory() {
+  const state = new URLSearchParams(location.hash.slice(1));
+  const play = state.get("play");
+  state.delete("play");
+  const before = new URLSearchParams(address().startsWith("#") ? address().slice(1) : "");
+  if (player.open && !play) player.close();
+  if (String(state) !== String(before)) await readAddress();
+  else if (play) await playById(play);
+}
+
+async function playById(id) {
+  let place = shown.findIndex((moment) => (moment.id ?? moment.video) === id);
+  if (place < 0) {
+    if (!id.includes(".")) return;
+    try {
+      shown.push(await ask(`api/moments/${encodeURIComponent(id)}`));
+      place = shown.length - 1;
+    } catch (error) {
+      return showFailure(error);
+    }
+  }
+  play(place, undefined, { isNew: false });
 }
 
 function setLike(what) {
@@ -135,14 +174,17 @@ function moreLike(moment) {
 }
 
 async function withPicture(file) {
-  if (!file?.type.startsWith("image/")) return;
+  if (!file) return;
+  if (!["image/jpeg", "image/png", "image/webp"].includes(file.type)) {
+    return showFailure(new Failure(400, "Search with a picture: a JPEG, PNG or WebP file."));
+  }
   status.textContent = "Sending the picture…";
   try {
-    const { picture } = await ask("/api/pictures", { picture: file });
+    const { picture } = await ask("api/pictures", { picture: file });
     text.value = "";
-    setLike({ picture, name: file.name || "a picture", image: URL.createObjectURL(file) });
+    setLike({ picture, name: file.name || "your picture", image: URL.createObjectURL(file) });
     k = PAGE;
-    writeAddress();
+    writeAddress({ isStep: true });
     await search();
   } catch (error) {
     showFailure(error);
@@ -163,73 +205,77 @@ async function search() {
     if (error.name !== "AbortError") showFailure(error);
   } finally {
     if (!signal.aborted) document.body.classList.remove("is-busy");
+    setTimeout(() => { if (!signal.aborted) isSettled = true; }, SETTLED_MS);
   }
 }
 
 async function showMoments(query, signal) {
-  const started = performance.now();
-  const answer = await ask("/api/search", { body: { ...query, ...chosen(), k }, signal });
+  const answer = await ask("api/search", { body: { ...query, ...chosen(), k, per_video: PER_VIDEO }, signal });
   if (like?.moment && like.name === "a moment" && !like.image) describeLike(answer.query);
-  const took = ((performance.now() - started) / 1000).toFixed(2);
-  const notes = answer.notes.filter((note) => !note.startsWith("scores of pictures")); // its cards say so
-  $("#broken").hidden = true;
+  const notes = answer.notes.filter((note) => !note.startsWith("scores")); // the words on the cards, or none, say so
+  $("#broken").hidden = $("#examples").hidden = true;
   const count = answer.hits.length;
+  const groups = byVideo(answer.hits.map((hit) => ({ ...hit.moment, hit })));
   if (answer.is_there) {
     hideAnswer();
-    const likely = answer.hits.filter((hit) => hit.chance == null || hit.chance <= answer.false_accept).length;
-    const found = likely < count ? `${many(likely, "likely moment")}, ${count - likely} less so` : many(count, "moment");
-    status.textContent = [`${found}, in ${took} s`, ...notes].join(" · ");
+    status.textContent = [`${many(count, "moment")} in ${many(groups.length, "video")}`, ...notes].join(" · ");
   } else {
     status.textContent = "";
-    const best = answer.hits[0]?.chance;
-    const reason = notes.length ? `${sentence(notes.join("; "))}` : best == null ? "" :
-      `${percent(best)} of nonsense queries find a moment that scores as high as the nearest one here.`;
-    showAnswer("Nothing like this here", reason, count ? "Show the nearest all the same" : "", () => { list.hidden = false; });
+    const reason = notes.length ? sentence(notes.join("; ")) : count ? "What comes nearest matches no better than any sentence would." : "";
+    showAnswer("Nothing like this here", reason, count ? "Show what comes nearest" : "", () => { list.hidden = false; });
   }
   list.hidden = !answer.is_there;
-  fill(answer.hits.map((hit) => ({ ...hit.moment, hit })), answer.false_accept);
-  $("#more").hidden = !answer.is_there || count < k || k >= 192;
+  fill(groups);
+  $("#more").hidden = !answer.is_there || count < k || k >= MOST;
   await showCurves(query, signal);
+}
+
+// Moments by their videos, in the order of each video's best moment.
+function byVideo(moments) {
+  const groups = new Map();
+  for (const moment of moments) groups.set(moment.video, [...(groups.get(moment.video) ?? []), moment]);
+  return [...groups.values()];
 }
 
 async function showCurves(query, signal) {
   curves = new Map();
   const videos = [...new Set(shown.map((moment) => moment.video))];
   for (let first = 0; first < videos.length; first += 50) {
-    const found = await ask("/api/timelines", { body: { ...query, videos: videos.slice(first, first + 50) }, signal });
+    const found = await ask("api/timelines", { body: { ...query, videos: videos.slice(first, first + 50) }, signal });
     for (const scores of found) curves.set(scores.video.id, scores);
   }
   const all = [...curves.values()].flatMap((scores) => scores.scores);
   scale = [all.reduce((a, b) => Math.min(a, b), 1), all.reduce((a, b) => Math.max(a, b), -1)];
-  for (const moment of shown) drawCurve($(".line", moment.card), moment);
+  for (const [best] of byVideo(shown.filter((moment) => moment.card))) drawCurve($(".line", best.card), best);
   if (player.open) drawCurve($(".line", player), shown[at]);
 }
 
 async function showLibrary(signal) {
   const path = form.elements.path.value.trim();
-  const address = `/api/videos?limit=${k}${path ? `&path=${encodeURIComponent(path)}` : ""}`;
-  const [stats, { total, videos }] = await Promise.all([ask("/api/stats", { signal }), ask(address, { signal })]);
+  const address = `api/videos?limit=${k}${path ? `&path=${encodeURIComponent(path)}` : ""}`;
+  const [stats, { total, videos }] = await Promise.all([ask("api/stats", { signal }), ask(address, { signal })]);
   curves = new Map();
   hideAnswer();
   list.hidden = false;
   status.textContent = `${many(stats.videos, "video")}, ${span(stats.duration_s)}, ${many(stats.moments, "moment")}` +
     (path ? ` · ${many(total, "path")} with “${path}”` : "");
-  fill(videos.map((video) => ({ id: null, video: video.id, path: video.path, start_s: 0, end_s: video.duration_s, whole: video })));
-  $("#more").hidden = videos.length >= total || k >= 192;
-  if (!stats.videos) showAnswer("This library is empty", "Index a folder: harvest index FOLDER --out LIBRARY --model MODEL");
+  fill(videos.map((video) => [{ id: null, video: video.id, path: video.path, start_s: 0, end_s: video.duration_s, offset_s: video.offset_s, whole: video }]));
+  $("#more").hidden = videos.length >= total || k >= MOST;
+  if (!stats.videos) showAnswer("This library is empty", "Index a folder: harvest index FOLDER");
+  $("#examples").hidden = !about.examples.length || !stats.videos || Boolean(path);
   $("#broken").hidden = !stats.broken;
   $("#broken summary").textContent = `${many(stats.broken, "file")} could not be read`;
 }
 
 $("#broken").addEventListener("toggle", async () => {
   if (!$("#broken").open) return;
-  const rows = await ask("/api/broken").catch(() => []);
+  const rows = await ask("api/broken").catch(() => []);
   $("#broken ul").replaceChildren(...rows.slice(0, 200).map((row) => make("li", {}, `${row.path}: ${row.reason}`)));
 });
 
 function describeLike(name) {
   const [video, number] = like.moment.split(".");
-  ask("/api/timelines", { body: { moment: like.moment, videos: [video] } }).then(([scores]) => {
+  ask("api/timelines", { body: { moment: like.moment, videos: [video] } }).then(([scores]) => {
     const start_s = scores.start_s[number], end_s = scores.end_s[number];
     setLike({ moment: `${video}.${number}`, name, image: thumbnail(video, middle({ start_s, end_s })) });
   }).catch(() => {});
@@ -261,47 +307,58 @@ function showFailure(error) {
 
 // ---- the list
 
-function fill(moments, falseAccept = null) {
+function fill(groups) {
   stopPreview();
-  shown = moments;
-  list.replaceChildren(...moments.map((moment, place) => card(moment, place, falseAccept)));
+  shown = groups.flat();
+  list.replaceChildren(...groups.map(card));
 }
 
-function card(moment, place, falseAccept) {
-  const when = moment.id ? `${clock(moment.start_s)} – ${clock(moment.end_s)}` : clock(moment.end_s);
+const WORDS = { good: "Good match", possible: "Possible match", unlikely: "Unlikely" };
+const stretch = (moment) => `${clock(moment.start_s)} – ${clock(moment.end_s)}`;
+
+function card(group) {
+  const [moment, ...others] = group;
+  const when = moment.id ? stretch(moment) : clock(moment.end_s);
   const media = make("button", { type: "button", className: "media", ariaLabel: `Play ${moment.path}, ${when}` },
     make("img", { src: thumbnail(moment.video, middle(moment)), alt: "", loading: "lazy", decoding: "async" }),
     make("span", { className: "when" }, when));
-  media.addEventListener("click", () => play(place));
+  media.addEventListener("click", () => play(shown.indexOf(moment)));
   media.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && preview(moment, media));
-  media.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && stopPreview());
+  media.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && stopPreview(media));
   media.addEventListener("focus", () => media.matches(":focus-visible") && preview(moment, media));
-  media.addEventListener("blur", stopPreview);
+  media.addEventListener("blur", () => stopPreview(media)); // never that of another card, on which a mouse button may be down
 
-  const name = make("div", { className: "path", title: moment.path }, make("bdi", { dir: "ltr" }, moment.path));
+  const copies = moment.hit?.copies ?? [];
+  const name = make("div", { className: "path", title: [moment.path, ...copies].join("\n") }, make("bdi", { dir: "ltr" }, moment.path));
   const about = make("div", { className: "about" }, name);
+  if (copies.length) about.append(make("div", { className: "quiet" }, `also at ${many(copies.length, "other place")}`));
   const line = make("div", { className: "line" });
-  line.addEventListener("click", (event) => play(place, timeOf(event, line, moment)));
-  moment.card = make("li", { className: "card" }, media);
+  line.addEventListener("click", (event) => play(shown.indexOf(moment), timeOf(event, line, moment)));
+  const element = make("li", { className: "card" }, media);
+  for (const one of group) one.card = element;
   if (moment.hit) {
-    const { score, chance } = moment.hit;
-    const isWeak = chance != null && chance > falseAccept;
-    const kind = chance == null ? "" : isWeak ? "is-weak" : chance <= 0.01 ? "is-sure" : "is-fair";
-    if (kind) moment.card.classList.add(kind);
-    about.append(make("div", {
-      className: "score",
-      title: chance == null ? "Cosine of query and moment" : `${percent(chance)} of nonsense queries find a moment that scores as high`,
-    }, chance == null ? score.toFixed(3) : `${score.toFixed(3)}, chance ${percent(chance)}`));
+    const { match, score, chance } = moment.hit;
+    if (match) element.classList.add(`is-${match}`);
+    const numbers = `score ${score.toFixed(3)}` +
+      (chance == null ? "" : `; ${percent(chance)} of sentences about nothing here score as high`);
     const more = make("button", { type: "button", className: "like", ariaLabel: `More like ${moment.path}, ${when}` }, "More like this");
     more.addEventListener("click", () => moreLike(moment));
-    about.append(make("div", { className: "foot" }, about.lastChild, more));
-    moment.card.append(line, about);
+    about.append(make("div", { className: "foot" }, make("span", { className: "match", title: numbers }, WORDS[match] ?? ""), more));
+    element.append(line, about);
   } else {
-    about.append(make("div", { className: "score" }, many(moment.whole.num_moments, "moment") +
-      (moment.whole.damage ? ` · ${moment.whole.damage}` : "")));
-    moment.card.append(about);
+    about.append(make("div", { className: "quiet" }, moment.whole.damage ?? ""));
+    element.append(about);
   }
-  return moment.card;
+  if (others.length) {
+    const row = make("div", { className: "others" });
+    for (const other of others.toSorted((a, b) => a.start_s - b.start_s)) {
+      const button = make("button", { type: "button", ariaLabel: `Play ${other.path}, ${stretch(other)}`, title: WORDS[other.hit.match] ?? "" }, stretch(other));
+      button.addEventListener("click", () => play(shown.indexOf(other)));
+      row.append(button);
+    }
+    about.append(row);
+  }
+  return element;
 }
 
 function make(tag, properties, ...children) {
@@ -347,23 +404,31 @@ function timeOf(event, line, moment) {
 
 // ---- playing
 
-// Play a moment in a video element, from its second; formats that the browser refuses as a preview made by the service.
+// Play a moment in a video element, from its second. What the browser refuses, or plays without a picture, comes as a
+// preview made by the service. `onPreview` is told whether there is one, or why there is none.
 function load(element, moment, { from_s = moment.start_s, onPreview = () => {} } = {}) {
-  element.offset_s = 0;
-  element.onerror = () => {
-    if (!moment.id || element.offset_s || element.isPreview || !element.getAttribute("src")) return onPreview(false);
+  const file = `api/videos/${moment.video}/file`;
+  element.shift_s = -moment.offset_s; // from the player's clock to the library's
+  element.isPreview = false;
+  const fall = async () => {
+    if (!element.getAttribute("src")) return;
+    const isLast = element.isPreview || !moment.id;
+    const answer = await fetch(isLast ? element.src : file, { headers: { range: "bytes=0-0" } }).catch(() => null);
+    if (!answer?.ok) return onPreview(false, (await answer?.json().catch(() => null))?.error ?? "The service does not answer.");
+    if (isLast) return onPreview(false, "This browser does not play the file.");
     element.isPreview = true;
-    element.offset_s = moment.start_s;
-    element.src = `/api/moments/${moment.id}/preview`;
+    element.shift_s = moment.start_s;
+    element.src = `api/moments/${moment.id}/preview`;
     onPreview(true);
     element.play().catch(() => {});
   };
-  element.isPreview = false;
-  element.src = `/api/videos/${moment.video}/file#t=${from_s.toFixed(3)}`;
+  element.onerror = fall;
+  element.onloadedmetadata = () => { if (!element.videoWidth && !element.isPreview) fall(); };
+  element.src = `${file}#t=${(from_s + moment.offset_s).toFixed(3)}`;
   element.play().catch(() => {}); // with sound only after a click; the controls are there
 }
 
-let previewed = null;
+let previewed = null; // { video, media }
 let waiting = 0;
 
 function preview(moment, media) {
@@ -371,31 +436,33 @@ function preview(moment, media) {
   if (calm.matches) return;
   waiting = setTimeout(() => {
     const video = make("video", { muted: true, playsInline: true, preload: "auto", tabIndex: -1 });
+    const start_s = () => (video.isPreview ? 0 : moment.start_s + moment.offset_s);
     video.addEventListener("timeupdate", () => {
-      if (!video.isPreview && video.currentTime >= moment.end_s) video.currentTime = moment.start_s;
+      if (!video.isPreview && video.currentTime >= moment.end_s + moment.offset_s) video.currentTime = start_s();
     });
-    video.addEventListener("ended", () => { video.currentTime = video.isPreview ? 0 : moment.start_s; video.play().catch(() => {}); });
-    load(video, moment);
+    video.addEventListener("ended", () => { video.currentTime = start_s(); video.play().catch(() => {}); });
+    load(video, moment, { onPreview: (isMade) => { if (!isMade) stopPreview(media); } });
     media.append(video);
     media.append($(".when", media)); // above the video
-    previewed = video;
+    previewed = { video, media };
   }, HOVER_MS);
 }
 
-function stopPreview() {
+function stopPreview(media = null) {
+  if (media && previewed && previewed.media !== media) return;
   clearTimeout(waiting);
-  if (previewed) unload(previewed), previewed.remove();
+  if (previewed) unload(previewed.video), previewed.video.remove();
   previewed = null;
 }
 
 function unload(video) {
   video.pause();
-  video.onerror = null;
+  video.onerror = video.onloadedmetadata = null;
   video.removeAttribute("src");
   video.load();
 }
 
-function play(place, from_s) {
+function play(place, from_s, { isNew = true } = {}) {
   const moment = shown[place];
   if (!moment) return;
   stopPreview();
@@ -403,16 +470,20 @@ function play(place, from_s) {
   $("#player-title").textContent = moment.id ? `${moment.path}, ${clock(moment.start_s)} to ${clock(moment.end_s)}` : moment.path;
   $(".note", player).textContent = "";
   drawCurve($(".line", player), moment);
-  for (const name of ["like", "again"]) $(`[data-do=${name}]`, player).hidden = !moment.id;
+  for (const name of ["like", "again", "link"]) $(`[data-do=${name}]`, player).hidden = !moment.id;
+  $("[data-do=path]", player).hidden = !about.shows_paths;
+  $("#download").href = `api/videos/${moment.video}/file?download=true`;
   $("[data-do=before]", player).disabled = place === 0;
   $("[data-do=next]", player).disabled = place === shown.length - 1;
+  // Back closes the player: it is one step, whatever is played in it.
+  if (isNew) history[player.open ? "replaceState" : "pushState"]({ isPlayer: true }, "", address(moment.id ?? moment.video));
   if (!player.open) player.showModal();
   load(film, moment, {
     from_s: from_s ?? moment.start_s,
-    onPreview: (isMade) => {
+    onPreview: (isMade, problem) => {
       $(".note", player).textContent = isMade
-        ? "This browser does not play the file's format: a preview of the moment, without sound."
-        : "This browser does not play the file.";
+        ? "This browser does not show the file's picture: a preview of the moment."
+        : problem;
     },
   });
   film.focus();
@@ -424,10 +495,10 @@ function seek(time_s) {
     let n = 0;
     while (n + 1 < curve.start_s.length && curve.start_s[n + 1] <= time_s) n++;
     const moment = { ...shown[at], id: `${shown[at].video}.${n}`, start_s: curve.start_s[n], end_s: curve.end_s[n] };
-    film.offset_s = moment.start_s;
-    film.src = `/api/moments/${moment.id}/preview`;
+    film.shift_s = moment.start_s;
+    film.src = `api/moments/${moment.id}/preview`;
   } else {
-    film.currentTime = time_s;
+    film.currentTime = time_s + shown[at].offset_s;
   }
   film.play().catch(() => {});
 }
@@ -436,13 +507,15 @@ film.addEventListener("timeupdate", () => {
   const head = $(".head", player);
   const long = curves.get(shown[at]?.video)?.video.duration_s;
   if (!head || !long) return;
-  const x = 1000 * Math.min((film.currentTime + film.offset_s) / long, 1);
+  const x = 1000 * Math.min((film.currentTime + film.shift_s) / long, 1);
   head.setAttribute("x1", x);
   head.setAttribute("x2", x);
 });
 $(".line", player).addEventListener("click", (event) => seek(timeOf(event, $(".line", player), shown[at])));
 player.addEventListener("close", () => {
   unload(film);
+  if (history.state?.isPlayer) history.back();
+  else if (new URLSearchParams(location.hash.slice(1)).has("play")) history.replaceState(null, "", address());
   $(".media", shown[at]?.card)?.focus({ preventScroll: false });
 });
 player.addEventListener("click", (event) => {
@@ -456,6 +529,17 @@ function act(name) {
   if (name === "like" && shown[at].id) moreLike(shown[at]);
   if (name === "before" && at > 0) play(at - 1);
   if (name === "next" && at + 1 < shown.length) play(at + 1);
+  if (name === "link") copy(location.origin + location.pathname + address(shown[at].id), "link");
+  if (name === "path") ask(`api/videos/${shown[at].video}/path`).then(({ path }) => copy(path, "path")).catch((error) => { $(".note", player).textContent = error.message; });
+}
+
+async function copy(words, what) {
+  try {
+    await navigator.clipboard.writeText(words);
+    $(".note", player).textContent = `Copied the ${what}.`;
+  } catch { // not allowed, or not over plain HTTP
+    $(".note", player).textContent = words;
+  }
 }
 
 // ---- the form, keys, drops
@@ -465,7 +549,7 @@ let typing = 0;
 function changed({ now = false } = {}) {
   clearTimeout(typing);
   k = PAGE;
-  typing = setTimeout(() => { writeAddress(); search(); }, now ? 0 : PAUSE_MS);
+  typing = setTimeout(() => { writeAddress({ isStep: isSettled }); search(); }, now ? 0 : PAUSE_MS);
 }
 
 text.addEventListener("input", () => { if (text.value.trim()) setLike(null); changed(); });
@@ -498,7 +582,7 @@ function setTheme(theme) {
 }
 
 function step(by) {
-  const places = shown.map((moment) => $(".media", moment.card));
+  const places = [...list.querySelectorAll(".media")];
   const here = places.findIndex((media) => media.closest(".card").contains(document.activeElement));
   const next = here + by;
   if (here >= 0 && next < 0) return text.focus();
@@ -540,11 +624,23 @@ addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files][0];
   if (file) { event.preventDefault(); withPicture(file); }
 });
-addEventListener("popstate", readAddress);
+addEventListener("popstate", onHistory);
+
+async function showAbout() {
+  about = await ask("api/about").catch(() => about);
+  $("#warning").hidden = !about.warning;
+  $("#warning").textContent = about.warning;
+  $("#examples").replaceChildren("Try ", ...about.examples.map((example) => {
+    const button = make("button", { type: "button" }, example);
+    button.addEventListener("click", () => { text.value = example; setLike(null); writeAddress({ isStep: true }); search(); });
+    return button;
+  }));
+  $("#examples").hidden = !about.examples.length || Boolean(asked()) || !shown.length;
+}
 
 // ---- words and numbers
 
-const thumbnail = (video, time_s) => `/api/videos/${video}/thumbnail?time_s=${time_s.toFixed(2)}&height=270`;
+const thumbnail = (video, time_s) => `api/videos/${video}/thumbnail?time_s=${time_s.toFixed(2)}&height=270`;
 const middle = ({ start_s, end_s }) => (start_s + end_s) / 2;
 const many = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
 const percent = (share) => `${share < 0.01 ? (100 * share).toFixed(1) : Math.round(100 * share)} %`;
@@ -567,3 +663,4 @@ try {
   if (theme) document.documentElement.dataset.theme = theme;
 } catch { /* a browser that keeps nothing */ }
 await readAddress();
+await showAbout();
