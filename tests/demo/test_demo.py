@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +18,19 @@ import av
 import pytest
 import torch
 
-from harvest import demo
+from harvest import Index
 from harvest.config import RunConfig
 from harvest.data.miniworld import MiniWorldConfig
-from harvest.demo import Row, Seconds, choose_queries, duration, run_demo
+from harvest.demo import page as demo_page
+from harvest.demo import run as demo
+from harvest.demo import run_demo
+from harvest.demo.page import Score, curve, harvest_command, not_learned, percent, short
+from harvest.demo.pictures import filmstrip, is_right
+from harvest.demo.scores import Row, choose_queries
+from harvest.demo.seconds import Seconds, duration
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_model
 from harvest.recipes import tiny
-from harvest.report import _jpeg, curve, filmstrip, percent
 from harvest.training import loop
 
 PERCENT = [
@@ -152,7 +160,9 @@ def test_seconds_count_what_was_interrupted(finished: Finished) -> None:
     assert 0 < first < second <= third < second + 1  # the third run had nothing left to train
     seconds = _facts(finished)["seconds"]
     assert seconds["train"] == pytest.approx(third, abs=0.06)
-    parts = [seconds[name] for name in ("world", "image_scores", "train", "video_scores", "report")]
+    parts = [
+        seconds[name] for name in ("world", "image_scores", "train", "video_scores", "library", "report")
+    ]
     assert all(part >= 0 for part in parts) and seconds["total"] == pytest.approx(sum(parts), abs=0.01)
 
 
@@ -201,7 +211,7 @@ def test_the_report_needs_no_other_file(finished: Finished) -> None:
     page.feed(html)
     assert not page.open  # every tag was closed
     assert page.sources and all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not {"link", "iframe", "object"} & set(page.tags) and "<script src" not in html
     assert page.tags.count("svg") == 3
     words = re.sub(r"data:[^\"]*|http://www.w3.org/2000/svg", "", html)  # data, and the name of SVG
     assert not re.search(r"https?:|url\(|@import", words)
@@ -215,6 +225,31 @@ def test_the_report_says_what_was_measured(finished: Finished) -> None:
     assert percent(facts["masked_words"]["other_clip"]) in html
     assert facts["command"] in html
     assert 6 + 2 <= html.count('class="query"') <= 6 + 6  # of few questions some have no partner
+
+
+def test_the_library_has_what_is_proposed_and_refuses_what_is_not_there(finished: Finished) -> None:
+    with Index.open(finished.out / "library") as index:
+        assert (
+            len(index.videos()) == 30 + 12
+        )  # the retrieval set, and the combinations that were never trained on
+        answer = index.search(demo_page.SENTENCE, k=3)
+        assert len(answer.hits) == 3 and all(hit.chance is not None for hit in answer.hits)
+        assert not [note for note in answer.notes if "background" in note or "calibrat" in note]
+
+
+def test_no_command_has_an_absolute_path(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(finished.out.parent)
+    assert short(finished.out / "model") == "out/model" and short(Path("/usr/x")) == "/usr/x"
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert harvest_command() == "python -m harvest"
+    (finished.out.parent / "bin").mkdir()
+    (finished.out.parent / "bin" / "harvest").touch()
+    monkeypatch.setattr(sys, "executable", str(finished.out.parent / "bin" / "python"))
+    assert harvest_command() == "bin/harvest"
+    for _, line in demo_page.next_commands(finished.out):
+        assert str(finished.out) not in line
 
 
 # ---- its parts ---------------------------------------------------------------------------------------------------
@@ -252,6 +287,37 @@ def test_queries_are_the_first_of_their_groups() -> None:
     assert choose_queries(rows) == [0, 3]
 
 
+@pytest.mark.parametrize(
+    ("word", "answer", "motion", "right"),
+    [
+        ("up", "up", "moves up", True),
+        ("upwards", "up", "moves up", True),
+        ("down", "up", "moves up", False),
+        ("blue", "red", "moves up", False),
+        ("up", "grows", "grows", False),
+    ],
+)
+def test_words_that_mean_the_same_are_right(word: str, answer: str, motion: str, right: bool) -> None:
+    asked = Example("a", "a.mp4", question="a red star moves [mask]", answer=answer)
+    assert is_right(word, Row(asked, {"motion": motion})) is right
+
+
+def test_the_better_figure_is_bold_where_the_intervals_are_apart() -> None:
+    def best(image: float, video: float, *intervals: tuple[float, float], is_rank: bool = False) -> str:
+        return Score("", "", image, video, 25.0, *intervals, is_rank=is_rank).best
+
+    assert best(20.0, 90.0, (10.0, 30.0), (85.0, 95.0)) == "video"
+    assert best(90.0, 20.0, (85.0, 95.0), (10.0, 30.0)) == "image"
+    assert best(50.0, 55.0, (45.0, 56.0), (50.0, 60.0)) == ""
+    assert best(10.0, 2.0, is_rank=True) == "video" and best(2.0, 2.0, is_rank=True) == ""
+
+
+def test_what_is_not_learned_is_said(finished: Finished) -> None:
+    said = not_learned(_facts(finished))
+    assert said.endswith("%).") and "least" in said and said in finished.report.read_text(encoding="utf-8")
+    assert ("Not learned" in said) == ("(not learned)" in finished.report.read_text(encoding="utf-8"))
+
+
 def test_a_filmstrip_shows_its_frames() -> None:
     frames = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
     frames[0, 0] = 220  # red, green, blue
@@ -260,8 +326,8 @@ def test_a_filmstrip_shows_its_frames() -> None:
     assert filmstrip(frames).startswith("data:image/jpeg;base64,")
     row = frames.permute(2, 0, 3, 1).reshape(16, 48, 3).numpy()
     decoder = av.CodecContext.create("mjpeg", "r")
-    (picture,) = decoder.decode(av.Packet(_jpeg(row)))
-    shown = picture.to_ndarray(format="rgb24")
+    (picture,) = decoder.decode(av.Packet(base64.b64decode(filmstrip(frames).partition(",")[2])))
+    shown = picture.to_ndarray(format="rgb24")[::2, ::2]  # it is drawn at twice the size
     assert shown.shape == row.shape
     assert abs(shown.astype(int) - row).max() <= 12
 
