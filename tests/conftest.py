@@ -18,6 +18,19 @@ from harvest.training.loop import train
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each reason why tests were skipped."""
+    reasons: dict[str, list[str]] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons.setdefault(reason.removeprefix("Skipped: "), []).append(report.nodeid.partition("::")[0])
+    if reasons:
+        terminalreporter.section("skipped")
+    for reason, files in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        where = ", ".join(sorted({Path(file).stem.removeprefix("test_") for file in files}))
+        terminalreporter.write_line(f"{len(files):>4}  {reason}  ({where})")
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs in this folder share the mini-world that the first of them draws."""
