@@ -184,7 +184,7 @@ def test_bare_videos_for_search(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m.parquet").touch()
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(HarvestError, match=r"pip install 'harvest-video\[parquet\]'"):
+    with pytest.raises(HarvestError, match=r"pip install pyarrow"):
         read_manifest(tmp_path / "m.parquet")
 
 

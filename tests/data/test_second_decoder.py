@@ -38,7 +38,7 @@ def test_a_decoder_that_is_not_installed_is_told_before_anything_is_read(
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     config = DataConfig(num_frames=2, workers=0, decoder="torchcodec")
-    with pytest.raises(HarvestError, match=r"pip install 'harvest-video\[torchcodec\]'"):
+    with pytest.raises(HarvestError, match=r"pip install torchcodec"):
         ClipDataset([Example("a", str(clip))], config, image_size=16, encode_text=None, seed=0)
     with pytest.raises(
         HarvestError, match="expected auto, pyav, torchcodec or torchcodec_cuda, got 'decord'"

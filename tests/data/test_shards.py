@@ -315,7 +315,7 @@ def test_names_of_shards(tmp_path: Path) -> None:
         read_shards([str(tmp_path / "a.tar"), str(tmp_path / "a.tar")])
     with pytest.raises(HarvestError, match=r"shard .*c.tar does not exist"):
         read_shards(str(tmp_path / "c.tar"))
-    with pytest.raises(HarvestError, match=r"pip install 'harvest-video\[remote\]'"):
+    with pytest.raises(HarvestError, match=r"pip install s3fs"):
         read_shards("nosuch://bucket/a.tar")
 
 

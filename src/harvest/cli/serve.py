@@ -49,7 +49,7 @@ def serve_command(args: list[str]) -> None:
             from harvest.search.serving.server import serve as run
         except ImportError as error:
             raise HarvestError(
-                f"serving needs {error.name}: pip install 'harvest-video[search,serve]'"
+                f"serving needs {error.name}: pip install fastapi starlette uvicorn prometheus-client"
             ) from error
         token = os.environ.get("HARVEST_TOKEN") or None
         if token_file is not None:

@@ -310,7 +310,7 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(path)  # type: ignore[no-any-return]
     except (ImportError, ValueError) as error:
         raise HarvestError(
-            f"{path}: {error}. Addresses need their library: pip install 'harvest-video[remote]' for s3:// and gs://"
+            f"{path}: {error}. Addresses need their library: pip install s3fs for s3://, gcsfs for gs://"
         ) from error
 
 

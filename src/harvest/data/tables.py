@@ -406,9 +406,7 @@ def _pyarrow(path: Path) -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise HarvestError(
-            f"manifest {path}: reading Parquet needs pyarrow: pip install 'harvest-video[parquet]'"
-        ) from error
+        raise HarvestError(f"manifest {path}: reading Parquet needs pyarrow: pip install pyarrow") from error
     return parquet, pyarrow
 
 

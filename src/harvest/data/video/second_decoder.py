@@ -71,7 +71,7 @@ def _need_torchcodec(name: str) -> None:
         import torchcodec.decoders  # noqa: F401
     except ImportError as error:
         raise HarvestError(
-            f"data.decoder {name}: torchcodec is not installed: pip install 'harvest-video[torchcodec]', or take"
+            f"data.decoder {name}: torchcodec is not installed: pip install torchcodec, or take"
             " data.decoder pyav"
         ) from error
     except (RuntimeError, OSError) as error:  # how it says that it found no FFmpeg
