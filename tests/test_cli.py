@@ -136,7 +136,7 @@ def test_help_answers_at_once() -> None:
     assert best < 1.0
 
 
-@pytest.mark.parametrize("command", ["--help", "recipes"])
+@pytest.mark.parametrize("command", ["--help", "version"])
 def test_a_reader_that_has_seen_enough(command: str) -> None:
     answer = typed_in_a_shell(f"harvest {command} | head -1")
     assert answer.err == "" and answer.code == 0 and len(answer.out.splitlines()) == 1
