@@ -84,10 +84,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> Fin
     with pytest.MonkeyPatch.context() as patch:
         numbers = loop._numbers
 
-        def ask_to_stop(total: Any, parts: Any, step: int) -> dict[str, float]:
+        def ask_to_stop(losses: Any, step: int) -> dict[str, float]:
             if step == 3:
                 signal.raise_signal(signal.SIGINT)
-            return numbers(total, parts, step)
+            return numbers(losses, step)
 
         patch.setattr(loop, "_numbers", ask_to_stop)
         with pytest.raises(HarvestError, match="the same command goes on"):
