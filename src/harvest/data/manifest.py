@@ -285,7 +285,6 @@ def boxed_example(row: Mapping[str, Any], folder: Path) -> Example:
 class _Reader:
     """What is known of one manifest: its folder, its form, the columns met, the ids given away."""
 
-<<<<<<< HEAD
     def __init__(
         self, path: Path, videos: Path | None, captions_required: bool, columns: Sequence[str]
     ) -> None:
@@ -298,79 +297,6 @@ class _Reader:
             self.folder = videos
         beside = path.parent / "videos"
         self.webvid_folder = beside if videos is None and beside.is_dir() else self.folder
-=======
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise HarvestError(
-                    f"manifest {path}, line {number}: not JSON ({error.msg} at column {error.colno}): expected one"
-                    ' object a line, like {"video": "a.mp4", "caption": "a dog runs"}'
-                ) from error
-            if not isinstance(row, dict):
-                raise HarvestError(
-                    f"manifest {path}, line {number}: expected an object {{…}}, got {type(row).__name__}"
-                )
-            yield f"line {number}", row
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        try:
-            header = next(reader, None)
-            if header is None:
-                return
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise HarvestError(
-                        f"manifest {path}, line {reader.line_num}: expected {len(header)} columns"
-                        f" ({', '.join(header)}), got {len(cells)}: put text that holds a {delimiter!r} in quotes"
-                    )
-                yield f"line {reader.line_num}", dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            raise HarvestError(f"manifest {path}, line {reader.line_num}: {error}") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise HarvestError(f"manifest {path}: reading Parquet needs pyarrow: pip install pyarrow") from error
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
-    except pyarrow.ArrowException as error:
-        raise HarvestError(f"manifest {path} is not a Parquet file: {error}") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# From a row to an Example
-
-
-class _Rows:
-    """What is known of one manifest: its folder, its columns, the ids that were given away."""
-
-    def __init__(self, path: Path, videos: Path | None, captions_required: bool) -> None:
-        self.path, self.captions_required = path, captions_required
-        self.folder = path.parent if videos is None else videos
-        if videos is None and (path.parent / "videos").is_dir():
-            self.webvid_folder = path.parent / "videos"
-        else:
-            self.webvid_folder = self.folder
->>>>>>> 1700207 (Format)
         self.uses_pages: bool | None = None  # of WebVid's csv: videos lie in folders named by page_dir
         self.names: dict[
             tuple[str, ...], dict[str, str]
