@@ -158,7 +158,7 @@ def trained(world: World, captions: list[str]) -> World:
     video = torch.stack([clip_of(world, number) for number in range(4)])
     ids = world.tokenizer(captions)
     maskable = model.text.maskable(ids)
-    for step in range(160):
+    for step in range(100):
         masked, hidden = mask_text(
             ids, maskable=maskable, ratio=0.8, mask_id=model.mask_id, generator=generator_for(0, step)
         )

@@ -95,7 +95,7 @@ def by_queries(
 @pytest.mark.slow  # HARVEST_RERANK=1000 for the row in docs/results.md, with -s to see the figures
 def test_re_ranking_is_faster_than_a_loop_and_finds_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     """All queries here; of the loop as many as take part of a minute, since each costs the same."""
-    num = int(os.environ.get("HARVEST_RERANK", "48"))
+    num = int(os.environ.get("HARVEST_RERANK", "24"))
     k = 128 if num >= 1000 else num // 3
     texts = captions(num)
     tokenizer = train_tokenizer(texts, vocab_size=300, context_length=16)

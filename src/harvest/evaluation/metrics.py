@@ -141,13 +141,16 @@ def _tied_precision(before: Tensor, right: Tensor, tied: Tensor, seen: Tensor) -
 
     `right` of the `tied` items are right, `before` right ones come before them, and `seen` items end with them. Given a
     right item at place j of m tied ones, of the j - 1 in front of it (j - 1) (r - 1) / (m - 1) are right on average; the
-    sum over places is one of 1 / j, which is a difference of digammas.
+    sum over places is one of 1 / j, which is a difference of digammas. 0 where none is right.
     """
+    found = torch.zeros_like(seen)
+    any_right = right > 0
+    before, right, tied, seen = (part[any_right] for part in (before, right, tied, seen))
     first = seen - tied  # items in front of all tied ones
-    slope = (right - 1).clamp(min=0) / (tied - 1).clamp(min=1)
+    slope = (right - 1) / (tied - 1).clamp(min=1)
     harmonic = torch.digamma(seen + 1) - torch.digamma(first + 1)
-    total = slope * tied + (before + 1 - slope * (first + 1)) * harmonic
-    return torch.where(right > 0, total / tied.clamp(min=1), 0.0)
+    found[any_right] = (slope * tied + (before + 1 - slope * (first + 1)) * harmonic) / tied
+    return found
 
 
 def class_rankings(scores: Tensor, is_right: Tensor, group: Tensor) -> list[Ranking]:
