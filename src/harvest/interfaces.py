@@ -6,7 +6,7 @@ L words, D width of a tower, E width of the shared space. Frame order is `[B, T,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -90,6 +90,9 @@ class Clip:
             raise ValueError("times_s: must not decrease")
 
 
+_NO_HARD_TEXTS = torch.zeros(0, 0, 0, dtype=torch.int64)
+
+
 class Batch(NamedTuple):
     """What a loader yields and an objective takes. Integers are int64."""
 
@@ -100,6 +103,20 @@ class Batch(NamedTuple):
     label: (
         Tensor  # [B]; -1 where there is none. Where a row may have several, 0 and 1 for every class, [B, A]
     )
+    hard_ids: Tensor = _NO_HARD_TEXTS  # [B, M, L], sentences false of each clip; -1 where it has fewer
+
+    def rows(self, chosen: Tensor | slice | list[int]) -> Batch:
+        """Some clips of the batch."""
+        return Batch(*(tensor[chosen] if len(tensor) else tensor for tensor in self))
+
+
+class HardTextSource(NamedTuple):
+    """Sentences that are false of a clip and near one of its captions."""
+
+    of: Callable[[str], Sequence[str]]
+    """The sentences of a caption, none where nothing is known. It has to survive the way into a worker process."""
+    num: int
+    """Of these, the number drawn for each clip and step."""
 
 
 class Grid(NamedTuple):

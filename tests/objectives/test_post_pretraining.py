@@ -276,9 +276,7 @@ def test_cached_captions_give_the_same_loss_and_gradients(captions: int) -> None
         lambda done, of: told.append((done, of)),
     )
     assert told == [(6 * captions, 6 * captions)]
-    shuffled = Batch(
-        *(tensor[[3, 0, 5, 1]] for tensor in batch)
-    )  # a cache is looked up by the caption's number
+    shuffled = batch.rows([3, 0, 5, 1])  # a cache is looked up by the caption's number
     (a, a_gradients), (b, b_gradients) = with_gradients(plain, shuffled), with_gradients(cached, shuffled)
     torch.testing.assert_close(a.total, b.total, atol=1e-6, rtol=1e-6)
     assert a_gradients.keys() == b_gradients.keys()
@@ -299,7 +297,7 @@ def test_a_bank_of_cached_captions_joins_as_negatives() -> None:
     """The clip-to-text half sees batch and bank, the text-to-clip half the batch alone; own captions stay positives."""
     world, made = small_batch(8), objective(cache_texts=True, text_bank=5, masked_words_weight=0.0)
     made.fill_text_cache(world.text_ids.flatten(0, 1), world.example)
-    batch = Batch(*(tensor[:3] for tensor in world))
+    batch = world.rows(slice(3))
     bank, again = made._bank(7), made._bank(7)
     assert bank is not None and again is not None and bank.pooled.shape == (5, 12)
     assert torch.equal(bank.pooled, again.pooled) and not torch.equal(bank.pooled, made._bank(8).pooled)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def test_all_stored_gives_the_step_without_a_cache(
 ) -> None:
     objective = objective_of(selector=keep)
     order = torch.tensor([5, 0, 3, 2])
-    batch = Batch(*(part[order] for part in clips()))
+    batch = clips().rows(order)
     plain = [objective(batch, step).total.item() for step in range(3)]
     objective.teaching.cache, _ = cached(tmp_path, objective, stored=stored)
 
@@ -179,12 +178,3 @@ def test_what_cannot_be_drawn_says_so(tmp_path: Path) -> None:
         MaskedAlignmentConfig(teacher_cache_ratio=0.0)
     with pytest.raises(HarvestError, match=r"--data\.times middle"):
         RunConfig("x", MaskedAlignmentConfig(teacher_cache="folder"), data=DataConfig(times="random"))
-
-
-def test_a_cache_from_before_crops_were_noted_is_of_the_middle(tmp_path: Path) -> None:
-    _, made_of = cached(tmp_path, objective_of())
-    path = tmp_path / "cache.json"
-    path.write_text(json.dumps({key: value for key, value in made_of.items() if key != "crop"}))
-    TeacherCache(tmp_path, made_of=made_of)
-    with pytest.raises(HarvestError, match="fit: 'crop' there, 'squash' now"):
-        TeacherCache(tmp_path, made_of=made_of | {"crop": "squash"})

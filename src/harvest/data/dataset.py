@@ -29,13 +29,14 @@ from harvest.data.shards import ShardSet
 from harvest.data.video import Decoder, PackedVideo, VideoError, read_clip
 from harvest.data.video.second_decoder import find_decoder
 from harvest.data.words import SIDE_WORDS, drawn_sentence, first_sentences, names_a_side
-from harvest.interfaces import Batch, Example, Fit, HarvestError, OnProgress
+from harvest.interfaces import Batch, Example, Fit, HardTextSource, HarvestError, OnProgress
 from harvest.parallel import generator_for
 from harvest.ranges import Range, check_ranges
 
 EncodeText = Callable[[list[str]], Tensor]
 CropBox = tuple[float, float, float, float]  # top, left, height, width as ratios of a picture's sides
 
+_HARD = 7  # tells the draws of hard texts from all others
 _MAX_TRIES = 100  # for one place of a batch; that many broken in a row mean a wrong folder
 
 _recent_order = lru_cache(maxsize=2)(epoch_order)  # a batch may lie in two epochs
@@ -158,6 +159,7 @@ class ClipDataset(Dataset):
         image_size: int,
         encode_text: EncodeText | None,
         seed: int,
+        hard_texts: HardTextSource | None = None,
     ) -> None:
         if not examples:
             raise HarvestError("the training set is empty: its manifest has no rows")
@@ -183,6 +185,7 @@ class ClipDataset(Dataset):
                 f" {first!r}): remove these rows or give them captions"
             )
         self.config, self.image_size, self.seed = config, image_size, seed
+        self.hard_texts = hard_texts
         self.encode_text = encode_text if encode_text is not None else _no_text
         self.num_clips = int(self.clip_of.max()) + 1
         self._first_caption = F.pad(self.num_texts.cumsum(0), (1, 0))
@@ -307,6 +310,8 @@ class ClipDataset(Dataset):
             label=self.labels[samples],
         )
         cut = getattr(self.encode_text, "truncated", 0) - truncated
+        if self.hard_texts is not None:
+            batch = batch._replace(hard_ids=self._hard_ids(self.hard_texts, rows))
         crops = torch.tensor([row.box for row in rows]) if self._crops_later else None
         return WorkerBatch(batch, tried, broken, cut, self._count_shortened(), crops)
 
@@ -443,11 +448,12 @@ class ClipDataset(Dataset):
         if self._cache is not None:
             ids = self._cache.text_ids[caption.clamp(min=0)]
             return torch.where((caption >= 0)[..., None], ids, self._cache.empty_ids)
-        texts = [
-            self._part(self._text(number), row.epoch, row.sample, number)
-            for row, numbers in zip(rows, caption.tolist(), strict=True)
-            for number in numbers
-        ]
+        texts: list[str] = []
+        for row, numbers in zip(rows, caption.tolist(), strict=True):
+            for number in numbers:
+                text = self._text(number)
+                texts.append(self._part(text, row.epoch, row.sample, number))
+                self._shortened += texts[-1] != text
         ids = self.encode_text(texts)
         return ids.reshape(*caption.shape, -1)
 
@@ -457,16 +463,29 @@ class ClipDataset(Dataset):
         if mode == "whole":
             return text
         if mode == "first":
-            part = first_sentences(text, words)
-        else:
-            part = drawn_sentence(text, words, generator_for(self.seed, *drawn_for, 1))
-        self._shortened += part != text
-        return part
+            return first_sentences(text, words)
+        return drawn_sentence(text, words, generator_for(self.seed, *drawn_for, 1))
 
     def _count_shortened(self) -> int:
         """How many since the last call."""
         count, self._shortened = self._shortened, 0
         return count
+
+    def _hard_ids(self, hard: HardTextSource, rows: Sequence[_Drawn]) -> Tensor:
+        """Tokens `[B, num, L]` of sentences drawn from those that each row's first caption gives; -1 where it has fewer."""
+        texts: list[str] = []
+        places: list[int] = []
+        for place, row in enumerate(rows):
+            number = row.draw.captions[0]
+            found = hard.of(self._part(self._text(number), row.epoch, row.sample, number))
+            drawn = torch.randperm(len(found), generator=generator_for(self.seed, row.epoch, number, _HARD))
+            for n, chosen in enumerate(drawn[: hard.num].tolist()):
+                texts.append(found[chosen])
+                places.append(place * hard.num + n)
+        ids = self.encode_text(texts or [""])
+        every = torch.full((len(rows) * hard.num, ids.shape[1]), -1, dtype=torch.int64)
+        every[places] = ids[: len(places)]
+        return every.view(len(rows), hard.num, -1)
 
     def _text(self, caption: int) -> str:
         if caption < 0:

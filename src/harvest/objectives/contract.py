@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from harvest.interfaces import Example
+from harvest.interfaces import Example, HardTextSource
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.seen import check_seen
@@ -148,6 +148,8 @@ class Needs:
     """How the loader encodes texts."""
     start: Callable[[RunConfig, list[str]], Started] = start_video_model
     """How the model is started."""
+    hard_texts: HardTextSource | None = None
+    """Sentences false of a clip that join its loss (`Batch.hard_ids`)."""
     check: Callable[[RunConfig], None] = _nothing
     """Raises HarvestError for settings of the run that do not go with the objective."""
     check_seen: Callable[[Selection, VideoTextModel, Tensor], object] = check_seen

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.objectives.losses import contrastive_rows, sigmoid_rows
@@ -33,6 +34,13 @@ class Bank(NamedTuple):
     example: Tensor  # [K]
 
 
+class HardTexts(NamedTuple):
+    """Sentences that are false of one clip each and near its caption: negatives of that clip alone."""
+
+    pooled: Tensor  # [B, M, E]
+    mask: Tensor  # bool [B, M], False where a clip has fewer
+
+
 def contrast(
     score: Score,
     video_BE: Tensor,
@@ -41,13 +49,14 @@ def contrast(
     example: Tensor,
     loss: ContrastiveLoss = "softmax",
     bank: Bank | None = None,
+    hard: HardTexts | None = None,
 ) -> Tensor:
     """This rank's part of the loss over the global batch; the mean over ranks is the whole.
 
     `example` int64 `[B]` numbers the clips' videos; equally many neighbouring captions belong to each clip, and every
     caption of a video is right for all its clips. softmax: the mean of text-to-video and video-to-text. sigmoid: the
     sum over all pairs divided by the captions of the batch. A caption of the bank whose video is not in the batch is a
-    negative, and asks for none itself.
+    negative, and asks for none itself. Hard texts join the choice among captions of their own clip, and no other's.
     """
     rank, size = world_rank_size()
     text_example = example.repeat_interleave(len(text_RE) // len(example))
@@ -59,22 +68,42 @@ def contrast(
         text_RE = torch.cat([text_RE, bank.pooled[rank::size]])  # each rank asks for its share of the bank
         text_example = torch.cat([text_example, bank.example[rank::size]])
     t2v_RG = score(videos_GE, text_RE)
+    hard_BM = None if hard is None else _own_scores(score, video_BE, hard)
     if loss == "sigmoid":
-        return size * sigmoid_rows(t2v_RG, text_example, video_examples).sum() / num_texts
+        total = sigmoid_rows(t2v_RG, text_example, video_examples).sum()
+        if hard_BM is not None:
+            total = total + F.softplus(hard_BM).sum()  # -log sigmoid(-score); 0 where there is none
+        return size * total / num_texts
     t2v = contrastive_rows(t2v_RG, text_example, video_examples).sum()
-    v2t = contrastive_rows(score(video_BE, texts_HE).T, example, text_examples).sum()
+    v2t_BH = score(video_BE, texts_HE).T
+    columns = text_examples
+    if hard_BM is not None:
+        v2t_BH = torch.cat([v2t_BH, hard_BM], dim=1)
+        columns = torch.cat([columns, columns.new_full((hard_BM.shape[1],), -1)])  # nobody's example
+    v2t = contrastive_rows(v2t_BH, example, columns).sum()
     num_asking = torch.isin(text_examples, video_examples).sum()
     return size * (t2v / num_asking + v2t / len(videos_GE)) / 2
 
 
-def paraphrase(first: Tensor, second: Tensor, *, example: Tensor, temperature: float) -> Tensor:
+def _own_scores(score: Score, video_BE: Tensor, hard: HardTexts) -> Tensor:
+    """Each clip's scores with its own hard texts, `[B, M]`; so low where there is none that it weighs nothing."""
+    B, M = hard.mask.shape
+    every = score(video_BE, hard.pooled.flatten(0, 1)).view(B, M, B)
+    own = every.diagonal(dim1=0, dim2=2).T
+    return own.masked_fill(~hard.mask, torch.finfo(own.dtype).min / 2)
+
+
+def paraphrase(
+    first: Tensor, second: Tensor, *, example: Tensor, temperature: float, hard: HardTexts | None = None
+) -> Tensor:
     """Contrast between two captions of each clip, unit vectors `[B, E]`: different sentences are kept apart.
 
-    Pictures never ask a text tower to tell captions apart that differ only in the motion; this does.
+    Pictures never ask a text tower to tell captions apart that differ only in the motion; this does. `hard` are
+    sentences false of the clips, which the second caption is to tell from the first.
     """
 
     def score(left: Tensor, right: Tensor) -> Tensor:
         with torch.autocast(left.device.type, enabled=False):  # in bf16 near sentences fall on one point
             return right.float() @ left.float().T / temperature
 
-    return contrast(score, second, first, example=example)
+    return contrast(score, second, first, example=example, hard=hard)

@@ -18,10 +18,12 @@ from harvest.interfaces import Batch, Losses
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.contract import Given, Needs, Reading
 from harvest.objectives.contrast import ContrastiveLoss, contrast, paraphrase
+from harvest.objectives.hard_texts import encode_hard_texts, hard_text_source
 from harvest.objectives.reach import freeze_unreached
 from harvest.objectives.seen import check_seen, step_generator
 from harvest.ranges import Range, check_ranges
 from harvest.tokens import Selection, choose
+from harvest.tokens.hard_negatives import RULES, Rule
 
 if TYPE_CHECKING:
     from harvest.config import RunConfig
@@ -34,6 +36,11 @@ class ImageTextConfig:
     """How captions and stills find each other: softmax as CLIP, sigmoid as SigLIP."""
     paraphrase_weight: float = 0.5
     paraphrase_temperature: Annotated[float, Range(above=0)] = 0.05
+    hard_negatives: Annotated[int, Range(least=0)] = 0
+    """Sentences a clip, drawn at each step, that a rule makes false of it: the second caption is to tell them from the
+    first (`tokens.hard_negatives`)."""
+    hard_rules: tuple[Rule, ...] = RULES
+    """What those sentences change of the caption."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "objective")
@@ -43,6 +50,7 @@ class ImageTextConfig:
         return Needs(
             Selection(self.drop_ratio),
             stills=True,
+            hard_texts=hard_text_source(self.hard_negatives, self.hard_rules),
             check_seen=partial(check_seen, attention=False),
             reading=_reading,
         )
@@ -82,6 +90,7 @@ class ImageTextPretraining(nn.Module):
         )
         first, second = text_RE[0::C], text_RE[1::C] if C > 1 else text_RE
         temperature = self.config.paraphrase_temperature
-        texts = paraphrase(first, second, example=batch.example, temperature=temperature)
+        hard = encode_hard_texts(self.model, batch)
+        texts = paraphrase(first, second, example=batch.example, temperature=temperature, hard=hard)
         total = itc + self.config.paraphrase_weight * texts
         return Losses(total, {"itc": itc.detach(), "paraphrase": texts.detach()})

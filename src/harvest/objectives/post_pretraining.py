@@ -19,6 +19,7 @@ from harvest.model.matryoshka import shorten
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.contract import Given, Needs, Reading, Ready, hidden_words
 from harvest.objectives.contrast import Bank, ContrastiveLoss, contrast
+from harvest.objectives.hard_texts import encode_hard_texts, hard_text_source
 from harvest.objectives.losses import masked_words
 from harvest.objectives.reach import freeze_unreached
 from harvest.objectives.seen import choose_seen, step_generator
@@ -26,6 +27,7 @@ from harvest.parallel import generator_for, mean_over_ranks
 from harvest.progress import bar
 from harvest.ranges import Range
 from harvest.tokens import DropRatio, Selection, mask_text
+from harvest.tokens.hard_negatives import RULES, Rule
 
 if TYPE_CHECKING:
     from harvest.config import RunConfig
@@ -50,7 +52,11 @@ class PostPretrainingConfig(Selection):
     text_bank: int = 0
     """So many other cached captions, drawn afresh each step, are further negatives of every clip. A frozen tower
     makes them free, and they hold what a batch hardly ever does: captions that differ from the right one in little."""
-
+    hard_negatives: Annotated[int, Range(least=0)] = 0
+    """Sentences a clip, drawn at each step, that a rule makes false of it: another direction, order, action or colour
+    (`tokens.hard_negatives`). They are negatives of their own clip alone."""
+    hard_rules: tuple[Rule, ...] = RULES
+    """What those sentences change of the caption."""
     chunk_clips: Annotated[int, Range(least=0)] = 0
     """Clips of a process that are computed at a time; 0 for all. A batch of any size then fits the memory of so many,
     with the gradients of the whole batch, since what was drawn for it is kept; the forward pass is done twice."""
@@ -75,6 +81,7 @@ class PostPretrainingConfig(Selection):
             self,
             captions=bool(self.dims),
             fusion=self.masked_words_weight > 0,
+            hard_texts=hard_text_source(self.hard_negatives, self.hard_rules),
             check=self._check,
             prepare=_cache_texts,
             reading=self._reading,
@@ -176,7 +183,7 @@ class PostPretraining(nn.Module):
             num_hidden = mean_over_ranks(masked[1].sum().float())
         video_BE, text_RE, mlm, right = self._in_chunks(batch, keep, masked, num_hidden)
 
-        bank = self._bank(step)
+        bank, hard = self._bank(step), encode_hard_texts(self.model, batch)
         parts = {}
         vtc = torch.zeros((), device=video_BE.device)
         for dim in (None, *self.config.dims):
@@ -188,6 +195,7 @@ class PostPretraining(nn.Module):
                 example=batch.example,
                 loss=self.config.contrastive_loss,
                 bank=some,
+                hard=None if hard is None else hard._replace(pooled=shorten(hard.pooled, dim)),
             )
             vtc, parts["vtc" if dim is None else f"vtc_{dim}"] = vtc + loss, loss.detach()
         total = self.config.contrastive_weight * vtc / (1 + len(self.config.dims))
@@ -210,7 +218,7 @@ class PostPretraining(nn.Module):
             )
         results = []
         for rows in (slice(start, start + size) for start in range(0, B, size)):
-            chunk = Batch(*(tensor[rows] for tensor in batch))
+            chunk = batch.rows(rows)
             kept = None if keep is None else keep[rows]
             words = None if masked is None else (masked[0][rows], masked[1][rows])
             results.append(checkpoint(self._rows, chunk, kept, words, num_hidden, use_reentrant=False))

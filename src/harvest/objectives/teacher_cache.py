@@ -124,8 +124,6 @@ def check(selection: Selection, grid: Grid, *, num_stored: int) -> None:
 def _compare(path: Path, made_of: dict[str, Any]) -> None:
     """See that the file `path` of a cache says `made_of`."""
     found = json.loads(path.read_text())
-    if "fit" in made_of:
-        found.setdefault("fit", "crop")  # older ones do not say it, and knew no other
     differ = [
         f"{key}: {found.get(key)!r} there, {made_of.get(key)!r} now"
         for key in sorted(found.keys() | made_of.keys())

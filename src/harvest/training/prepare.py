@@ -85,6 +85,7 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
             image_size=model.config.video.image_size,
             encode_text=encode_text,
             seed=config.loop.seed,
+            hard_texts=needs.hard_texts,
         )
 
     return Prepared(
