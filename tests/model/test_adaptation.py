@@ -124,7 +124,7 @@ def test_full_changes_nothing() -> None:
 
 
 def test_settings_that_cannot_be(tiny_run) -> None:
-    with pytest.raises(HarvestError, match="rank 0"):
+    with pytest.raises(HarvestError, match=r"adapt\.rank: expected at least 1, got 0"):
         AdaptConfig("lora", rank=0)
     config = tiny_run("mini-harvest")
     with pytest.raises(HarvestError, match="adapters widen the tower"):

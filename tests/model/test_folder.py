@@ -85,7 +85,7 @@ def test_damaged_weights(saved):
     folder, _, _ = saved
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(HarvestError, match="cannot be read"):
+    with pytest.raises(HarvestError, match="not a readable safetensors"):
         load_model(folder)
 
 

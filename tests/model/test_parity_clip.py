@@ -58,14 +58,17 @@ def test_transformers_layout(tmp_path, inputs, activation):
 def test_openai_layout_in_wrappers(tmp_path, inputs):
     reference = clip_folder(tmp_path)
     tensors = openai_state_dict(reference)
-    sizes = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(16)}
+    sizes = {
+        name: torch.tensor(n)
+        for name, n in (("input_resolution", 32), ("context_length", 16), ("vocab_size", 600))
+    }
     torch.save(
         {"state_dict": {f"module.{k}": v for k, v in (tensors | sizes).items()}, "epoch": 3},
         tmp_path / "w.pt",
     )
     model, _, report = load_pretrained(tmp_path / "w.pt", head_width=HEAD_WIDTH)
-    assert report.ignored == ("context_length", "input_resolution")
-    assert any("activation quick_gelu" in note for note in report.notes)
+    assert report.ignored == ("context_length", "input_resolution", "vocab_size")
+    assert any("activation quick_gelu" in note and "OpenAI's sizes" in note for note in report.notes)
     assert any("epoch" in note for note in report.notes)
     assert_parity(reference, model, *inputs)
 
@@ -77,8 +80,6 @@ def test_open_clip_folder_says_its_activation(tmp_path, inputs):
     folder = tmp_path / "oc"
     (tmp_path / "hf" / "bpe_simple_vocab_16e6.txt.gz").rename(folder / "bpe_simple_vocab_16e6.txt.gz")
     save_file(openai_state_dict(reference), folder / "open_clip_model.safetensors")
-    with pytest.raises(HarvestError, match="activation"):
-        load_pretrained(folder / "open_clip_model.safetensors", head_width=HEAD_WIDTH)
     config = {
         "model_cfg": {
             "embed_dim": 24,

@@ -21,6 +21,7 @@ def change_weights(folder, change):
     save_file(tensors, folder / "model.safetensors")
 
 
+OPENAI = {"preset": "openai", "head_width": HEAD_WIDTH}
 VISION, TEXT = "vision_model.post_layernorm.bias", "text_model.encoder.layers.1.mlp.fc1.weight"
 
 
@@ -67,7 +68,7 @@ def test_any_wrong_shape_in_a_state_dict(tmp_path, shape):
     for name in tensors:
         save_file({**tensors, name: torch.zeros(shape)}, tmp_path / "weights.safetensors")
         with pytest.raises(HarvestError):
-            load_pretrained(tmp_path / "weights.safetensors", head_width=HEAD_WIDTH)
+            load_pretrained(tmp_path / "weights.safetensors", **OPENAI)
 
 
 def test_buffers_are_listed_as_ignored(tmp_path):
@@ -82,13 +83,13 @@ def test_a_hole_among_the_blocks_of_a_state_dict(tmp_path):
     kept = {name: tensor for name, tensor in tensors.items() if "visual.transformer.resblocks.0" not in name}
     save_file(kept, tmp_path / "weights.safetensors")
     with pytest.raises(HarvestError, match=r"missing \(12\): visual.transformer.resblocks.0"):
-        load_pretrained(tmp_path / "weights.safetensors", head_width=HEAD_WIDTH)
+        load_pretrained(tmp_path / "weights.safetensors", **OPENAI)
 
 
 def test_heads_that_do_not_divide_the_width(tmp_path):
     save_file(openai_state_dict(clip_folder(tmp_path)), tmp_path / "weights.safetensors")
     with pytest.raises(HarvestError, match="head_width"):
-        load_pretrained(tmp_path / "weights.safetensors")
+        load_pretrained(tmp_path / "weights.safetensors", preset="openai")
 
 
 def test_shards(tmp_path):
@@ -198,7 +199,10 @@ def image_models(tmp_path_factory):
     save_file(openai_state_dict(clip_folder(folders["openai"])), weights)
     (folders["openai"] / "model.safetensors").unlink()
     sources = {**folders, "openai": weights}
-    return {family: load_pretrained(source, head_width=HEAD_WIDTH)[0] for family, source in sources.items()}
+    return {
+        family: load_pretrained(source, **(OPENAI if family == "openai" else {}))[0]
+        for family, source in sources.items()
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)

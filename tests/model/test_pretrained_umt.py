@@ -418,13 +418,12 @@ def test_shares_scale_the_branches():
     "wrong",
     [
         {"prefix": "none", "pooling": "prefix"},
-        {"prefix": "frame", "pooling": "mean"},
         {"prefix": "clip", "attention": "frame"},
-        {"pooled_norm": True},
+        {"pool_times": True},
     ],
 )
 def test_settings_that_do_not_go_together(wrong):
-    with pytest.raises(ValueError):
+    with pytest.raises(HarvestError):
         tower(**wrong)
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from harvest.interfaces import HarvestError
 from harvest.model.layers import MLP, Block, activate
 from harvest.model.video_text import VideoTextModel
+from harvest.ranges import Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,13 @@ class AdaptConfig:
     """full: all that the objective trains. lora: a low-rank change of every matrix in the blocks (Hu et al. 2021).
     adapter: more hidden units beside those of the video tower's MLPs (AdaptFormer, Chen et al. 2022, with the tower's
     own activation); the text tower stays as it is. frozen: nothing."""
-    rank: int = 8
+    rank: Annotated[int, Range(least=1)] = 8
     """Of a low-rank change, or the units of an adapter; AdaptFormer has 64."""
-    strength: float = 2.0
+    strength: Annotated[float, Range(above=0)] = 2.0
     """A low-rank change is multiplied by it (alpha over rank)."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.strength <= 0:
-            raise HarvestError(
-                f"adapt: rank {self.rank} must be at least 1, strength {self.strength} more than 0"
-            )
+        check_ranges(self, "adapt")
 
 
 class LowRank(nn.Module):

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from harvest.model.importing.preprocessing import IMAGENET
 from harvest.model.layers import SinusoidPositions
-from harvest.model.preprocessing import IMAGENET_PIXELS
 from harvest.model.video_encoder import VideoEncoderConfig
 
 
@@ -51,8 +51,7 @@ def student_tower(
         projection=False,
         key_bias=False,
         positions=positions,
-        pixel_mean=IMAGENET_PIXELS[0],
-        pixel_std=IMAGENET_PIXELS[1],
+        **IMAGENET.fields,
     )
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import safetensors
 import safetensors.torch
@@ -22,11 +24,11 @@ from torch import Tensor
 
 from harvest.files import new_folder
 from harvest.interfaces import HarvestError
-from harvest.model.fusion import FusionConfig
 from harvest.model.heads import Head, HeadConfig, build_head
+from harvest.model.importing.files import read_json, read_tensors
+from harvest.model.importing.vocabularies import read_tokenizer
 from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer, TokenizerConfig
-from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 
 FORMAT = 1
@@ -45,23 +47,31 @@ def digest_of(*modules: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Fill `model` with `tensors`, or raise HarvestError with the lists of what is missing, left over or misshapen."""
+def check_shapes(model: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """HarvestError with the lists of what is missing, left over, misshapen or of no number with a fraction."""
     own = model.state_dict()
-    missing = sorted(own.keys() - tensors.keys())
-    extra = sorted(tensors.keys() - own.keys())
-    wrong = [
-        f"{name}: {list(tensors[name].shape)} here, {list(own[name].shape)} expected"
-        for name in sorted(own.keys() & tensors.keys())
-        if tensors[name].shape != own[name].shape
+    wrong = {
+        "missing": sorted(own.keys() - tensors.keys()),
+        "left over": sorted(tensors.keys() - own.keys()),
+        "wrong shape": [
+            f"{name}: {list(tensors[name].shape)} here, {list(own[name].shape)} expected"
+            for name in sorted(own.keys() & tensors.keys())
+            if tensors[name].shape != own[name].shape
+        ],
+        "wrong type": [f"{name}: {t.dtype}" for name, t in tensors.items() if not t.is_floating_point()],
+    }
+    lines = [
+        f"\n  {title} ({len(names)}): {', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
+        for title, names in wrong.items()
+        if names
     ]
-    if missing or extra or wrong:
-        lists = [
-            f"{title} ({len(names)}): " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-            for title, names in (("missing", missing), ("left over", extra), ("wrong shape", wrong))
-            if names
-        ]
-        raise HarvestError(f"{source} does not hold this model's weights.\n  " + "\n  ".join(lists))
+    if lines:
+        raise HarvestError(f"{source} does not hold this model's weights.{''.join(lines)}")
+
+
+def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Fill `model` with `tensors`; load or fail with `check_shapes`."""
+    check_shapes(model, tensors, source=source)
     model.load_state_dict(dict(tensors))
 
 
@@ -129,51 +139,77 @@ def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tok
 
     With `check`, the embeddings of a built-in clip and sentence are compared with those written when it was saved.
     """
-    files = ("config.json", "model.safetensors", "tokenizer.json")
-    missing = [name for name in files if not (folder / name).is_file()]
-    config = json.loads((folder / "config.json").read_text()) if files[0] not in missing else {}
-    if config.get("tokenizer", "") is None:
-        missing = [name for name in missing if name != "tokenizer.json"]
-    if missing:
-        raise HarvestError(f"{folder} is not a Harvest model folder: it has no {missing[0]}")
-    if config.get("format", 0) > FORMAT:
-        raise HarvestError(
-            f"{folder} was written by a newer Harvest (format {config['format']}): update Harvest"
-        )
-    model = VideoTextModel(_config_of(config["model"]))
-    try:
-        tensors = safetensors.torch.load_file(folder / "model.safetensors")
-    except safetensors.SafetensorError as error:
-        raise HarvestError(f"{folder}: model.safetensors cannot be read: {error}") from error
-    load_strictly(model, {name: tensor.float() for name, tensor in tensors.items()}, source=str(folder))
+    config = read_json(folder / "config.json")
+    kind = config.get("format")
+    if not isinstance(kind, int) or not isinstance(config.get("model"), dict):
+        raise HarvestError(f"{folder} is not a Harvest model folder: it has no config.json of one")
+    if kind > FORMAT:
+        raise HarvestError(f"{folder} was written by a newer Harvest (format {kind}): update Harvest")
+    where = str(folder / "config.json")
+    sizes = _typed(ModelConfig, config["model"], where, "model")
+    if (sizes.text is None) != (config.get("tokenizer", 0) is None):
+        raise HarvestError(f"{where}: a tokenizer goes with a text tower, and none without one")
+    wanted = ["model.safetensors", *(["tokenizer.json"] if sizes.text is not None else [])]
+    for name in wanted:
+        if not (folder / name).exists():
+            raise HarvestError(f"{folder} is not a Harvest model folder: it has no {name}")
+    tensors = read_tensors(folder / "model.safetensors")[0]
+    with torch.device("meta"):  # before anything is allocated: a config may claim more than there is
+        check_shapes(VideoTextModel(sizes), tensors, source=str(folder))
     tokenizer = None
-    if config["tokenizer"] is not None:
-        tokenizer = Tokenizer.load(folder / "tokenizer.json", TokenizerConfig(**config["tokenizer"]))
+    if sizes.text is not None:
+        settings = _typed(TokenizerConfig, config["tokenizer"], where, "tokenizer")
+        tokenizer = Tokenizer(read_tokenizer(folder / "tokenizer.json"), settings)
+        _check_tokenizer(tokenizer, sizes.text, folder)
+    model = VideoTextModel(sizes)
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     model.eval()
     if check:
-        _check_fingerprint(folder, config["fingerprint"], _fingerprint(model, tokenizer))
+        _check_fingerprint(folder, config.get("fingerprint"), _fingerprint(model, tokenizer))
     return model, tokenizer
 
 
-def _config_of(sizes: dict[str, Any]) -> ModelConfig:
-    """What `dataclasses.asdict` wrote; what an older Harvest did not write has its default."""
+def _check_tokenizer(tokenizer: Tokenizer, text: TextEncoderConfig, folder: Path) -> None:
+    highest = max([tokenizer.config.pad_id, *tokenizer.core.get_vocab().values()])
+    if highest >= text.vocab_size or tokenizer.config.context_length > text.context_length:
+        raise HarvestError(
+            f"{folder}: its tokenizer has ids up to {highest} and texts of {tokenizer.config.context_length}, its text "
+            f"tower {text.vocab_size} words and {text.context_length} positions"
+        )
 
-    def part(kind: Callable[..., Any], name: str) -> Any:
-        values = sizes.get(name)
-        if values is None:
-            return None
-        return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
-    settings: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in sizes.items() if not isinstance(v, dict)
-    }
-    kinds = {
-        "video": VideoEncoderConfig,
-        "text": TextEncoderConfig,
-        "fusion": FusionConfig,
-        "answers": FusionConfig,
-    }
-    return ModelConfig(**settings | {name: part(kind, name) for name, kind in kinds.items()})
+def _typed(kind: Any, values: Any, where: str, path: str) -> Any:
+    """A dataclass from JSON: every value of its field's type, what an older Harvest did not write by its default."""
+    if not isinstance(values, dict):
+        raise HarvestError(f"{where}: {path} must be an object with settings, got {values!r}")
+    hints, given = get_type_hints(kind), {}
+    for key, value in values.items():
+        if key not in hints:
+            raise HarvestError(f"{where}: {path} has a setting {key!r} that this Harvest does not know")
+        given[key] = _value(hints[key], value, where, f"{path}.{key}")
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise HarvestError(f"{where}: {path}: {error}") from error
+
+
+def _value(hint: Any, value: Any, where: str, path: str) -> Any:
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for kind in kinds:
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            return _typed(kind, value, where, path)
+        if get_origin(kind) is tuple and isinstance(value, list):
+            of = get_args(kind)[0]
+            return tuple(_value(of, part, where, path) for part in value)
+        if get_origin(kind) is Literal and value in get_args(kind):
+            return value
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if kind is float and is_number and math.isfinite(value):
+            return float(value)
+        if kind in (int, str, bool, NoneType) and type(value) is kind:
+            return value
+    expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise HarvestError(f"{where}: {path} must be {expected}, got {value!r}")
 
 
 def load_head(folder: Path) -> Head:
@@ -183,11 +219,10 @@ def load_head(folder: Path) -> Head:
             f"{folder} has no head (head.json): it was not fine-tuned for a task. `harvest recipes` lists the recipes"
             " that do so (ft-…)"
         )
-    values: dict[str, Any] = json.loads((folder / "head.json").read_text())
     try:
-        config = HeadConfig(**(values | {"names": tuple(values["names"])}))
-        tensors = safetensors.torch.load_file(folder / "head.safetensors")
-    except (OSError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        config = _typed(HeadConfig, read_json(folder / "head.json"), str(folder / "head.json"), "head")
+        tensors = read_tensors(folder / "head.safetensors")[0]
+    except HarvestError as error:
         raise HarvestError(f"{folder}: its head cannot be read: {error}") from error
     head = build_head(config)
     load_strictly(head, tensors, source=f"{folder}/head.safetensors")
@@ -211,10 +246,20 @@ def _fingerprint(model: VideoTextModel, tokenizer: Tokenizer | None) -> dict[str
     return {name: [round(float(x), 5) for x in vector] for name, vector in values.items()}
 
 
-def _check_fingerprint(folder: Path, written: dict[str, list[float]], seen: dict[str, list[float]]) -> None:
-    for name in written:
-        off = max(abs(a - b) for a, b in zip(written[name], seen[name], strict=True))
-        if off > FINGERPRINT_TOLERANCE:
+def _check_fingerprint(folder: Path, written: Any, seen: dict[str, list[float]]) -> None:
+    if not isinstance(written, dict) or written.keys() != seen.keys():
+        raise HarvestError(
+            f"{folder}/config.json: fingerprint must hold the embeddings of {' and '.join(seen)}"
+        )
+    for name, vector in seen.items():
+        values = written[name]
+        is_like = isinstance(values, list) and len(values) == len(vector)
+        if not is_like or not all(isinstance(value, int | float) for value in values):
+            raise HarvestError(
+                f"{folder}/config.json: the fingerprint of the {name} is not {len(vector)} numbers"
+            )
+        off = max(abs(a - b) for a, b in zip(values, vector, strict=True))
+        if not off <= FINGERPRINT_TOLERANCE:  # nor where it is not a number
             raise HarvestError(
                 f"{folder}: the built-in {name} gives another embedding than when this model was saved "
                 f"(off by {off:.4f}, at most {FINGERPRINT_TOLERANCE} expected). The weights, the tokenizer or the "

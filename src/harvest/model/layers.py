@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
+MOST_WIDTH, MOST_DEPTH = 65_536, 512
+"""Of a tower: what claims more is a damaged or hostile file."""
+
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 
 

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harvest.interfaces import TextFeatures
-from harvest.model.layers import Activation, Block, Norms
+from harvest.interfaces import HarvestError, TextFeatures
+from harvest.model.layers import MOST_DEPTH, MOST_WIDTH, Activation, Block, Norms
+from harvest.ranges import Range, check_ranges
 
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
     """Sizes of a text tower and what its tokenizer's special ids mean."""
 
-    vocab_size: int = 49408
-    context_length: int = 77
-    width: int = 512
-    depth: int = 12
-    num_heads: int = 8
-    mlp_width: int = 2048
-    embed_dim: int = 512
+    vocab_size: Annotated[int, Range(least=1, most=4_000_000)] = 49408
+    context_length: Annotated[int, Range(least=1, most=131_072)] = 77
+    width: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 512
+    depth: Annotated[int, Range(least=0, most=MOST_DEPTH)] = 12
+    num_heads: Annotated[int, Range(least=1, most=1024)] = 8
+    mlp_width: Annotated[int, Range(least=1, most=8 * MOST_WIDTH)] = 2048
+    embed_dim: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 512
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
     causal: bool = True
@@ -42,6 +43,11 @@ class TextEncoderConfig:
     start_id: int | None = 49406
     mask_id: int | None = None
     """The word that stands for hidden ones. None: one learnable vector does, and its id is `vocab_size`."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "text")
+        if self.width % self.num_heads:
+            raise HarvestError(f"text.width {self.width} is not a multiple of num_heads {self.num_heads}")
 
 
 class TextEncoder(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import string
 from collections import Counter
 from collections.abc import Mapping
@@ -15,15 +16,17 @@ import tokenizers
 import torch
 from torch import Tensor
 
+Clean = Literal["none", "clip", "siglip", "umt"]
+
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     context_length: int = 77
     pad_id: int = 49407
-    clean: Literal["none", "clip", "siglip"] = "none"
-    """What happens to a text first. CLIP: broken Unicode and HTML entities are mended. SigLIP: lower case, no
-    punctuation. Literal special tokens such as `<|endoftext|>` are removed everywhere: users could move the
-    position at which the feature is read."""
+    clean: Clean = "none"
+    """What happens to a text first. clip: broken Unicode and HTML entities are mended. siglip: lower case, no
+    punctuation. umt: the `pre_text` of UMT's data sets. Literal special tokens such as `<|endoftext|>` are removed
+    everywhere: users could move the position at which the feature is read."""
 
 
 class Tokenizer:
@@ -35,11 +38,29 @@ class Tokenizer:
         self.truncated = 0
         core.no_padding()
         core.enable_truncation(config.context_length)
-        self._special = [token.content for token in core.get_added_tokens_decoder().values() if token.special]
+        special = [token.content for token in core.get_added_tokens_decoder().values() if token.special]
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)", re.IGNORECASE)
 
     @classmethod
     def load(cls, path: Path, config: TokenizerConfig) -> Tokenizer:
         return cls(tokenizers.Tokenizer.from_file(str(path)), config)
+
+    @property
+    def start_id(self) -> int | None:
+        """The id that begins every text; None where texts begin with their first word."""
+        return self._frame()[0]
+
+    @property
+    def end_id(self) -> int | None:
+        """The id that ends every text; None where texts end without a mark."""
+        return self._frame()[1]
+
+    def _frame(self) -> tuple[int | None, int | None]:
+        whole = self.core.encode("a").ids
+        inner = self.core.encode("a", add_special_tokens=False).ids
+        before = 1 if whole[1 : 1 + len(inner)] == inner and len(whole) > len(inner) else 0
+        after = len(whole) - len(inner) - before
+        return whole[0] if before else None, whole[-1] if after else None
 
     def save(self, path: Path) -> None:
         self.core.save(str(path))
@@ -62,15 +83,37 @@ class Tokenizer:
         return self.core.encode(self._clean(text), add_special_tokens=False).ids
 
     def _clean(self, text: str) -> str:
-        for token in self._special:
-            text = text.replace(token, " ")
-        if self.config.clean == "clip":
-            import ftfy  # only CLIP's tokenizers need it
-
-            text = html.unescape(html.unescape(ftfy.fix_text(text)))
-        elif self.config.clean == "siglip":
-            text = text.lower().translate(str.maketrans("", "", string.punctuation))
+        before = None
+        while text != before:  # what mending or removing brings to light is removed too
+            before = text
+            if self.config.clean == "clip":
+                text = _mended(text)
+            text = self._special.sub(" ", text)
+        if self.config.clean == "siglip":
+            text = text.lower().translate(_NO_PUNCTUATION)
+        elif self.config.clean == "umt":
+            text = umt_text(text)
         return " ".join(text.split())
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _mended(text: str) -> str:
+    """Broken Unicode, full-width letters and HTML entities, however deep, as CLIP's tokenizer mends them."""
+    import ftfy  # only CLIP's tokenizers need it
+
+    text = ftfy.fix_text(text)
+    while (plain := html.unescape(text)) != text:
+        text = plain
+    return text
+
+
+def umt_text(text: str) -> str:
+    """A caption or question as UMT's data sets give it to the tokenizer (its `pre_text`): lower case, no punctuation."""
+    text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
+    text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
+    return re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
 
 
 def train_tokenizer(texts: list[str], *, vocab_size: int, context_length: int) -> Tokenizer:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harvest.interfaces import Grid, Kept, Merged, Packed, VideoFeatures
+from harvest.interfaces import Fit, Grid, HarvestError, Interpolation, Kept, Merged, Packed, VideoFeatures
 from harvest.model.layers import (
+    MOST_DEPTH,
+    MOST_WIDTH,
     Activation,
     AttentionPooling,
     Block,
@@ -25,21 +27,23 @@ from harvest.model.layers import (
     resize_positions,
 )
 from harvest.model.token_merging import merge_plan, merge_tokens
+from harvest.ranges import Range, check_ranges
 
 
 @dataclass(frozen=True)
 class VideoEncoderConfig:
     """Sizes of a video tower. An image tower is one with `num_frames = 1`."""
 
-    image_size: int = 224
-    patch_size: int = 16
-    tubelet_size: int = 1
-    num_frames: int = 8
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_width: int = 3072
-    embed_dim: int = 512
+    image_size: Annotated[int, Range(least=1, most=8192)] = 224
+    """Where it is no multiple of `patch_size`, the last pixels of every row and column are not used, as in the peers."""
+    patch_size: Annotated[int, Range(least=1, most=1024)] = 16
+    tubelet_size: Annotated[int, Range(least=1, most=64)] = 1
+    num_frames: Annotated[int, Range(least=1, most=4096)] = 8
+    width: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 768
+    depth: Annotated[int, Range(least=1, most=MOST_DEPTH)] = 12
+    num_heads: Annotated[int, Range(least=1, most=1024)] = 12
+    mlp_width: Annotated[int, Range(least=1, most=8 * MOST_WIDTH)] = 3072
+    embed_dim: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 512
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
     prefix: Literal["none", "clip", "frame"] = "frame"
@@ -72,6 +76,26 @@ class VideoEncoderConfig:
     gate per channel, which grows to a useful size in a short run. Both leave a still clip an image at the start."""
     pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    fit: Fit = "crop"
+    """How a picture becomes a square, as the tower was trained: every reader follows it unless told otherwise."""
+    interpolation: Interpolation = "bicubic"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "video")
+        if self.patch_size > self.image_size:
+            raise HarvestError(
+                f"video.patch_size {self.patch_size} is more than image_size {self.image_size}"
+            )
+        if self.width % self.num_heads:
+            raise HarvestError(f"video.width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if (self.pooling == "prefix" and self.prefix == "none") or (
+            self.attention == "frame" and self.prefix == "clip"
+        ):
+            raise HarvestError(
+                f"video.pooling {self.pooling!r} and attention {self.attention!r} do not go with prefix {self.prefix!r}"
+            )
+        if self.pool_times and (self.pooling != "mean" or self.attention != "joint" or self.prefix != "none"):
+            raise HarvestError("video.pool_times needs pooling 'mean', attention 'joint' and no prefix")
 
     @property
     def num_patches(self) -> int:
@@ -119,20 +143,6 @@ class VideoEncoder(nn.Module):
 
     def __init__(self, config: VideoEncoderConfig) -> None:
         super().__init__()
-        if config.image_size % config.patch_size:
-            raise ValueError(
-                f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}"
-            )
-        if (config.pooling == "prefix") == (config.prefix == "none") or (
-            config.attention == "frame" and config.prefix == "clip"
-        ):
-            raise ValueError(
-                f"pooling {config.pooling!r} and attention {config.attention!r} do not go with prefix {config.prefix!r}"
-            )
-        if (config.pooled_norm or config.pool_times) and config.pooling != "mean":
-            raise ValueError(f"pooled_norm and pool_times need pooling 'mean', got {config.pooling!r}")
-        if config.pool_times and config.attention != "joint":
-            raise ValueError(f"pool_times needs attention 'joint', got {config.attention!r}")
         self.config = config
         self.checkpointing = False
         D = config.width
@@ -438,6 +448,9 @@ class VideoEncoder(nn.Module):
         config = self.config
         p, t = config.patch_size, config.tubelet_size
         B, T, _, H, W = video.shape
+        if H == W == config.image_size:
+            H = W = H // p * p
+            video = video[..., :H, :W]
         if H != W or H % p:
             raise ValueError(
                 f"frames are {H}x{W}; the model takes {config.image_size}x{config.image_size}, or other squares whose "

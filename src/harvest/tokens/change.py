@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,7 +57,8 @@ def differences(video: Tensor, grid: Grid) -> Tensor:
     """
     p = grid.patch_size
     step = next(step for step in range(max(1, p // 4), 0, -1) if p % step == 0)
-    pixels = video[..., ::step, ::step].contiguous()
+    side = p * math.isqrt(grid.num_patches)  # pixels behind the last whole patch are not seen
+    pixels = video[..., :side:step, :side:step].contiguous()
     later, earlier = pixels[:, 1:], pixels[:, :-1]
     if video.is_floating_point():
         difference = (later - earlier).abs_().float() * GREY_LEVELS_PER_UNIT

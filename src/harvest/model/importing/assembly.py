@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from harvest.interfaces import HarvestError
+from harvest.interfaces import Fit, HarvestError
 from harvest.model.folder import load_strictly
 from harvest.model.importing.tables import ImportReport, Table, count_used, rename
 from harvest.model.layers import Activation, resize_positions
 from harvest.model.text_encoder import TextEncoderConfig
-from harvest.model.tokenizer import Tokenizer
+from harvest.model.tokenizer import Clean, Tokenizer
 from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.ranges import Range, check_ranges
@@ -34,19 +34,49 @@ ACTIVATIONS: dict[str, Activation] = {
 class ImportOptions:
     """What a user says of a source: sizes that may change, and what its files do not say."""
 
-    image_size: Annotated[int | None, Range(least=1)] = None
+    image_size: Annotated[int | None, Range(least=1, most=8192)] = None
     """Another picture size than the model's: positions are resized, bicubic."""
-    num_frames: Annotated[int | None, Range(least=1)] = None
+    num_frames: Annotated[int | None, Range(least=1, most=4096)] = None
     """Frames a clip, for UMT's files, which have no number."""
+    context_length: Annotated[int | None, Range(least=3)] = None
+    """Ids of a text, at most those of the tower; longer texts are cut. None: as the model has it, 32 for UMT's."""
     vocabulary: Path | None = None
     """A `bpe_simple_vocab_16e6.txt.gz`, a `tokenizer.json` or BERT's `vocab.txt`, where none lies beside the weights."""
+    clean: Clean | None = None
+    """How texts are cleaned before they become ids, where it is not as the family does (`umt`: UMT's `pre_text`)."""
+    preset: Literal["openai", "open_clip"] | None = None
+    """What a single file in OpenAI's names is: trained by OpenAI (QuickGELU) or with OpenCLIP's defaults (exact GELU)."""
     activation: Activation | None = None
-    """Of a single file, which does not say it."""
-    head_width: Annotated[int, Range(least=1)] = 64
-    """Width of an attention head, for single files."""
+    """Of a single file, with the four below in place of a preset or beside it."""
+    head_width: Annotated[int | None, Range(least=1)] = None
+    """Width of an attention head; of UMT's files 64 by default."""
+    text_head_width: Annotated[int | None, Range(least=1)] = None
+    """The same of the text tower, where it differs."""
+    video_pooling: Literal["prefix", "mean"] | None = None
+    """Whether a single file's images are read at the class token or as the mean of their patches."""
+    text_pooling: Literal["end", "last", "first"] | None = None
+    """Where a single file's texts are read."""
+    causal: bool | None = None
+    """Whether words of a single file's text tower see only earlier ones."""
+    fit: Fit | None = None
+    """How a picture becomes a square, where it is not as the source says."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    @property
+    def for_files(self) -> list[str]:
+        """What was said that only a single file does not say itself."""
+        names = (
+            "preset",
+            "activation",
+            "head_width",
+            "text_head_width",
+            "video_pooling",
+            "text_pooling",
+            "causal",
+        )
+        return [name for name in (*names, "num_frames") if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +85,8 @@ class Layout:
 
     video: VideoEncoderConfig
     text: TextEncoderConfig
-    table: Table
+    table: Callable[[], Table]
+    """Made once the sizes have been checked: a config may claim a billion layers."""
     tokenizer: Tokenizer
     score_bias: bool = False
     notes: tuple[str, ...] = ()
@@ -66,9 +97,10 @@ Loaded = tuple[VideoTextModel, Tokenizer, ImportReport]
 
 def assemble(layout: Layout, tensors: Mapping[str, Tensor], options: ImportOptions, *, source: str) -> Loaded:
     """The model with the weights of a source, in fp32 and eval mode; load or fail."""
-    ours, ignored = rename(tensors, layout.table, source=source)
+    table = layout.table()
+    ours, ignored = rename(tensors, table, source=source)
     config = ModelConfig(video=layout.video, text=layout.text, score_bias=layout.score_bias)
-    report = ImportReport(source, count_used(layout.table), ignored, notes=layout.notes)
+    report = ImportReport(source, count_used(table), ignored, notes=layout.notes)
     return complete(config, ours, layout.tokenizer, report, options)
 
 
@@ -90,7 +122,43 @@ def complete(
         words = tensors["text.words.weight"]
         tensors[name] = words.mean(dim=0) if name == "text.mask_embedding" else torch.zeros_like(own[name])
     load_strictly(model, tensors, source=report.source)
+    check_finite(tensors, report.source)
     return model.eval(), tokenizer, dataclasses.replace(report, new=new, notes=(*report.notes, *notes))
+
+
+def adjust(
+    model: VideoTextModel, tokenizer: Tokenizer | None, options: ImportOptions, source: str
+) -> tuple[Tokenizer | None, list[str]]:
+    """What a user may set of any model, whatever it came from: how pictures and texts are read. With notes."""
+    notes = []
+    if options.fit is not None and options.fit != model.config.video.fit:
+        notes.append(f"pictures become squares by {options.fit}, not {model.config.video.fit}")
+        video = dataclasses.replace(model.config.video, fit=options.fit)
+        model.config = dataclasses.replace(model.config, video=video)
+        model.video.config = video
+    length, clean = options.context_length, options.clean
+    if tokenizer is None or (length is None and clean is None):
+        return tokenizer, notes
+    text, old = model.config.text_tower, tokenizer.config
+    if length is not None and (
+        length > text.context_length or (text.pooling == "last" and length < text.context_length)
+    ):
+        raise HarvestError(
+            f"{source}: context_length {length}: its texts have at most {text.context_length} ids"
+            + (" and are read at the last of them, so no fewer" if text.pooling == "last" else "")
+        )
+    config = dataclasses.replace(old, context_length=length or old.context_length, clean=clean or old.clean)
+    notes.append(f"texts of at most {config.context_length} ids, cleaned as {config.clean}")
+    return Tokenizer(tokenizer.core, config), notes
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """HarvestError where a weight is not a number."""
+    for name, tensor in tensors.items():
+        if not tensor.is_meta and not bool(tensor.isfinite().all()):
+            raise HarvestError(
+                f"{source}: {name} holds values that are no finite numbers: the weights are broken"
+            )
 
 
 def check_tokenizer(tokenizer: Tokenizer, text: TextEncoderConfig, source: str) -> None:

@@ -1,16 +1,18 @@
-"""CLIP as `transformers`, OpenAI, OpenCLIP and ViCLIP write it. It gives an image model; ViCLIP a video model."""
+"""CLIP as `transformers` writes it, and every state dict in OpenAI's names: OpenAI's, OpenCLIP's and ViCLIP's."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from harvest.interfaces import HarvestError
+from harvest.model.importing import preprocessing
 from harvest.model.importing.assembly import (
     ImportOptions,
     Layout,
@@ -20,7 +22,8 @@ from harvest.model.importing.assembly import (
     complete,
     tower_sizes,
 )
-from harvest.model.importing.files import read_folder, read_json
+from harvest.model.importing.files import read_folder
+from harvest.model.importing.preprocessing import Preprocessing, read_processor
 from harvest.model.importing.tables import (
     ImportReport,
     Row,
@@ -34,10 +37,10 @@ from harvest.model.importing.tables import (
     stack_rows,
     transposed,
 )
-from harvest.model.importing.vocabularies import END, START, clip_tokenizer, id_of
+from harvest.model.importing.vocabularies import END, START, clip_tokenizer, hub_tokenizer, id_of
 from harvest.model.layers import Activation
-from harvest.model.preprocessing import CLIP_PIXELS, IMAGENET_PIXELS, Pixels
 from harvest.model.text_encoder import TextEncoderConfig
+from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig
 
@@ -110,65 +113,121 @@ def clip_table(video_depth: int, text_depth: int) -> Table:
     }
 
 
-def openai_table(video_depth: int, text_depth: int, *, video: str = "visual.", text: str = "") -> Table:
-    """OpenAI's names, which OpenCLIP and, with other prefixes, ViCLIP use too."""
+def openai_video_rows(depth: int, prefix: str, names: Collection[str]) -> Table:
+    """OpenAI's names of the image tower; those that not every model has are seen from `names`."""
+    table: Table = {
+        **_class_token(f"{prefix}class_embedding", f"{prefix}positional_embedding"),
+        "video.patches.weight": Row((f"{prefix}conv1.weight",), flat_patches),
+        **_openai_blocks("video.blocks", f"{prefix}transformer.resblocks", depth, names),
+        "video.projection.weight": Row((f"{prefix}proj",), transposed),
+    }
+    if f"{prefix}ln_pre.weight" in names or not names:
+        table |= layer_rows("video.norm_pre", f"{prefix}ln_pre.{{}}")
+    return table | layer_rows("video.norm_post", f"{prefix}ln_post.{{}}")
+
+
+def openai_text_rows(depth: int, prefix: str, names: Collection[str]) -> Table:
+    """OpenAI's names of the text tower; under `text.` where OpenCLIP builds it apart (`custom_text`)."""
+    table: Table = {
+        "text.words.weight": Row((f"{prefix}token_embedding.weight",)),
+        "text.positions": Row((f"{prefix}positional_embedding",)),
+        **_openai_blocks("text.blocks", f"{prefix}transformer.resblocks", depth, names),
+        **layer_rows("text.norm_post", f"{prefix}ln_final.{{}}"),
+    }
+    if f"{prefix}text_projection.weight" in names:
+        table["text.projection.weight"] = Row((f"{prefix}text_projection.weight",))
+        if f"{prefix}text_projection.bias" in names:
+            table["text.projection.bias"] = Row((f"{prefix}text_projection.bias",))
+    else:
+        table["text.projection.weight"] = Row((f"{prefix}text_projection",), transposed)
+    return table
+
+
+def _openai_blocks(target: str, source: str, depth: int, names: Collection[str]) -> Table:
+    table = stack_rows(target, source, depth, OPENAI_BLOCK)
+    for i in range(depth if f"{source}.0.ls_1.gamma" in names else 0):
+        # What a branch adds is scaled channel by channel: that is part of its last layer.
+        for ours, theirs, scale in (
+            ("attention.out", "attn.out_proj", "ls_1"),
+            ("mlp.down", "mlp.c_proj", "ls_2"),
+        ):
+            gamma, layer = f"{source}.{i}.{scale}.gamma", f"{source}.{i}.{theirs}"
+            table[f"{target}.{i}.{ours}.weight"] = Row(
+                (f"{layer}.weight", gamma), lambda matrix, gamma: matrix * gamma[:, None]
+            )
+            table[f"{target}.{i}.{ours}.bias"] = Row(
+                (f"{layer}.bias", gamma), lambda bias, gamma: bias * gamma
+            )
+    return table
+
+
+def score_rows(names: Collection[str]) -> Table:
+    """Scale and, where there is one, bias of the scores."""
+    table: Table = {"log_scale": Row(("logit_scale",), scalar)}
+    return table | ({"score_bias": Row(("logit_bias",), scalar)} if "logit_bias" in names else {})
+
+
+def openai_table(video_depth: int, text_depth: int, names: Collection[str] = ()) -> Table:
+    """OpenAI's and OpenCLIP's names of a whole model."""
+    text = "text." if "text.token_embedding.weight" in names else ""
     return {
-        **_class_token(f"{video}class_embedding", f"{video}positional_embedding"),
-        "video.patches.weight": Row((f"{video}conv1.weight",), flat_patches),
-        **layer_rows("video.norm_pre", f"{video}ln_pre.{{}}"),
-        **stack_rows("video.blocks", f"{video}transformer.resblocks", video_depth, OPENAI_BLOCK),
-        **layer_rows("video.norm_post", f"{video}ln_post.{{}}"),
-        "video.projection.weight": Row((f"{video}proj",), transposed),
-        "text.words.weight": Row((f"{text}token_embedding.weight",)),
-        "text.positions": Row((f"{text}positional_embedding",)),
-        **stack_rows("text.blocks", f"{text}transformer.resblocks", text_depth, OPENAI_BLOCK),
-        **layer_rows("text.norm_post", f"{text}ln_final.{{}}"),
-        "text.projection.weight": Row((f"{text}text_projection",), transposed),
-        "log_scale": Row(("logit_scale",), scalar),
+        **openai_video_rows(video_depth, "visual.", names),
+        **openai_text_rows(text_depth, text, names),
+        **score_rows(names),
     }
 
 
 def viclip_table(video_depth: int, text_depth: int) -> Table:
     """ViCLIP's released checkpoints; its temperature is held above 0.01 before every use."""
-    table = openai_table(video_depth, text_depth, video="vision_encoder.", text="text_encoder.")
-    table["video.time_positions.table"] = Row(
-        ("vision_encoder.temporal_positional_embedding",), lambda x: x[0]
-    )
-    table["log_scale"] = Row(("temp",), lambda temp: -temp.clamp(min=0.01).log().reshape(()))
-    return table
+    positions = "vision_encoder.temporal_positional_embedding"
+    return {
+        **openai_video_rows(video_depth, "vision_encoder.", ()),
+        **openai_text_rows(text_depth, "text_encoder.", ()),
+        "video.time_positions.table": Row((positions,), lambda x: x[0]),
+        "log_scale": Row(("temp",), lambda temp: -temp.clamp(min=0.01).log().reshape(())),
+    }
 
 
 # --- transformers ------------------------------------------------------------------------------------------------
 
 
 def from_transformers(folder: Path, source: str, config: dict[str, Any], options: ImportOptions) -> Loaded:
-    """A folder of `transformers.CLIPModel`."""
+    """A folder of `transformers.CLIPModel`, or of MetaCLIP 2, which differs by its tokenizer alone."""
     text, vision = read_sizes(config, DEFAULTS)
-    pixels, notes = read_pixels(folder, CLIP_PIXELS)
+    pixels, notes = read_processor(folder, preprocessing.CLIP)
     embed_dim = config.get("projection_dim", 512)
-    tokenizer = clip_tokenizer(folder, options.vocabulary, text["max_position_embeddings"])
-    start_id, end_id = (id_of(token, tokenizer.core, source) for token in (START, END))
-    said = text.get("eos_token_id", 2)
-    if said not in (2, end_id):  # 2 was written by mistake for years; transformers reads the highest id then
-        raise HarvestError(f"{source}: config.json ends texts with id {said}, the tokenizer with {end_id}")
+    length = text["max_position_embeddings"]
+    if config["model_type"] == "metaclip_2":
+        tokenizer = hub_tokenizer(folder, options.vocabulary, length)
+        start_id, end_id = tokenizer.start_id, text.get("eos_token_id", 2)
+    else:
+        tokenizer = clip_tokenizer(folder, options.vocabulary, length)
+        start_id, end_id = (id_of(token, tokenizer.core, source) for token in (START, END))
+        said = text.get("eos_token_id", 2)
+        if said not in (
+            2,
+            end_id,
+        ):  # 2 was written by mistake for years; transformers reads the highest id then
+            raise HarvestError(
+                f"{source}: config.json ends texts with id {said}, the tokenizer with {end_id}"
+            )
     layout = Layout(
         video=VideoEncoderConfig(
             image_size=vision["image_size"],
             patch_size=vision["patch_size"],
             num_frames=1,
-            pixel_mean=pixels[0],
-            pixel_std=pixels[1],
+            **pixels.fields,
             **tower_sizes(vision, embed_dim, source),
         ),
         text=TextEncoderConfig(
             vocab_size=text["vocab_size"],
-            context_length=text["max_position_embeddings"],
+            context_length=length,
             start_id=start_id,
             end_id=end_id,
             pad_id=tokenizer.config.pad_id,
             **tower_sizes(text, embed_dim, source),
         ),
-        table=clip_table(vision["num_hidden_layers"], text["num_hidden_layers"]),
+        table=lambda: clip_table(vision["num_hidden_layers"], text["num_hidden_layers"]),
         tokenizer=tokenizer,
         notes=notes,
     )
@@ -179,20 +238,16 @@ def read_sizes(
     config: Mapping[str, Any], defaults: Mapping[str, dict[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sizes of the text and the vision tower of a `transformers` config.json."""
-    text, vision = (
-        defaults[tower] | (config.get(f"{tower}_config") or {}) | (config.get(f"{tower}_config_dict") or {})
-        for tower in ("text", "vision")
-    )
-    return text, vision
-
-
-def read_pixels(folder: Path, default: Pixels) -> tuple[Pixels, tuple[str, ...]]:
-    """Mean and standard deviation of a folder's processor, or the family's with a note."""
-    processor = read_json(folder / "processor_config.json").get("image_processor", {})
-    processor |= read_json(folder / "preprocessor_config.json")
-    if "image_mean" in processor and "image_std" in processor:
-        return (tuple(processor["image_mean"]), tuple(processor["image_std"])), ()
-    return default, ("pixel mean and std are the family's default: no preprocessor_config.json",)
+    found = []
+    for tower in ("text", "vision"):
+        sizes = dict(defaults[tower])
+        for key in (f"{tower}_config", f"{tower}_config_dict"):
+            said = config.get(key) or {}
+            if not isinstance(said, dict):
+                raise HarvestError(f"config.json: {key} must be an object with sizes, got {said!r}")
+            sizes |= said
+        found.append(sizes)
+    return found[0], found[1]
 
 
 # --- state dicts -------------------------------------------------------------------------------------------------
@@ -200,108 +255,139 @@ def read_pixels(folder: Path, default: Pixels) -> tuple[Pixels, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Stated:
-    """What a state dict does not say of itself, from a config beside it or from the user."""
+    """What the tensors of a state dict do not say: from a config beside it, or from the user."""
 
-    activation: Activation | None = None
-    video_head_width: int = 64
+    activation: Activation = "quick_gelu"
+    text_activation: Activation = "quick_gelu"
+    head_width: int = 64
     text_head_width: int = 64
-    pixels: Pixels | None = None
+    text_eps: float = 1e-5
+    video_pooling: Literal["prefix", "mean"] = "prefix"
+    norm_after_pooling: bool = False
+    text_pooling: Literal["end", "last", "first"] = "end"
+    causal: bool = True
+    image_size: int | None = None
+    preprocessing: Preprocessing | None = None
     notes: tuple[str, ...] = ()
 
 
-def from_open_clip(folder: Path, source: str, options: ImportOptions) -> Loaded:
-    """A folder of OpenCLIP, whose open_clip_config.json says what the tensors do not."""
-    config = read_json(folder / "open_clip_config.json")
-    sizes = config.get("model_cfg", config)
-    vision, text = sizes["vision_cfg"], sizes["text_cfg"]
-    # What these ask for besides is a tower that we do not have; its names may still fit.
-    known = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
-    unknown = sorted(vision.keys() - known) + sorted(
-        text.keys() - {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
-    )
-    if unknown:
-        raise HarvestError(
-            f"{source}: open_clip_config.json asks for what is not supported: {', '.join(unknown)}"
-        )
-    tensors = read_folder(folder, ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"))
-    activation: Activation = "quick_gelu" if sizes.get("quick_gelu") else "gelu"
-    pixels = config.get("preprocess_cfg", {})
-    stated = Stated(
-        activation=activation,
-        video_head_width=vision.get("head_width", 64),
-        text_head_width=text["width"] // text["heads"],
-        pixels=(tuple(pixels["mean"]), tuple(pixels["std"])) if "mean" in pixels else None,
-        notes=(f"activation {activation}, from open_clip_config.json",),
-    )
-    return from_state_dict(tensors, source, folder, options, stated)
+PRESETS: dict[str, dict[str, Any]] = {
+    "openai": {"activation": "quick_gelu"},
+    "open_clip": {"activation": "gelu"},
+}
+"""Both: heads 64 wide, class token, causal text read at its end token. OpenCLIP's own default has exact GELU."""
+OPENAI_SIZES = {"input_resolution", "context_length", "vocab_size"}
+"""OpenAI's files hold these numbers beside the weights, others' do not; all of its models are of its preset."""
+_UNSTATED = ("activation", "head_width", "video_pooling", "text_pooling", "causal")
 
 
-def from_state_dict(
-    tensors: dict[str, Tensor], source: str, folder: Path, options: ImportOptions, stated: Stated
-) -> Loaded:
-    """OpenAI's names, or ViCLIP's: the sizes are those of the tensors."""
-    is_viclip = any(name.startswith("vision_encoder.") for name in tensors)
-    if not is_viclip and not any(name.startswith("visual.transformer.") for name in tensors):
+def stated_by_user(
+    tensors: Collection[str], options: ImportOptions, source: str, notes: tuple[str, ...]
+) -> Stated:
+    """What a bare file is taken for; HarvestError where it could be more than one model and nobody says which."""
+    if not is_viclip(tensors) and not any(name.startswith("visual.transformer.") for name in tensors):
         raise HarvestError(
             f"{source} is in no known layout (OpenAI, OpenCLIP, ViCLIP, UMT). Its first tensors: {', '.join(list(tensors)[:6])}"
         )
-    video_prefix, text_prefix = ("vision_encoder.", "text_encoder.") if is_viclip else ("visual.", "")
+    preset, why = options.preset, "as was said"
+    if preset is None and set(tensors) >= OPENAI_SIZES:
+        preset, why = "openai", "as the file holds OpenAI's sizes"
+    if preset is None and is_viclip(tensors):
+        preset, why = "openai", "as in all of ViCLIP's weights"
+    told = {name: getattr(options, name) for name in (*_UNSTATED, "text_head_width")}
+    told = {name: value for name, value in told.items() if value is not None}
+    missing = [name for name in _UNSTATED if name not in told]
+    if preset is None and missing:
+        raise HarvestError(
+            f"{source}: a file alone does not say its {', '.join(name.replace('_', ' ') for name in missing)}; a wrong "
+            "guess would load and give other embeddings. Give the folder with its config instead, or --preset openai "
+            "(QuickGELU), --preset open_clip (exact GELU), both with heads 64 wide, a class token and causal texts read "
+            f"at their end; or each: {', '.join('--' + name.replace('_', '-') for name in missing)}"
+        )
+    values = PRESETS.get(preset or "", {}) | told
+    values.setdefault("text_activation", values["activation"])
+    values.setdefault("text_head_width", values.get("head_width", 64))
+    stated = Stated(notes=notes, **values)
+    note = (
+        f"activation {stated.activation}, heads {stated.head_width} and {stated.text_head_width} wide, clips read by "
+        f"their {stated.video_pooling}, texts at their {stated.text_pooling}, {'' if stated.causal else 'not '}causal: {why}"
+    )
+    return dataclasses.replace(stated, notes=(*notes, note))
+
+
+def is_viclip(names: Collection[str]) -> bool:
+    return any(name.startswith("vision_encoder.transformer.") for name in names)
+
+
+def from_state_dict(
+    tensors: dict[str, Tensor],
+    source: str,
+    options: ImportOptions,
+    stated: Stated,
+    *,
+    tokenizer_of: Callable[[int], Tokenizer],
+) -> Loaded:
+    """OpenAI's names, or ViCLIP's: the sizes are those of the tensors. `tokenizer_of` takes the context's length."""
+    viclip = is_viclip(tensors)
+    video_prefix = "vision_encoder." if viclip else "visual."
+    text_prefix = "text_encoder." if viclip else "text." if "text.token_embedding.weight" in tensors else ""
     video_depth = stack_depth(tensors, f"{video_prefix}transformer.resblocks")
     text_depth = stack_depth(tensors, f"{text_prefix}transformer.resblocks")
-    table = (viclip_table if is_viclip else openai_table)(video_depth, text_depth)
+    if not video_depth or not text_depth:
+        raise HarvestError(f"{source}: {video_depth} video blocks and {text_depth} text blocks")
+    table = (
+        viclip_table(video_depth, text_depth) if viclip else openai_table(video_depth, text_depth, tensors)
+    )
     ours, ignored = rename(tensors, table, source=source)
-    for name in ("video.place_positions", "video.projection.weight", "text.positions", "text.words.weight"):
-        check_matrix(ours, table, name, source)
-    check_matrix(ours, table, "text.projection.weight", source)
+    matrices = ["video.place_positions", "video.projection.weight", "text.positions", "text.words.weight"]
+    matrices += ["text.projection.weight", *(["video.time_positions.table"] if viclip else [])]
+    for name in matrices:
+        if ours[name].ndim != 2:
+            raise HarvestError(f"{source}: wrong shape: {' + '.join(table[name].sources)} is no table")
     conv = tensors[f"{video_prefix}conv1.weight"]
     num_patches, width = ours["video.place_positions"].shape
-    if math.isqrt(num_patches) ** 2 != num_patches or conv.ndim != (5 if is_viclip else 4):
+    grid, patch_size = math.isqrt(num_patches), conv.shape[-1]
+    if grid**2 != num_patches or conv.ndim != (5 if viclip else 4):
         raise HarvestError(
             f"{source}: {num_patches} positions and patches {list(conv.shape)} are not a square frame's"
         )
-    num_times = 1
-    if is_viclip:
-        check_matrix(ours, table, "video.time_positions.table", source)
-        num_times = ours["video.time_positions.table"].shape[0]
+    image_size = stated.image_size or grid * patch_size
+    if image_size // patch_size != grid:
+        raise HarvestError(f"{source}: {num_patches} positions are not those of {image_size} pixels")
+    num_times = ours["video.time_positions.table"].shape[0] if viclip else 1
     context_length, text_width = ours["text.positions"].shape
-    check_heads(width, stated.video_head_width, source)
+    check_heads(width, stated.head_width, source)
     check_heads(text_width, stated.text_head_width, source)
-    if not video_depth or not text_depth:
-        raise HarvestError(f"{source}: {video_depth} video blocks and {text_depth} text blocks")
-    tokenizer = clip_tokenizer(folder, options.vocabulary, context_length)
-    start_id, end_id = (id_of(token, tokenizer.core, source) for token in (START, END))
-    notes = list(stated.notes)
-    pixels = stated.pixels
+    tokenizer = tokenizer_of(context_length)
+    notes, pixels = list(stated.notes), stated.preprocessing
     if pixels is None:
-        pixels = IMAGENET_PIXELS if is_viclip else CLIP_PIXELS
+        pixels = preprocessing.IMAGENET if viclip else preprocessing.CLIP
         notes.append(
-            f"pixel mean and std are {'ImageNet' if is_viclip else 'CLIP'}'s, as the layout has none"
+            f"pixel mean and std are {'ImageNet' if viclip else 'CLIP'}'s, pictures become squares by {pixels.fit}: "
+            "the family's, as the file does not say"
         )
-    activation = stated.activation
-    if activation is None:
-        activation = "quick_gelu"
-        notes.append("activation quick_gelu, as in the weights of OpenAI and ViCLIP")
-        if not is_viclip:
-            notes.append("weights trained by OpenCLIP under the same names mostly need activation='gelu'")
-    notes.append(
-        f"heads are {stated.video_head_width} wide in the video tower, {stated.text_head_width} in the text tower"
-    )
-    tubelet_size = conv.shape[2] if is_viclip else 1
+    if stated.norm_after_pooling:
+        for kind in ("weight", "bias"):
+            ours[f"video.norm_pooled.{kind}"] = ours.pop(f"video.norm_post.{kind}")
+    tubelet_size = conv.shape[2] if viclip else 1
     config = ModelConfig(
         video=VideoEncoderConfig(
-            image_size=conv.shape[-1] * math.isqrt(num_patches),
-            patch_size=conv.shape[-1],
+            image_size=image_size,
+            patch_size=patch_size,
             tubelet_size=tubelet_size,
             num_frames=num_times * tubelet_size,
             width=width,
             depth=video_depth,
-            num_heads=width // stated.video_head_width,
+            num_heads=width // stated.head_width,
             mlp_width=ours["video.blocks.0.mlp.up.bias"].shape[0],
             embed_dim=ours["video.projection.weight"].shape[0],
-            activation=activation,
-            prefix="clip" if is_viclip else "frame",
-            pixel_mean=pixels[0],
-            pixel_std=pixels[1],
+            activation=stated.activation,
+            prefix="clip" if viclip else "frame",
+            pooling=stated.video_pooling,
+            pre_norm="video.norm_pre.weight" in ours,
+            post_norm=not stated.norm_after_pooling,
+            pooled_norm=stated.norm_after_pooling,
+            **pixels.fields,
         ),
         text=TextEncoderConfig(
             vocab_size=ours["text.words.weight"].shape[0],
@@ -311,17 +397,16 @@ def from_state_dict(
             num_heads=text_width // stated.text_head_width,
             mlp_width=ours["text.blocks.0.mlp.up.bias"].shape[0],
             embed_dim=ours["text.projection.weight"].shape[0],
-            activation=activation,
-            start_id=start_id,
-            end_id=end_id,
+            activation=stated.text_activation,
+            norm_eps=stated.text_eps,
+            causal=stated.causal,
+            pooling=stated.text_pooling,
+            projection_bias="text.projection.bias" in ours,
+            start_id=tokenizer.start_id,
+            end_id=tokenizer.end_id,
             pad_id=tokenizer.config.pad_id,
         ),
+        score_bias="score_bias" in ours,
     )
     report = ImportReport(source, count_used(table), ignored, notes=tuple(notes))
     return complete(config, ours, tokenizer, report, options)
-
-
-def check_matrix(ours: Mapping[str, Tensor], table: Table, name: str, source: str) -> None:
-    """HarvestError unless this tensor, whose sizes are read, has two dimensions."""
-    if ours[name].ndim != 2:
-        raise HarvestError(f"{source}: wrong shape: {' + '.join(table[name].sources)} is no table")

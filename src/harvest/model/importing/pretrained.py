@@ -7,21 +7,28 @@ OpenCLIP's state dicts; ViCLIP's and UMT's checkpoints. Image models have one fr
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_model
-from harvest.model.importing import clip, siglip
-from harvest.model.importing.assembly import ImportOptions, Loaded, complete
+from harvest.model.importing import clip, open_clip, siglip
+from harvest.model.importing.assembly import ImportOptions, Loaded, adjust, complete
 from harvest.model.importing.files import read_json, read_tensors
 from harvest.model.importing.sources import find_model
 from harvest.model.importing.tables import ImportReport
 from harvest.model.importing.umt import is_umt, load_umt
+from harvest.model.importing.vocabularies import clip_tokenizer
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import NO_TEXT_TOWER, VideoTextModel
 
-FAMILIES = {"clip": clip.from_transformers, "siglip": siglip.from_transformers}
+FAMILIES = {
+    "clip": clip.from_transformers,
+    "metaclip_2": clip.from_transformers,
+    "siglip": siglip.from_transformers,
+    "siglip2": siglip.from_transformers,
+}
 """By the `model_type` of a `transformers` config.json."""
 
 
@@ -43,7 +50,10 @@ def load_any(
     source: str | Path, *, offline: bool = False, **options: Any
 ) -> tuple[VideoTextModel, Tokenizer | None, ImportReport]:
     """As `load_pretrained`, and models without a text tower, which have no tokenizer."""
-    return open_path(find_model(source, offline=offline), str(source), ImportOptions(**options))
+    said, path = ImportOptions(**options), find_model(source, offline=offline)
+    model, tokenizer, report = open_path(path, str(source), said)
+    tokenizer, notes = adjust(model, tokenizer, said, str(source))
+    return model, tokenizer, dataclasses.replace(report, notes=(*report.notes, *notes))
 
 
 def open_path(
@@ -52,8 +62,10 @@ def open_path(
     """The model of a file or folder, by the family whose layout it has; `source` is its name in messages."""
     if path.is_file():
         return _open_file(path, source, options)
-    if options.activation is not None or options.num_frames is not None:
-        raise HarvestError(f"{path}: activation and num_frames are for single files; a folder says its own")
+    if options.for_files:
+        raise HarvestError(
+            f"{path}: {', '.join(options.for_files)} are for single files; a folder says its own"
+        )
     config = read_json(path / "config.json")
     if "format" in config and isinstance(config.get("model"), dict):
         return _open_own(path, source, options)
@@ -66,7 +78,7 @@ def open_path(
             )
         return family(path, source, config, options)
     if (path / "open_clip_config.json").is_file():
-        return clip.from_open_clip(path, source, options)
+        return open_clip.from_folder(path, source, options)
     raise HarvestError(
         f"{path} is not a model folder that Harvest can read: expected config.json of Harvest or transformers, or "
         "open_clip_config.json. For a single weights file, give the path of the file."
@@ -76,19 +88,19 @@ def open_path(
 def _open_file(
     path: Path, source: str, options: ImportOptions
 ) -> tuple[VideoTextModel, Tokenizer | None, ImportReport]:
-    if options.activation is None and path.name.startswith("open_clip_"):
-        raise HarvestError(
-            f"{path}: a file of OpenCLIP does not say its activation. Give the folder with open_clip_config.json "
-            "instead, or activation='gelu' (OpenCLIP's own default) or 'quick_gelu' (OpenAI's weights)."
-        )
     tensors, notes = read_tensors(path)
     if is_umt(tensors):
         return load_umt(tensors, options, source=source, folder=path.parent, notes=notes)
     if options.num_frames is not None:
         raise HarvestError(f"{path}: num_frames is for UMT's files; this one says its own")
-    width = options.head_width
-    stated = clip.Stated(options.activation, width, width, notes=tuple(notes))
-    return clip.from_state_dict(tensors, source, path.parent, options, stated)
+    stated = clip.stated_by_user(tensors, options, source, tuple(notes))
+    return clip.from_state_dict(
+        tensors,
+        source,
+        options,
+        stated,
+        tokenizer_of=lambda length: clip_tokenizer(path.parent, options.vocabulary, length),
+    )
 
 
 def _open_own(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harvest.interfaces import HarvestError
+from harvest.model.layers import MOST_DEPTH
 
 IGNORED = re.compile(r"(.*\.)?(position_ids|attn_mask)|input_resolution|context_length|vocab_size")
 """Buffers and sizes that other libraries write among the weights."""
@@ -124,5 +125,8 @@ def rename(
 
 def stack_depth(names: Mapping[str, Any], prefix: str) -> int:
     """One more than the highest number after `prefix`: a hole in the middle is then found as missing."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
+    pattern = re.compile(re.escape(prefix) + r"\.(\d{1,9})\.")
+    depth = max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
+    if depth > MOST_DEPTH:
+        raise HarvestError(f"{prefix}: {depth:,} blocks are more than {MOST_DEPTH}")
+    return depth

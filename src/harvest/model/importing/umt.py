@@ -24,9 +24,10 @@ from harvest.model.classifier import VideoClassifier
 from harvest.model.folder import load_strictly
 from harvest.model.fusion import UMT_SCALE_RANGE, FusionConfig
 from harvest.model.heads import Head, HeadConfig, build_head
+from harvest.model.importing import preprocessing
 from harvest.model.importing.assembly import ImportOptions, check_heads, check_tokenizer
 from harvest.model.importing.bert import bert_table, word_head_table
-from harvest.model.importing.clip import openai_table
+from harvest.model.importing.clip import openai_video_rows
 from harvest.model.importing.files import read_tensors
 from harvest.model.importing.tables import (
     ImportReport,
@@ -40,7 +41,6 @@ from harvest.model.importing.tables import (
 )
 from harvest.model.importing.vocabularies import bert_ids, bert_tokenizer, find_vocabulary
 from harvest.model.layers import resize_positions, sinusoid
-from harvest.model.preprocessing import CLIP_PIXELS
 from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
@@ -112,8 +112,7 @@ def classifier_table(depth: int, *, stored_positions: bool = False) -> Table:
 
 def teacher_table(depth: int, *, prefix: str = "") -> Table:
     """OpenAI's visual tower alone."""
-    table = openai_table(depth, 0, video=prefix)
-    return {name: row for name, row in table.items() if name.startswith("video.")}
+    return openai_video_rows(depth, prefix, ())
 
 
 def resize_joint_positions(positions_ND: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -310,8 +309,7 @@ def load_teacher(
             mlp_width=ours["video.blocks.0.mlp.up.bias"].shape[0],
             embed_dim=ours["video.projection.weight"].shape[0],
             attention="frame",
-            pixel_mean=CLIP_PIXELS[0],
-            pixel_std=CLIP_PIXELS[1],
+            **preprocessing.CLIP.fields,
         )
     )
     new = "video.time_positions.table"
@@ -339,13 +337,14 @@ def load_umt(
     Of stage 1 the heads that align with the teacher are left to `load_stage1`, of stage 2 those and the teacher are
     ignored and listed: neither is part of the model. `folder` is where BERT's vocab.txt is looked for.
     """
-    sizes = {"image_size": options.image_size or 224, "head_width": options.head_width}
+    sizes = {"image_size": options.image_size or 224, "head_width": options.head_width or 64}
     tokenizer: Tokenizer | None = None
     if "vision_encoder.encoder.patch_embed.proj.weight" in tensors:
         model, tokenizer, report = load_stage2(
             tensors,
             vocabulary=find_vocabulary(folder, options.vocabulary),
             num_frames=options.num_frames or 4,
+            context_length=options.context_length or 32,
             **sizes,
         )
     else:

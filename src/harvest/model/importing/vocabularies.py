@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from harvest.interfaces import HarvestError
-from harvest.model.importing.files import MOST_JSON, check_file, read_json
+from harvest.model.importing.files import check_file, read_json
 from harvest.model.tokenizer import Tokenizer, TokenizerConfig
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -18,12 +19,38 @@ MOST_MERGES = 64 << 20
 
 
 def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    """A tokenizer.json, or HarvestError with its path."""
-    check_file(path, most=MOST_JSON)
+    """A tokenizer.json, or HarvestError with its path; none whose patterns could take for ever or fill the memory."""
+    _check_harmless(read_json(path), path)
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific
         raise HarvestError(f"{path} is not a readable tokenizer.json: {error}") from error
+
+
+_REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]|\\[1-9]|\\k<")
+"""A group that is repeated, or a reference back: what takes exponential time. No published tokenizer has one."""
+
+
+def _check_harmless(settings: dict[str, Any], path: Path) -> None:
+    if not isinstance(settings.get("model"), dict):
+        raise HarvestError(f"{path} is not a readable tokenizer.json: it has no model")
+    growing = 0
+    todo: list[Any] = [settings.get("normalizer"), settings.get("pre_tokenizer"), settings.get("decoder")]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, list):
+            todo += part
+        elif isinstance(part, dict):
+            todo += part.values()
+            pattern = part.get("Regex")
+            if isinstance(pattern, str) and (len(pattern) > 4096 or _REPEATED_GROUP.search(pattern)):
+                raise HarvestError(
+                    f"{path}: its pattern {pattern[:80]!r} could take for ever: it is not used"
+                )
+            content = part.get("content")
+            growing += isinstance(content, str) and len(content) > 1
+            if growing > 2 or (isinstance(content, str) and len(content) > 8):
+                raise HarvestError(f"{path}: its replacements could make texts grow without bound")
 
 
 def id_of(token: str, core: tokenizers.Tokenizer, where: Path | str) -> int:
@@ -94,6 +121,23 @@ def clip_tokenizer(folder: Path, vocabulary: Path | None, context_length: int) -
         [tokenizers.decoders.ByteLevel(), tokenizers.decoders.Replace("</w>", " ")]
     )
     pad_id = id_of(END, core, path)
+    return Tokenizer(core, TokenizerConfig(context_length=context_length, pad_id=pad_id, clean="clip"))
+
+
+def hub_tokenizer(folder: Path, vocabulary: Path | None, context_length: int) -> Tokenizer:
+    """A tokenizer.json as it stands, with its own start and end, and the padding that its folder names."""
+    path = vocabulary or folder / "tokenizer.json"
+    if not path.is_file():
+        raise HarvestError(
+            f"{folder} has no tokenizer.json: save it there with transformers, or give one as `vocabulary`"
+        )
+    core = read_tokenizer(path)
+    said = read_json(folder / "tokenizer_config.json").get("pad_token")
+    pad = said.get("content") if isinstance(said, dict) else said
+    names = [pad] if isinstance(pad, str) else ["<pad>", "[PAD]"]
+    pad_id = next((found for name in names if (found := core.token_to_id(name)) is not None), None)
+    if pad_id is None:
+        raise HarvestError(f"{path}: the tokenizer has no {' or '.join(names)} to pad with")
     return Tokenizer(core, TokenizerConfig(context_length=context_length, pad_id=pad_id, clean="clip"))
 
 
