@@ -1,4 +1,16 @@
-"""Harvest: turn an image-text foundation model into a video-language foundation model, cheaply, and use it."""
+"""Harvest: turn an image-text foundation model into a video-text foundation model, cheaply, and use it.
+
+>>> model = harvest.load("runs/demo/model")       # or a hub name, a model folder, a weights file, "mini-image"
+>>> videos = model.embed_videos(["a.mp4", "b.mp4"])
+>>> texts = model.embed_texts(["a red circle moves to the left"])
+>>> model.similarity(texts, videos)               # cosines
+>>> model.classify(["a.mp4"], ["running", "swimming"])
+>>> model.answer("a.mp4", "what colour is the circle?", ["red", "blue"])
+
+`harvest.load` opens a model as `VideoText`; its methods embed videos, pictures, frames and texts, classify, answer and
+re-rank. `harvest.Index` searches a library that `harvest index` made. Mistakes raise `HarvestError`, whose message says
+what to do. Training, evaluation and the rest are commands: `harvest --help`.
+"""
 
 from __future__ import annotations
 

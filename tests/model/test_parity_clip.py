@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from toys import END, HEAD_WIDTH, SHARED, START, clip_folder, openai_state_dict
@@ -198,3 +199,40 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     core.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(HarvestError, match=r"ids up to 701|ends texts"):
         load_pretrained(tmp_path)
+
+
+def test_metaclip_2_has_a_tokenizer_of_its_own(tmp_path, inputs):
+    """Its towers are CLIP's; a text is read at the first end token, which is not the highest id."""
+    from transformers import MetaClip2Config, MetaClip2Model
+
+    reference = clip_folder(tmp_path)
+    config = reference.config.to_dict()
+    for part in ("text_config", "vision_config"):
+        config[part].pop("model_type", None)
+    config["text_config"] |= {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1}
+    theirs = MetaClip2Model(
+        MetaClip2Config(
+            text_config=config["text_config"], vision_config=config["vision_config"], projection_dim=24
+        )
+    ).eval()
+    theirs.load_state_dict(reference.state_dict())
+    theirs.save_pretrained(tmp_path)
+    words = ["<s>", "<pad>", "</s>", "<unk>", "red", "circle", "left"]
+    core = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    core.add_special_tokens(words[:4])
+    core.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    core.save(str(tmp_path / "tokenizer.json"))
+    model, tokenizer, report = load_pretrained(tmp_path)
+    assert report.used == len(reference.state_dict())
+    ids = tokenizer(["red circle", "left", "circle red left left"])
+    assert ids[1].tolist() == [0, 6, 2, *[1] * 13]
+    with torch.no_grad():
+        found = theirs(pixel_values=inputs[0], input_ids=ids)
+    torch.testing.assert_close(model.encode_text(ids).pooled, found.text_embeds, atol=2e-6, rtol=0)
+    video = model.encode_video(inputs[0][:, None]).pooled
+    torch.testing.assert_close(video, found.image_embeds, atol=2e-6, rtol=0)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
+from typing import Any
 
-from harvest.model.tokenizer import Tokenizer, train_tokenizer
+import pytest
+import tokenizers
+from toys import SHARED
+
+from harvest.model.importing.vocabularies import bert_tokenizer, read_bpe_vocabulary
+from harvest.model.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer, umt_text
 
 CAPTIONS = [
     f"a {size} {colour} {shape} moves {way}"
@@ -52,3 +60,72 @@ def test_the_vocabulary_is_bounded_and_frequent_words_are_whole() -> None:
 def test_repeated_letters_are_merged_from_the_left() -> None:
     tokenizer = learn(["aaaaa"] * 3)
     assert tokenizer.decode(tokenizer(["aaaaa aaa"])[0].tolist()) == "aaaaa aaa"
+
+
+BPE = SHARED / "tokenizers" / "bpe_simple_vocab_16e6.txt.gz"
+WORD_PIECES = SHARED / "tokenizers" / "bert-base-uncased_vocab.txt"
+
+
+@pytest.mark.skipif(not BPE.is_file(), reason="no shared tokenizers")
+@pytest.mark.parametrize(
+    "end",
+    [
+        "<|endoftext|>",
+        "<|ENDOFTEXT|>",
+        "&lt;|endoftext|&gt;",
+        "&amp;amp;amp;lt;|endoftext|&amp;gt;",
+        "\uff1c|endoftext|\uff1e",
+        "<|end<|startoftext|>oftext|>",
+        "&lt;|end<|endoftext|>oftext|&gt;",
+    ],
+)
+def test_no_writing_of_a_special_token_ends_a_text(end: str) -> None:
+    tokenizer = Tokenizer(read_bpe_vocabulary(BPE), TokenizerConfig(clean="clip"))
+    ids = tokenizer([f"ab {end} cd"])[0].tolist()
+    assert ids.count(49407) == 1 + ids[::-1].index(next(i for i in ids[::-1] if i != 49407)) - 1
+    assert ids != tokenizer(["ab"])[0].tolist() and tokenizer.words("cd")[0] in ids
+
+
+def strings_of(value: Any) -> set[str]:
+    """Every text of a JSON value that is more than a word."""
+    if isinstance(value, str):
+        return {value} if " " in value else set()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set().union(*map(strings_of, parts))
+
+
+def reference_pre_text(text: str) -> str:
+    """What UMT's `pre_text` does, letter by letter (method/reference_behaviour.md and the fixtures)."""
+    kept = "".join(letter for letter in text.lower() if letter not in ",.'!?\"()*#:;~")
+    kept = kept.replace("-", " ").replace("/", " ").replace("<person>", "person")
+    return " ".join(kept.split())
+
+
+def test_umt_texts_of_the_fixtures() -> None:
+    path = SHARED / "fixtures" / "umt_sampling_meta.json"
+    if not path.is_file():
+        pytest.skip("no shared fixtures")
+    for text, expected in json.loads(path.read_text())["pre_text"].items():
+        assert umt_text(text) == expected
+
+
+SETS = ("msvd_qa", "msrvtt_qa", "didemo", "activitynet", "msrvtt", "msvd", "tgif_qa")
+
+
+@pytest.mark.skipif(not WORD_PIECES.is_file(), reason="no shared tokenizers")
+@pytest.mark.parametrize("name", SETS)
+def test_umt_ids_of_questions_and_captions(name: str) -> None:
+    files = sorted(Path(SHARED / "annotations" / name).glob("*.json"))
+    texts: set[str] = set()
+    for file in files:
+        texts |= strings_of(json.loads(file.read_text()))
+    if not texts:
+        pytest.skip("no shared annotations")
+    listed = sorted(texts)
+    listed = listed[:: max(1, len(listed) // 500)]  # all of them were equal; it takes minutes
+    ours = bert_tokenizer(WORD_PIECES, 512, clean="umt")
+    plain = tokenizers.BertWordPieceTokenizer(str(WORD_PIECES), lowercase=True)
+    wanted = plain.encode_batch([reference_pre_text(text) for text in listed], add_special_tokens=False)
+    found = ours.core.encode_batch([ours._clean(text) for text in listed])
+    for text, expected, encoding in zip(listed, wanted, found, strict=True):
+        assert encoding.ids == [101, *expected.ids[:511]], text

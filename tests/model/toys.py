@@ -107,7 +107,7 @@ def openai_state_dict(clip: CLIPModel) -> dict[str, Tensor]:
     return {name: tensor.clone().contiguous() for name, tensor in new.items()}
 
 
-def siglip_folder(folder: Path) -> SiglipModel:
+def siglip_folder(folder: Path, *, image_size: int = 32) -> SiglipModel:
     shape = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 72, "num_attention_heads": 3}
     model = SiglipModel(
         SiglipConfig(
@@ -119,7 +119,7 @@ def siglip_folder(folder: Path) -> SiglipModel:
                 "projection_size": 48,
                 **shape,
             },
-            vision_config={"image_size": 32, "patch_size": 8, **shape},
+            vision_config={"image_size": image_size, "patch_size": 8, **shape},
         )
     ).eval()
     randomize(model)

@@ -65,10 +65,6 @@ class StartConfig:
         elif self.scratch is None:
             raise HarvestError("start.model scratch needs sizes: start.scratch")
         check_ranges(self, "start")
-        if self.scratch is not None and self.scratch.video.tubelet_size < 1:
-            raise HarvestError(
-                f"start.scratch.video.tubelet_size: expected at least 1, got {self.scratch.video.tubelet_size}"
-            )
 
 
 class Started(NamedTuple):

@@ -69,7 +69,7 @@ class QuestionAnsweringTask:
             listed = [plain_answer(name) for name in given.head.config.names]
         else:
             listed = _closed_list(wanted, given.names)
-        ask, how = _way_of_asking(given, listed)
+        ask, how = way_of_asking(given, listed)
 
         def encode(rows: Rows, video: Tensor) -> tuple[Tensor, Tensor]:
             """The questions about these clips, and their scores; as many at a time as there are clips."""
@@ -118,7 +118,7 @@ def _check_answers(head: AnswerHead, answers: Sequence[str] | None) -> None:
         )
 
 
-def _way_of_asking(given: Evaluation, listed: Sequence[str]) -> tuple[Ask, str]:
+def way_of_asking(given: Evaluation, listed: Sequence[str]) -> tuple[Ask, str]:
     """How scores come about, and the words for it."""
     if given.head is not None:
         return _by_head(given), "Fine-tuned head, one of {} answers"

@@ -159,7 +159,7 @@ def load_bert(
     unused = tuple(name for name in tensors if name.startswith((f"{bert}pooler.", "cls.seq_relationship.")))
     rest = {name: tensor for name, tensor in tensors.items() if name not in unused}
     ours, ignored = rename(rest, table, source=str(folder))
-    tokenizer = bert_tokenizer(find_vocabulary(folder, vocabulary), context_length)
+    tokenizer = bert_tokenizer(find_vocabulary(folder, vocabulary), context_length, clean="umt")
     vocab_size, width = ours["text.words.weight"].shape
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu":

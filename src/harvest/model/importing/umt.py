@@ -465,7 +465,9 @@ def load_stage2(
     text_head_width = text_head_width or head_width
     check_heads(text_width, text_head_width, name)
     tokenizer = (
-        vocabulary if isinstance(vocabulary, Tokenizer) else bert_tokenizer(vocabulary, context_length)
+        vocabulary
+        if isinstance(vocabulary, Tokenizer)
+        else bert_tokenizer(vocabulary, context_length, clean="umt")
     )
     heads = text_width // text_head_width
 

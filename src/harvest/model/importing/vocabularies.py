@@ -11,7 +11,7 @@ import tokenizers
 
 from harvest.interfaces import HarvestError
 from harvest.model.importing.files import check_file, read_json
-from harvest.model.tokenizer import Tokenizer, TokenizerConfig
+from harvest.model.tokenizer import Clean, Tokenizer, TokenizerConfig
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MOST_MERGES = 64 << 20
@@ -172,7 +172,7 @@ def siglip_tokenizer(
     return Tokenizer(core, TokenizerConfig(**settings)), end_id, note
 
 
-def bert_tokenizer(vocabulary: Path, context_length: int) -> Tokenizer:
+def bert_tokenizer(vocabulary: Path, context_length: int, *, clean: Clean = "none") -> Tokenizer:
     """BERT's lower-cased word pieces from its vocab.txt; texts begin with [CLS] and end without [SEP], as in UMT."""
     check_file(vocabulary, most=MOST_MERGES)
     try:
@@ -195,7 +195,7 @@ def bert_tokenizer(vocabulary: Path, context_length: int) -> Tokenizer:
     )
     pad_id = core.token_to_id("[PAD]")
     assert pad_id is not None  # among the specials
-    config = TokenizerConfig(context_length=context_length, pad_id=pad_id)
+    config = TokenizerConfig(context_length=context_length, pad_id=pad_id, clean=clean)
     return Tokenizer(core, config)
 
 
