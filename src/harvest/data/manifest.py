@@ -581,7 +581,10 @@ def _boxes(value: Any) -> tuple[Box, ...]:
             raise HarvestError(
                 f"boxes are a list of {{'sides': [left, top, right, bottom], 'labels': [...]}}, got {shown(box)}"
             )
-        if not all(isinstance(side, int | float) and not isinstance(side, bool) for side in sides):
+        if not all(
+            isinstance(side, int | float) and not isinstance(side, bool) and -1e9 < side < 1e9
+            for side in sides
+        ):
             raise HarvestError(f"the sides of a box must be numbers, got {shown(sides)}")
         left, top, right, bottom = map(float, sides)
         boxes.append(Box((left, top, right, bottom), labels_of(box.get("labels"))))
