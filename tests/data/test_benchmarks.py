@@ -33,6 +33,11 @@ ANNOTATIONS = Path(__file__).parents[3] / "shared/annotations"
 real = pytest.mark.skipif(not ANNOTATIONS.exists(), reason="the real annotation files are not here")
 
 
+def files_of(name: str, folder: Path, split: str) -> Files:
+    benchmark = BENCHMARKS[name]
+    return Files(folder, name, benchmark.origin, benchmark.splits[split])
+
+
 def write(folder: Path, **files: Any) -> Path:
     """Files by name with `__` for a dot: text as it is, anything else as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -806,10 +811,10 @@ def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return looked(path, *args, **kwargs)
 
     folder = msrvtt_of(tmp_path / "a", 61)
-    rows = BENCHMARKS["msrvtt"].reader(Files(folder, BENCHMARKS["msrvtt"], "1k-a"), "1k-a").rows
+    rows = BENCHMARKS["msrvtt"].reader(files_of("msrvtt", folder, "1k-a"), "1k-a").rows
     monkeypatch.setattr(os, "scandir", scandir)
     monkeypatch.setattr(os, "stat", stat)
-    found = VideoFolder(videos, rows)
+    found = VideoFolder(videos, [name for row in rows for name in row.names])
     paths = [found.find(row.names) for row in rows]
     monkeypatch.undo()
     assert sum(path is not None for path in paths) == 51
@@ -1055,7 +1060,7 @@ def test_vatex_entries_and_lists(tmp_path: Path) -> None:
     data = read("vatex", folder, split="validation")
     assert data.counts["rows"] == 5 and data.counts["captions"] == 50
     refused(lambda: read("vatex", folder, split="test"), "of the 1500 videos of the list have no captions")
-    files = Files(folder, BENCHMARKS["vatex"], "test")
+    files = files_of("vatex", folder, "test")
     assert [len(files.ids(folder / f"{part}_list.txt")) for part in ("train", "val", "test")] == [
         25_991,
         1500,
@@ -1065,7 +1070,7 @@ def test_vatex_entries_and_lists(tmp_path: Path) -> None:
 
 @real
 def test_lists_of_msrvtt(tmp_path: Path) -> None:
-    files = Files(ANNOTATIONS / "msrvtt", BENCHMARKS["msrvtt"], "1k-a")
+    files = files_of("msrvtt", ANNOTATIONS / "msrvtt", "1k-a")
     sizes = {
         "MSRVTT_train.9k.csv": 9000,
         "MSRVTT_train.7k.csv": 7010,

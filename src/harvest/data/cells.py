@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from harvest.interfaces import HarvestError
@@ -23,7 +24,6 @@ TEXTS = (
 """Names of columns, or keys, that hold captions: of several the first counts."""
 _MAX_TEXT = 2**20  # characters
 _MAX_LABEL = 2**20
-_MAX_SECONDS = 10**9
 _MISSING = {"nan", "NaN", "None", "null", "NULL", "<NA>"}  # what str() makes of a missing value
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)", re.ASCII)
@@ -150,7 +150,8 @@ def time_of(value: Any, what: str) -> float | None:
     elif isinstance(value, datetime.time):
         number = value.hour * 3600 + value.minute * 60 + value.second + value.microsecond / 1e6
     elif isinstance(value, int | float | decimal.Decimal) and not isinstance(value, bool):
-        number = float(value) if abs(value) < _MAX_SECONDS else math.inf
+        with suppress(OverflowError):
+            number = float(value)
     elif isinstance(value, str):
         text = value.strip()
         clock = _CLOCK.fullmatch(text)

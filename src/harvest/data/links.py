@@ -28,7 +28,7 @@ _NO_HEAD = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class LinkState:
     """What became of one address."""
 
     reason: str | None  # None where the video is there
@@ -52,7 +52,7 @@ def check_links(
             f"links: expected a timeout above 0 s, tries and threads of at least 1, got {timeout_s}, {tries}, {threads}"
         )
     distinct = list(dict.fromkeys(addresses))
-    answers: list[Answer] = []
+    answers: list[LinkState] = []
     with ThreadPoolExecutor(threads) as pool:
         for answer in pool.map(lambda address: _ask(address, timeout_s, tries), distinct):
             answers.append(answer)
@@ -69,18 +69,18 @@ def check_links(
     }
 
 
-def _ask(address: str, timeout_s: float, tries: int) -> Answer:
+def _ask(address: str, timeout_s: float, tries: int) -> LinkState:
     if urllib.parse.urlsplit(address).scheme.lower() in ("http", "https"):
         return _ask_server(address, timeout_s, tries)
     try:
         fs, path = filesystem(address)
-        return Answer(None if fs.exists(path) else "not there")
+        return LinkState(None if fs.exists(path) else "not there")
     except (HarvestError, OSError, ValueError) as error:
-        return Answer(str(error), was_reached=False)
+        return LinkState(str(error), was_reached=False)
 
 
-def _ask_server(address: str, timeout_s: float, tries: int) -> Answer:
-    method, answer = "HEAD", Answer("never asked", was_reached=False)
+def _ask_server(address: str, timeout_s: float, tries: int) -> LinkState:
+    method, answer = "HEAD", LinkState("never asked", was_reached=False)
     for number in range(tries):
         pause_s = _FIRST_PAUSE_S * 2**number
         try:
@@ -95,24 +95,24 @@ def _ask_server(address: str, timeout_s: float, tries: int) -> Answer:
                     second.close()
                     error = second
                 except (OSError, http.client.HTTPException) as second:
-                    answer = Answer(_unreached(second, timeout_s), was_reached=True)
+                    answer = LinkState(_unreached(second, timeout_s), was_reached=True)
                     continue
-            answer = Answer(f"{error.code} {error.reason}".strip())
+            answer = LinkState(f"{error.code} {error.reason}".strip())
             if error.code not in _BUSY:
                 return answer
             asked_for = error.headers.get("Retry-After", "")
             if asked_for.isdigit():
                 pause_s = min(float(asked_for), _LONGEST_PAUSE_S)
         except (OSError, http.client.HTTPException) as error:
-            answer = Answer(_unreached(error, timeout_s), was_reached=False)
+            answer = LinkState(_unreached(error, timeout_s), was_reached=False)
         except ValueError as error:  # no host, a blank within
-            return Answer(f"not an address ({error})")
+            return LinkState(f"not an address ({error})")
         if number + 1 < tries:
             time.sleep(pause_s)
     return answer
 
 
-def _response(address: str, method: str, timeout_s: float) -> Answer:
+def _response(address: str, method: str, timeout_s: float) -> LinkState:
     headers = {"User-Agent": _AGENT} | ({"Range": "bytes=0-0"} if method == "GET" else {})
     request = urllib.request.Request(address, method=method, headers=headers)
     with urllib.request.urlopen(request, timeout=timeout_s) as response:
@@ -121,8 +121,8 @@ def _response(address: str, method: str, timeout_s: float) -> Answer:
     path = urllib.parse.urlsplit(address).path.lower()
     # Servers that have lost a video like to answer with their front page.
     if kind == "text/html" and path.endswith(tuple(f".{suffix}" for suffix in VIDEO_SUFFIXES)):
-        return Answer("leads to a web page, not to a video")
-    return Answer("empty (0 bytes)" if size == "0" else None)
+        return LinkState("leads to a web page, not to a video")
+    return LinkState("empty (0 bytes)" if size == "0" else None)
 
 
 def _unreached(error: Exception, timeout_s: float) -> str:

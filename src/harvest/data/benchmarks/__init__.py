@@ -18,17 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harvest.data.benchmarks import detection, moments, question_answering, recognition, retrieval
-from harvest.data.benchmarks.files import Files, looks_like
+from harvest.data.benchmarks.files import Files, Published, SplitFiles, looks_like
 from harvest.data.benchmarks.missing import Missing, missing
 from harvest.data.benchmarks.record import (
     ActingBox,
     Benchmark,
     BenchmarkData,
-    Found,
+    BenchmarkRow,
     KeyFrame,
-    Published,
-    Row,
-    Split,
+    SplitRows,
 )
 from harvest.data.manifest import write_manifest
 from harvest.data.video_folder import VideoFolder, expected_path
@@ -43,7 +41,7 @@ __all__ = [
     "KeyFrame",
     "Missing",
     "Published",
-    "Split",
+    "SplitFiles",
     "looks_like",
     "missing",
     "read",
@@ -77,7 +75,9 @@ def read(
         )
     benchmark = BENCHMARKS[name]
     split = next(iter(benchmark.splits)) if split is None else split
-    files = Files(annotations, benchmark, split)
+    if split not in benchmark.splits:
+        raise HarvestError(f"{name} has no split {split!r}: there are {', '.join(benchmark.splits)}")
+    files = Files(annotations, name, benchmark.origin, benchmark.splits[split])
     found = benchmark.reader(files, split)
     _check(benchmark, files, found.rows)
 
@@ -157,7 +157,7 @@ def widen(data: BenchmarkData, span_s: float) -> BenchmarkData:
     return dataclasses.replace(data, examples=tuple(examples), protocol=data.protocol + said)
 
 
-def _example(row: Row, video: str, found: Found) -> Example:
+def _example(row: BenchmarkRow, video: str, found: SplitRows) -> Example:
     number = {action: place for place, action in enumerate(sorted(found.actions))}
     boxes = tuple(Box(b.box, tuple(number[a] for a in b.actions)) for b in found.boxes.get(row.id, ()))
     return Example(
@@ -173,7 +173,7 @@ def _example(row: Row, video: str, found: Found) -> Example:
     )
 
 
-def _check(benchmark: Benchmark, files: Files, rows: Sequence[Row]) -> None:
+def _check(benchmark: Benchmark, files: Files, rows: Sequence[BenchmarkRow]) -> None:
     """Raise HarvestError for no rows, ids that come twice, and videos named as another benchmark names them."""
     if not rows:
         raise HarvestError(f"{benchmark.name}: the annotation files in {files.folder} hold no rows")
@@ -198,7 +198,7 @@ def _is_named(benchmark: Benchmark, name: str) -> bool:
     return any(re.fullmatch(benchmark.videos, part) for part in (last, last.rpartition(".")[0]))
 
 
-def _counts(found: Found, num_videos: int, task: str) -> dict[str, int]:
+def _counts(found: SplitRows, num_videos: int, task: str) -> dict[str, int]:
     counts = {"rows": len(found.rows), "videos": num_videos}
     if task == "retrieval":
         counts["captions"] = sum(len(row.texts) for row in found.rows)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from harvest.data.benchmarks.files import Files
-from harvest.data.benchmarks.record import ActingBox, Benchmark, Found, Published, Row, Split
-from harvest.interfaces import HarvestError
+from harvest.data.benchmarks.files import Files, Published, SplitFiles
+from harvest.data.benchmarks.record import ActingBox, Benchmark, BenchmarkRow, SplitRows
 
 _HALF_S = 1.5  # annotators saw a second and a half on either side of the picture (Gu et al. 2018)
 
 
-def ava(files: Files, split: str) -> Found:
+def ava(files: Files, split: str) -> SplitRows:
     """Boxes of one picture are one row; a person with several actions is one box. Excluded pictures are left out.
 
     Boxes whose actions are all outside the list stay without actions, as persons who are there.
@@ -35,9 +34,10 @@ def ava(files: Files, split: str) -> Found:
         box = tuple(files.number(place, "a box", row[side]) for side in columns[2:6])
         left, top, right, bottom = box
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-            raise HarvestError(
-                f"ava: {place}: the box {box} is not inside the picture: expected shares from 0 to 1, left before"
-                " right, top before bottom"
+            raise files.error(
+                place,
+                f"the box {box} is not inside the picture: expected shares from 0 to 1, left before"
+                " right, top before bottom",
             )
         if (row["video"], second) in excluded:
             left_out += 1
@@ -46,14 +46,14 @@ def ava(files: Files, split: str) -> Found:
         done = boxes.setdefault((box, row.get("person", "")), [])
         action = int(files.number(place, "an action", row["action"]))
         if action in done:
-            raise HarvestError(f"ava: {place}: action {action} of this box is there more than once")
+            raise files.error(place, f"action {action} of this box is there more than once")
         if action in actions:
             done.append(action)
             labels += 1
     rows, boxes_of = [], {}
     for (video, second), boxes in pictures.items():
         id = f"{video},{second:04d}"
-        rows.append(Row(id, (video,), start_s=second - _HALF_S, end_s=second + _HALF_S))
+        rows.append(BenchmarkRow(id, (video,), start_s=second - _HALF_S, end_s=second + _HALF_S))
         boxes_of[id] = tuple(
             ActingBox(
                 (box[0], box[1], box[2], box[3]),
@@ -62,7 +62,7 @@ def ava(files: Files, split: str) -> Found:
             )
             for (box, person), done in boxes.items()
         )
-    return Found(
+    return SplitRows(
         rows,
         f"frame-mAP at intersection over union 0.5, the mean over {len(actions)} actions; pictures of the exclusion"
         " list are left out",
@@ -96,7 +96,7 @@ BENCHMARKS = [
         "https://research.google.com/ava/download.html",
         r"[\w-]{11}",
         {
-            part: Split(
+            part: SplitFiles(
                 (
                     f"ava_{part}_v2.2.csv",
                     f"ava_{part}_excluded_timestamps_v2.2.csv",

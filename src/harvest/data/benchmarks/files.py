@@ -12,25 +12,50 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harvest.data.benchmarks.record import Benchmark
 from harvest.interfaces import HarvestError
 
 _HEAD = 2**16  # of a file to recognise it by, characters
 
 
+@dataclass(frozen=True)
+class Published:
+    """What a paper or the official site says a split holds, by the names of `BenchmarkData.counts`."""
+
+    counts: Mapping[str, int]
+    source: str
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """One split: the files it is read from and what it should hold."""
+
+    files: tuple[str, ...]
+    """What is needed: of `a.txt + a.json | b.json`, forms of the same thing, the first that is there whole is read."""
+    published: Published
+
+
+def split(files: str | tuple[str, ...], source: str, **counts: int) -> SplitFiles:
+    """A split read from one file, from `a & b` or from several, each with its forms as in `SplitFiles.files`."""
+    return SplitFiles(
+        tuple(files.split(" & ")) if isinstance(files, str) else files, Published(counts, source)
+    )
+
+
 class Files:
     """The folder of the annotation files of one benchmark, of which those of one split are needed."""
 
-    def __init__(self, folder: str | Path, benchmark: Benchmark, split: str) -> None:
-        self.folder, self.benchmark, self.split = Path(folder), benchmark, benchmark.split(split)
+    def __init__(self, folder: str | Path, name: str, origin: str, split: SplitFiles) -> None:
+        """`name` of the benchmark, and `origin` of its files, for errors."""
+        self.folder, self.name, self.origin, self.split = Path(folder), name, origin, split
         if not self.folder.is_dir():
             what = "is a file" if self.folder.exists() else "does not exist"
             raise HarvestError(
-                f"{benchmark.name}: the annotations {self.folder} should be a folder and {what}; they come from"
-                f" {benchmark.origin}"
+                f"{name}: the annotations {self.folder} should be a folder and {what}; they come from"
+                f" {origin}"
             )
 
     def need(self, place: int = 0) -> list[Path]:
@@ -45,11 +70,15 @@ class Files:
     def path(self, place: int = 0) -> Path:
         return self.need(place)[0]
 
+    def error(self, place: object, says: str) -> HarvestError:
+        """The error for a row or file: the benchmark, the place and what is wrong there."""
+        return HarvestError(f"{self.name}: {place}: {says}")
+
     def lacks(self, what: str) -> HarvestError:
         """The error for files that are not there: what they are, where they come from, and what is there instead."""
         held = sorted(path for path in self.folder.iterdir() if path.is_file())
         return HarvestError(
-            f"{self.benchmark.name} needs {what} in {self.folder}; it comes from {self.benchmark.origin}. {_held(held)}"
+            f"{self.name} needs {what} in {self.folder}; it comes from {self.origin}. {_held(held)}"
         )
 
     def optional(self, *names: str) -> Path | None:
@@ -59,7 +88,7 @@ class Files:
         """The error for a file that is not what it should be."""
         likely = looks_like(path)
         hint = f"; it looks like {likely}" if likely else ""
-        return HarvestError(f"{self.benchmark.name}: {path}: expected {expected}, found {found}{hint}")
+        return HarvestError(f"{self.name}: {path}: expected {expected}, found {found}{hint}")
 
     def text(self, path: Path) -> str:
         try:
@@ -67,11 +96,11 @@ class Files:
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             raise HarvestError(
-                f"{self.benchmark.name}: {path}, line {line}: not UTF-8 text (byte {error.object[error.start]:#04x}):"
+                f"{self.name}: {path}, line {line}: not UTF-8 text (byte {error.object[error.start]:#04x}):"
                 " save it as UTF-8, since guessing would change captions"
             ) from error
         except OSError as error:
-            raise HarvestError(f"{self.benchmark.name}: {path} cannot be read: {error}") from error
+            raise HarvestError(f"{self.name}: {path} cannot be read: {error}") from error
 
     def lines(self, path: Path) -> list[tuple[str, str]]:
         """The lines that are not blank: (how to name the line in an error, its text without spaces around it)."""
@@ -91,9 +120,8 @@ class Files:
         if len(set(ids)) < len(ids):
             seen: set[str] = set()
             twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]
-            raise HarvestError(
-                f"{self.benchmark.name}: {place}: {twice!r} is there more than once ({len(ids)} rows,"
-                f" {len(set(ids))} distinct)"
+            raise self.error(
+                place, f"{twice!r} is there more than once ({len(ids)} rows, {len(set(ids))} distinct)"
             )
         return ids
 
@@ -130,14 +158,12 @@ class Files:
                         raise self.wrong(
                             path, f"{len(names)} columns ({', '.join(names)})", f"{cells!r:.200}"
                         )
-                    raise HarvestError(
-                        f"{self.benchmark.name}: {place}: expected {len(names)} columns, got {len(cells)}"
-                    )
+                    raise self.error(place, f"expected {len(names)} columns, got {len(cells)}")
                 rows.append((place, dict(zip(names, cells, strict=False))))
         except csv.Error as error:
-            raise HarvestError(f"{self.benchmark.name}: {path}, line {reader.line_num}: {error}") from error
+            raise HarvestError(f"{self.name}: {path}, line {reader.line_num}: {error}") from error
         if not rows:
-            raise HarvestError(f"{self.benchmark.name}: {path} holds no rows")
+            raise HarvestError(f"{self.name}: {path} holds no rows")
         return rows
 
     def json(self, path: Path) -> Any:
@@ -148,10 +174,10 @@ class Files:
             value = json.loads(text)
         except json.JSONDecodeError as error:
             raise HarvestError(
-                f"{self.benchmark.name}: {path} is not JSON ({error.msg}, line {error.lineno})"
+                f"{self.name}: {path} is not JSON ({error.msg}, line {error.lineno})"
             ) from error
         if not isinstance(value, (list, dict)) or not value:
-            raise HarvestError(f"{self.benchmark.name}: {path} holds no rows")
+            raise HarvestError(f"{self.name}: {path} holds no rows")
         return value
 
     def records(self, path: Path, keys: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
@@ -167,16 +193,14 @@ class Files:
                 expected = f"entries with {', '.join(key.replace('|', ' or ') for key in keys)}"
                 if place == objects[0][0]:
                     raise self.wrong(path, expected, found)
-                raise HarvestError(f"{self.benchmark.name}: {place}: expected {expected}, found {found}")
+                raise self.error(place, f"expected {expected}, found {found}")
         return objects
 
     def number(self, place: str, name: str, value: Any) -> float:
         try:
             return float(value)
         except (TypeError, ValueError):
-            raise HarvestError(
-                f"{self.benchmark.name}: {place}: {name} should be a number, is {value!r}"
-            ) from None
+            raise self.error(place, f"{name} should be a number, is {value!r}") from None
 
     def label(self, place: str, value: Any, *, classes: int, first: int = 0) -> int:
         """A class's number as an index from 0, where the file counts from `first`."""
@@ -185,9 +209,10 @@ class Files:
         except (TypeError, ValueError):
             label = -1
         if not 0 <= label < classes:
-            raise HarvestError(
-                f"{self.benchmark.name}: {place}: label {value!r} is none of the {classes} classes, which go from"
-                f" {first} to {first + classes - 1}"
+            raise self.error(
+                place,
+                f"label {value!r} is none of the {classes} classes, which go from"
+                f" {first} to {first + classes - 1}",
             )
         return label
 

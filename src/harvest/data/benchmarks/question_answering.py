@@ -11,18 +11,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harvest.data.benchmarks.files import Files
-from harvest.data.benchmarks.record import Benchmark, Found, Published, Row, Split, Task
+from harvest.data.benchmarks.files import Files, split
+from harvest.data.benchmarks.record import Benchmark, BenchmarkRow, BenchmarkTask, SplitRows
 from harvest.data.benchmarks.retrieval import msvd_names
 from harvest.interfaces import HarvestError
 
 
-def msrvtt_qa(files: Files, split: str) -> Found:
+def msrvtt_qa(files: Files, split: str) -> SplitRows:
     questions, answers = _questions(files, files.path(0)), _vocabulary(files, files.path(1))
     return _open_ended(files, questions, answers, lambda video: (_numbered(video, "video"),))
 
 
-def msvd_qa(files: Files, split: str) -> Found:
+def msvd_qa(files: Files, split: str) -> SplitRows:
     """The official files name videos by number, for which `youtube_mapping.txt` gives the other name."""
     other_name = msvd_names(files)
 
@@ -34,7 +34,7 @@ def msvd_qa(files: Files, split: str) -> Found:
     return _open_ended(files, questions, answers, names)
 
 
-def activitynet_qa(files: Files, split: str) -> Found:
+def activitynet_qa(files: Files, split: str) -> SplitRows:
     """The vocabulary: a list, or the training answers that occur twice or more, which are 1,654."""
     path, *more = files.need()
     if more:
@@ -66,7 +66,7 @@ def activitynet_qa(files: Files, split: str) -> Found:
     return _open_ended(files, records, vocabulary, names)
 
 
-def tgif_frame(files: Files, split: str) -> Found:
+def tgif_frame(files: Files, split: str) -> SplitRows:
     """The vocabulary is that of the training answers, where the training file is there too."""
     columns = ["gif_name", "question", "answer", "vid_id"]
     rows = files.table(files.path(), columns, delimiter="\t")
@@ -78,35 +78,37 @@ def tgif_frame(files: Files, split: str) -> Found:
     return _open_ended(files, records, vocabulary, lambda video: (f"{video}.gif",))
 
 
-def tgif_choice(files: Files, split: str) -> Found:
+def tgif_choice(files: Files, split: str) -> SplitRows:
     """Action and Transition: five options. A text is the question and an option, in one sentence."""
     columns = ["gif_name", "question", "a1", "a2", "a3", "a4", "a5", "answer", "vid_id"]
     rows = []
     for place, row in files.table(files.path(), columns, delimiter="\t"):
         options = tuple(f"{row['question']} {row[f'a{number}']}" for number in range(1, 6))
         label = files.label(place, row["answer"], classes=5)
-        rows.append(Row(row["vid_id"], (f"{row['gif_name']}.gif",), options, label=label))
-    return Found(
+        rows.append(BenchmarkRow(row["vid_id"], (f"{row['gif_name']}.gif",), options, label=label))
+    return SplitRows(
         rows, "of five options, each a text with the question before it, the right one is to be picked"
     )
 
 
-def tgif_count(files: Files, split: str) -> Found:
+def tgif_count(files: Files, split: str) -> SplitRows:
     """How often an action is repeated, 0 to 10: `label` is the number, and the numbers from 1 are the answers."""
     columns = ["gif_name", "question", "answer", "vid_id"]
     rows = []
     for place, row in files.table(files.path(), columns, delimiter="\t"):
         label = files.label(place, row["answer"], classes=11)
         names = (f"{row['gif_name']}.gif",)
-        rows.append(Row(row["vid_id"], names, label=label, question=row["question"], answer=row["answer"]))
-    return Found(
+        rows.append(
+            BenchmarkRow(row["vid_id"], names, label=label, question=row["question"], answer=row["answer"])
+        )
+    return SplitRows(
         rows,
         "the number of repetitions is to be given: mean squared error of the rounded number, 1 to 10",
         answers=tuple(str(number) for number in range(1, 11)),
     )
 
 
-def msrvtt_mc(files: Files, split: str) -> Found:
+def msrvtt_mc(files: Files, split: str) -> SplitRows:
     """Five captions, of which one is the video's."""
     path = files.path()
     rows = []
@@ -116,11 +118,11 @@ def msrvtt_mc(files: Files, split: str) -> Found:
         video = str(record.get("video") or record["clip_name"])
         options = tuple(str(text).strip() for text in record.get("caption") or record["options"])
         if len(options) != 5:
-            raise HarvestError(f"msrvtt-mc: {place}: expected 5 options, got {len(options)}")
+            raise files.error(place, f"expected 5 options, got {len(options)}")
         label = files.label(place, record["answer"], classes=5)
         id = str(record.get("qid", record.get("question_id", number)))
-        rows.append(Row(id, (video,), options, label=label))
-    return Found(rows, "of five captions the video's own is to be picked")
+        rows.append(BenchmarkRow(id, (video,), options, label=label))
+    return SplitRows(rows, "of five captions the video's own is to be picked")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -135,7 +137,7 @@ def _open_ended(
     records: Sequence[tuple[str, dict[str, Any]]],
     answers: tuple[str, ...] | None,
     names: Callable[[str], tuple[str, ...]],
-) -> Found:
+) -> SplitRows:
     """Rows of questions; without ids of their own they are numbered in the order of the file."""
     rows = []
     listed = None if answers is None else set(answers)
@@ -145,9 +147,9 @@ def _open_ended(
         )
         question, answer = str(record["question"]).strip(), str(record["answer"]).strip().lower()
         if not question or not answer:
-            raise HarvestError(f"{files.benchmark.name}: {place}: the question or its answer is blank")
+            raise files.error(place, "the question or its answer is blank")
         id = str(record.get("question_id", record.get("id", number)))
-        rows.append(Row(id, names(video), question=question, answer=answer))
+        rows.append(BenchmarkRow(id, names(video), question=question, answer=answer))
     counts = {"questions": len(rows)}
     if answers is None or listed is None:
         protocol = (
@@ -158,7 +160,7 @@ def _open_ended(
         counts["answers"] = len(answers)
         counts["unlisted_answers"] = sum(row.answer not in listed for row in rows)
         protocol = f"one of {len(answers):,} answers is to be given; a right answer that is not among them is never hit"
-    return Found(rows, protocol + "; equal after lower case", answers=answers, counts=counts)
+    return SplitRows(rows, protocol + "; equal after lower case", answers=answers, counts=counts)
 
 
 def _vocabulary(files: Files, path: Path) -> tuple[str, ...]:
@@ -170,9 +172,7 @@ def _vocabulary(files: Files, path: Path) -> tuple[str, ...]:
                 path, "an object from answers to numbers", f"{next(iter(value.items()))!r:.100}"
             )
         if sorted(value.values()) != list(range(len(value))):
-            raise HarvestError(
-                f"{files.benchmark.name}: {path}: the answers' numbers are not 0 to {len(value) - 1}, each once"
-            )
+            raise files.error(path, f"the answers' numbers are not 0 to {len(value) - 1}, each once")
         value = sorted(value, key=value.__getitem__)
     if not all(isinstance(answer, str) for answer in value):
         raise files.wrong(path, "a list of answers", f"{value[:1]!r:.100}")
@@ -191,10 +191,6 @@ _TGIF_PAPER = "Jang et al. 2019, the repository's table"
 _UNLISTED = "Answers that are not in the vocabulary are wrong by the protocol, and counted."
 
 
-def _one(path: str, source: str, **counts: int) -> Split:
-    return Split(tuple(path.split(" & ")), Published(counts, source))
-
-
 def _qa_files(split: str, name: str, *more: str) -> str:
     answers = f"train_ans2label.json | qa_ans2label.json | {name}_answer_list.json"
     return (
@@ -205,8 +201,8 @@ def _qa_files(split: str, name: str, *more: str) -> str:
 def _tgif(
     kind: str,
     title: str,
-    task: Task,
-    reader: Callable[[Files, str], Found],
+    task: BenchmarkTask,
+    reader: Callable[[Files, str], SplitRows],
     rows: tuple[int, int],
     *notes: str,
 ) -> Benchmark:
@@ -218,7 +214,7 @@ def _tgif(
         _TGIF,
         r"tumblr_\w+",
         {
-            part: _one(f"{part.title()}_{file}_question.csv", _TGIF_PAPER, rows=count)
+            part: split(f"{part.title()}_{file}_question.csv", _TGIF_PAPER, rows=count)
             for part, count in zip(("test", "train"), rows, strict=True)
         },
         reader,
@@ -234,7 +230,7 @@ BENCHMARKS = [
         "https://github.com/xudejing/video-question-answering; answers: https://github.com/jpthu17/HBI",
         r"video\d+",
         {
-            part: _one(
+            part: split(
                 _qa_files(part, "msrvtt_qa", f"{part}.jsonl"),
                 "Xu et al. 2017; 1,500 answers: ClipBERT",
                 rows=rows,
@@ -252,7 +248,7 @@ BENCHMARKS = [
         "https://github.com/xudejing/video-question-answering; answers: https://github.com/boheumd/MA-LMM",
         r"[\w-]{11}_\d+_\d+|vid\d+",
         {
-            part: _one(
+            part: split(
                 _qa_files(part, "msvd_qa", *(["chatunivi_msvd_qa.json"] if part == "test" else [])),
                 "Xu et al. 2017; 2,423 answers: ALPRO",
                 rows=rows,
@@ -273,7 +269,7 @@ BENCHMARKS = [
         "https://github.com/MILVLG/activitynet-qa",
         r"v_[\w-]{11}",
         {
-            part: _one(
+            part: split(
                 f"{part}_q.json + {part}_a.json | anet_qa_{part}.json"
                 + (" | activitynet_qa.json" if part == "test" else "")
                 + f" | qa_{part}.json",
@@ -324,7 +320,7 @@ BENCHMARKS = [
         "choice",
         "https://github.com/jayleicn/singularity (annotations of the downstream tasks); Yu et al. 2018",
         r"video\d+",
-        {"test": _one("msrvtt_mc_test.json | msrvtt_mc_test.jsonl", "Yu et al. 2018", rows=2990)},
+        {"test": split("msrvtt_mc_test.json | msrvtt_mc_test.jsonl", "Yu et al. 2018", rows=2990)},
         msrvtt_mc,
         is_tested=False,
     ),

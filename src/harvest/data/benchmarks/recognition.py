@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 
-from harvest.data.benchmarks.files import Files, check_class_order
-from harvest.data.benchmarks.record import Benchmark, Found, Published, Row, Split
+from harvest.data.benchmarks.files import Files, SplitFiles, check_class_order, split
+from harvest.data.benchmarks.record import Benchmark, BenchmarkRow, SplitRows
 from harvest.interfaces import HarvestError
 
 KINETICS_TEMPLATES = tuple(
@@ -40,13 +40,13 @@ UCF101_TEMPLATES = tuple(
 _PROTOCOL = "a clip's class among {} is to be named: top-1 and top-5"
 
 
-def kinetics(files: Files, split: str) -> Found:
+def kinetics(files: Files, split: str) -> SplitRows:
     """DeepMind's tables: label,youtube_id,time_start,time_end,split. The test tables have no labels.
 
     A clip is a file of its own cut to its ten seconds, `ID_000012_000022.mp4` or, where one clip is of that
     video, `ID.mp4`.
     """
-    number = files.benchmark.name.removeprefix("k")
+    number = files.name.removeprefix("k")
     path = files.path(0)
     columns = ["youtube_id", "time_start", "time_end"]
     table = files.table(path, columns if split == "test" else ["label", *columns])
@@ -73,8 +73,8 @@ def kinetics(files: Files, split: str) -> Found:
                 raise files.wrong(path, f"one of the {number} classes{other}", f"{row['label']!r} ({place})")
             label = place_of[row["label"]]
         names = (id, row["youtube_id"]) if times[row["youtube_id"]] == 1 else (id,)
-        rows.append(Row(id, names, label=label))
-    return Found(
+        rows.append(BenchmarkRow(id, names, label=label))
+    return SplitRows(
         rows,
         _PROTOCOL.format(number),
         class_names=class_names,
@@ -84,11 +84,11 @@ def kinetics(files: Files, split: str) -> Found:
     )
 
 
-def k600_zero_shot(files: Files, split: str) -> Found:
+def k600_zero_shot(files: Files, split: str) -> SplitRows:
     """Three draws of 160 of the classes that Kinetics-600 has and Kinetics-400 has not."""
     class_names = _class_names(files, files.path(0), 160)
     listed = _labelled_list(files, files.path(1), len(class_names))
-    rows = [Row(Path(path).stem, (path,), label=label) for path, label in listed.items()]
+    rows = [BenchmarkRow(Path(path).stem, (path,), label=label) for path, label in listed.items()]
     name_of: dict[str, str] = {}
     for official in (files.optional(f"kinetics-600_{part}.csv") for part in ("train", "val")):
         for place, row in files.table(official, ["label", "youtube_id", "time_start"]) if official else []:
@@ -96,7 +96,7 @@ def k600_zero_shot(files: Files, split: str) -> Found:
             name_of[f"{row['youtube_id']}_{start:06d}"] = row["label"]
     said = {row.id: (row.label or 0, name_of[row.id[:18]]) for row in rows if row.id[:18] in name_of}
     check_class_order("k600-zero-shot", class_names, said, where=str(files.path(0)))
-    return Found(
+    return SplitRows(
         rows,
         _PROTOCOL.format("160 that Kinetics-400 does not have") + "; the mean of three splits is reported",
         class_names=class_names,
@@ -105,7 +105,7 @@ def k600_zero_shot(files: Files, split: str) -> Found:
     )
 
 
-def ssv2(files: Files, split: str) -> Found:
+def ssv2(files: Files, split: str) -> SplitRows:
     """The official JSON, or a list `ID[.webm] [START END] LABEL` a line as mmaction2 and VideoMAE write it."""
     value = files.json(files.path(0))
     labels: dict[str, int] = {}
@@ -119,7 +119,7 @@ def ssv2(files: Files, split: str) -> Found:
     path = files.path(1)
     if path.suffix == ".txt":
         rows = [
-            Row(Path(video).stem, (video if "." in video else f"{video}.webm",), label=label)
+            BenchmarkRow(Path(video).stem, (video if "." in video else f"{video}.webm",), label=label)
             for video, label in _labelled_list(files, path, len(class_names)).items()
         ]
     else:
@@ -127,14 +127,14 @@ def ssv2(files: Files, split: str) -> Found:
         for place, record in files.records(path, ["id", "template"]):
             name = str(record["template"]).replace("[", "").replace("]", "")
             if name not in labels:
-                raise HarvestError(f"ssv2: {place}: no class {name!r} in the list of classes")
-            rows.append(Row(str(record["id"]), (f"{record['id']}.webm",), label=labels[name]))
+                raise files.error(place, f"no class {name!r} in the list of classes")
+            rows.append(BenchmarkRow(str(record["id"]), (f"{record['id']}.webm",), label=labels[name]))
         other = files.optional(f"{split}.txt")
         if other is not None:
             listed = {Path(k).stem: v for k, v in _labelled_list(files, other, len(class_names)).items()}
             said = {row.id: (listed[row.id], class_names[row.label or 0]) for row in rows if row.id in listed}
             check_class_order("ssv2", class_names, said, where=f"of {other}")
-    return Found(
+    return SplitRows(
         rows,
         _PROTOCOL.format("174"),
         class_names=class_names,
@@ -144,14 +144,14 @@ def ssv2(files: Files, split: str) -> Found:
     )
 
 
-def mit(files: Files, split: str) -> Found:
+def mit(files: Files, split: str) -> SplitRows:
     """Moments in Time: `CLASS/FILE.mp4,CLASS,AGREE,DISAGREE` a line, classes with their numbers in their own file."""
     listed = files.path(0)
     labels: dict[str, int] = {}
     for place, row in files.table(listed, ["name", "number"], header=False):
         labels[row["name"]] = int(files.number(place, "the class's number", row["number"]))
     if sorted(labels.values()) != list(range(len(labels))):
-        raise HarvestError(f"mit: {listed}: the classes' numbers are not 0 to {len(labels) - 1}, each once")
+        raise files.error(listed, f"the classes' numbers are not 0 to {len(labels) - 1}, each once")
     folder = {"train": "training", "val": "validation"}[split]
     path = files.path(1)
     rows = []
@@ -161,14 +161,14 @@ def mit(files: Files, split: str) -> Found:
                 path, f"one of the {len(labels)} classes of {listed.name}", f"{row['label']!r} ({place})"
             )
         rows.append(
-            Row(
+            BenchmarkRow(
                 row["path"].removesuffix(".mp4"),
                 (f"{folder}/{row['path']}", row["path"]),
                 label=labels[row["label"]],
             )
         )
     class_names = tuple(name.replace("+", " ") for name in sorted(labels, key=labels.__getitem__))
-    return Found(
+    return SplitRows(
         rows,
         _PROTOCOL.format(f"{len(class_names)}"),
         class_names=class_names,
@@ -177,7 +177,7 @@ def mit(files: Files, split: str) -> Found:
     )
 
 
-def ucf101(files: Files, split: str) -> Found:
+def ucf101(files: Files, split: str) -> SplitRows:
     """The official lists. `classInd.txt` counts from 1; the test lists have no labels, their folders are classes."""
     path = files.path(0)
     folders: list[str] = []
@@ -189,7 +189,7 @@ def ucf101(files: Files, split: str) -> Found:
     if len(set(folders)) != 101:
         raise files.wrong(path, "101 classes", f"{len(set(folders))}")
     source = files.path(1)
-    rows: list[Row] = []
+    rows: list[BenchmarkRow] = []
     said: dict[str, tuple[int, str]] = {}
     for place, line in files.lines(source):
         name, _, written = line.partition(" ")
@@ -197,12 +197,12 @@ def ucf101(files: Files, split: str) -> Found:
         if not slash or folder not in folders:
             if not rows:
                 raise files.wrong(source, "lines CLASS/FILE.avi", f"{line!r:.80}")
-            raise HarvestError(f"ucf101: {place}: {folder!r} is no class of {path.name}")
+            raise files.error(place, f"{folder!r} is no class of {path.name}")
         if written:
             said[file] = (files.label(place, written, classes=101, first=1), folder)
-        rows.append(Row(Path(file).stem, (name,), label=folders.index(folder)))
+        rows.append(BenchmarkRow(Path(file).stem, (name,), label=folders.index(folder)))
     check_class_order("ucf101", folders, said, where=str(path))
-    return Found(
+    return SplitRows(
         rows,
         _PROTOCOL.format("101") + "; the mean of three splits is reported",
         class_names=tuple(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) for name in folders),
@@ -211,7 +211,7 @@ def ucf101(files: Files, split: str) -> Found:
     )
 
 
-def hmdb51(files: Files, split: str) -> Found:
+def hmdb51(files: Files, split: str) -> SplitRows:
     """The official files CLASS_test_splitN.txt: 1 trains, 2 tests, 0 is left out. Classes in alphabetical order."""
     part, fold = split[:-1], split[-1]
     ending = f"_test_split{fold}.txt"
@@ -227,8 +227,8 @@ def hmdb51(files: Files, split: str) -> Found:
             if not file or mark not in ("0", "1", "2"):
                 raise files.wrong(sources[name], "lines FILE.avi 0, 1 or 2", f"{line!r:.80} ({place})")
             if mark == wanted:
-                rows.append(Row(Path(file.strip()).stem, (f"{name}/{file.strip()}",), label=label))
-    return Found(
+                rows.append(BenchmarkRow(Path(file.strip()).stem, (f"{name}/{file.strip()}",), label=label))
+    return SplitRows(
         rows,
         _PROTOCOL.format("51") + "; the mean of three splits is reported",
         class_names=tuple(name.replace("_", " ") for name in classes),
@@ -247,7 +247,7 @@ def _class_names(files: Files, path: Path, number: int) -> tuple[str, ...]:
         for place, row in enumerate(table):
             if row[1]["id"] != str(place):
                 raise HarvestError(
-                    f"{files.benchmark.name}: {row[0]}: class {row[1]['name']!r} has id {row[1]['id']}, expected {place}:"
+                    f"{files.name}: {row[0]}: class {row[1]['name']!r} has id {row[1]['id']}, expected {place}:"
                     " the class list is in another order than the labels"
                 )
         names = [row["name"] for _, row in table]
@@ -269,7 +269,7 @@ def _labelled_list(files: Files, path: Path, classes: int) -> Mapping[str, int]:
             raise files.wrong(path, "lines PATH LABEL", f"{line!r:.80} ({place})")
         label = files.label(place, written, classes=classes)
         if name in labels:
-            raise HarvestError(f"{files.benchmark.name}: {place}: {name!r} is there more than once")
+            raise files.error(place, f"{name!r} is there more than once")
         labels[name] = label
     return labels
 
@@ -280,11 +280,9 @@ _FOLDS = ("1", "2", "3")
 _KINETICS = "https://github.com/cvdfoundation/kinetics-dataset; https://github.com/activitynet/ActivityNet"
 
 
-def _split(files: str, source: str, **counts: int) -> Split:
-    return Split(tuple(files.split(" & ")), Published(counts, source))
-
-
-def _kinetics(number: int, splits: Mapping[str, Split], *notes: str, is_tested: bool = True) -> Benchmark:
+def _kinetics(
+    number: int, splits: Mapping[str, SplitFiles], *notes: str, is_tested: bool = True
+) -> Benchmark:
     return Benchmark(
         f"k{number}",
         f"Kinetics-{number}",
@@ -302,14 +300,14 @@ BENCHMARKS = [
     _kinetics(
         400,
         {
-            "val": _split(
+            "val": split(
                 "kinetics-400_val.csv | val.csv | validate.csv",
                 "the released table",
                 rows=19_906,
                 classes=400,
             ),
-            "train": _split("kinetics-400_train.csv | train.csv", "Kay et al. 2017", classes=400),
-            "test": _split(
+            "train": split("kinetics-400_train.csv | train.csv", "Kay et al. 2017", classes=400),
+            "test": split(
                 "kinetics-400_test.csv | test.csv & label_map_k400.txt", "the released table", rows=38_685
             ),
         },
@@ -319,14 +317,14 @@ BENCHMARKS = [
     _kinetics(
         600,
         {
-            "val": _split(
+            "val": split(
                 "kinetics-600_val.csv | val.csv | validate.csv",
                 "Carreira et al. 2018",
                 rows=30_000,
                 classes=600,
             ),
-            "train": _split("kinetics-600_train.csv | train.csv", "Carreira et al. 2018", classes=600),
-            "test": _split(
+            "train": split("kinetics-600_train.csv | train.csv", "Carreira et al. 2018", classes=600),
+            "test": split(
                 "kinetics-600_test.csv | test.csv & label_map_k600.txt", "the released table", rows=72_924
             ),
         },
@@ -335,10 +333,10 @@ BENCHMARKS = [
     _kinetics(
         700,
         {
-            "val": _split(
+            "val": split(
                 "kinetics-700_val.csv | val.csv | validate.csv", "Carreira et al. 2019", classes=700
             ),
-            "train": _split("kinetics-700_train.csv | train.csv", "Carreira et al. 2019", classes=700),
+            "train": split("kinetics-700_train.csv | train.csv", "Carreira et al. 2019", classes=700),
         },
         is_tested=False,
     ),
@@ -349,7 +347,7 @@ BENCHMARKS = [
         "https://github.com/muzairkhattak/ViFi-CLIP (labels and datasets_splits/k600_splits)",
         r"[\w-]{11}_\d{6}_\d{6}",
         {
-            fold: _split(
+            fold: split(
                 f"ZS_split{fold}_K600.csv & ZS_split{fold}_K600_eval.txt",
                 "Chen and Huang 2021; the released lists",
                 rows=rows,
@@ -370,7 +368,7 @@ BENCHMARKS = [
         "https://www.qualcomm.com/developer/software/something-something-v-2-dataset",
         r"\d+",
         {
-            "validation": _split(
+            "validation": split(
                 "something-something-v2-labels.json | labels.json"
                 " & something-something-v2-validation.json | validation.json | validation.txt",
                 "Goyal et al. 2017, release 2",
@@ -378,7 +376,7 @@ BENCHMARKS = [
                 videos=24_777,
                 classes=174,
             ),
-            "train": _split(
+            "train": split(
                 "something-something-v2-labels.json | labels.json"
                 " & something-something-v2-train.json | train.json | train.txt",
                 "Goyal et al. 2017, release 2",
@@ -397,10 +395,10 @@ BENCHMARKS = [
         "http://moments.csail.mit.edu (on request)",
         r".+",
         {
-            "val": _split(
+            "val": split(
                 "moments_categories.txt & validationSet.csv", "Monfort et al. 2019", rows=33_900, classes=339
             ),
-            "train": _split(
+            "train": split(
                 "moments_categories.txt & trainingSet.csv", "Monfort et al. 2019", rows=802_264, classes=339
             ),
         },
@@ -415,7 +413,7 @@ BENCHMARKS = [
         "https://www.crcv.ucf.edu/data/UCF101.php",
         r"v_\w+_g\d\d_c\d\d",
         {
-            f"{part}{fold}": _split(
+            f"{part}{fold}": split(
                 f"classInd.txt & {part}list0{fold}.txt",
                 "Soomro et al. 2012",
                 rows=rows,
@@ -438,7 +436,7 @@ BENCHMARKS = [
         "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database",
         r".+",
         {
-            f"{part}{fold}": _split(
+            f"{part}{fold}": split(
                 f"51 files CLASS_test_split{fold}.txt",
                 "Kuehne et al. 2011",
                 rows=rows,

@@ -1,6 +1,6 @@
 """What a benchmark is and what reading one gives.
 
-A reader (one function a benchmark, in the file of its family) turns official files into `Found`. `read` in this
+A reader (one function a benchmark, in the file of its family) turns official files into `SplitRows`. `read` in this
 package's door adds where the videos are and checks ids, and gives `BenchmarkData`.
 """
 
@@ -10,32 +10,13 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from harvest.data.benchmarks.files import Files, Published, SplitFiles
 from harvest.data.sampling import ViewPlaces
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import Example
 
-if TYPE_CHECKING:
-    from harvest.data.benchmarks.files import Files
-
-Task = Literal["retrieval", "choice", "recognition", "qa", "count", "moments", "detection"]
-
-
-@dataclass(frozen=True)
-class Published:
-    """What a paper or the official site says a split holds, by the names of `BenchmarkData.counts`."""
-
-    counts: Mapping[str, int]
-    source: str
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split: the files it is read from and what it should hold."""
-
-    files: tuple[str, ...]
-    """What is needed: of `a.txt + a.json | b.json`, forms of the same thing, the first that is there whole is read."""
-    published: Published
+BenchmarkTask = Literal["retrieval", "choice", "recognition", "qa", "count", "moments", "detection"]
 
 
 @dataclass(frozen=True)
@@ -44,27 +25,22 @@ class Benchmark:
 
     name: str
     title: str
-    task: Task
+    task: BenchmarkTask
     origin: str
     """Where the annotation files come from."""
     videos: str
     """A regular expression that the name of each of its videos, without folder and suffix, matches."""
-    splits: Mapping[str, Split]
+    splits: Mapping[str, SplitFiles]
     """The first one is read where no split is named."""
-    reader: Callable[[Files, str], Found]
+    reader: Callable[[Files, str], SplitRows]
     notes: tuple[str, ...] = ()
     """What makes numbers on it differ from one another, for docs and cards."""
     is_tested: bool = True
     """Whether the reader has read the official file; else it follows the documented format."""
 
-    def split(self, name: str) -> Split:
-        if name not in self.splits:
-            raise HarvestError(f"{self.name} has no split {name!r}: there are {', '.join(self.splits)}")
-        return self.splits[name]
-
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """A row of a benchmark before it is known where its video is."""
 
     id: str
@@ -101,10 +77,10 @@ class KeyFrame:
 
 
 @dataclass(frozen=True)
-class Found:
+class SplitRows:
     """What a reader gives."""
 
-    rows: Sequence[Row]
+    rows: Sequence[BenchmarkRow]
     protocol: str
     answers: tuple[str, ...] | None = None
     class_names: tuple[str, ...] | None = None
@@ -124,7 +100,7 @@ class BenchmarkData:
 
     name: str
     split: str
-    task: Task
+    task: BenchmarkTask
     examples: tuple[Example, ...]
     protocol: str
     """A sentence: what is asked of what, and what the official protocol counts."""

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harvest.data.benchmarks.files import Files
-from harvest.data.benchmarks.record import Benchmark, Found, Published, Row, Split
+from harvest.data.benchmarks.files import Files, split
+from harvest.data.benchmarks.record import Benchmark, BenchmarkRow, SplitRows
 from harvest.interfaces import HarvestError
 
 
-def msrvtt(files: Files, split: str) -> Found:
+def msrvtt(files: Files, split: str) -> SplitRows:
     path = files.path(0)
     if split == "1k-a":
         rows: list[tuple[str, tuple[str, ...]]]
@@ -30,7 +30,7 @@ def msrvtt(files: Files, split: str) -> Found:
     return _of_captions(rows, "each of a video's 20 captions is a query of its own")
 
 
-def msvd(files: Files, split: str) -> Found:
+def msvd(files: Files, split: str) -> SplitRows:
     """The YouTube names of `youtube_mapping.txt` and of the lists, or `vid1` to `vid1970`, whichever files have."""
     path, *more = files.need()
     if more:
@@ -54,12 +54,12 @@ def msvd_names(files: Files) -> dict[str, str]:
     for place, line in files.lines(path) if path else []:
         pair = line.split()
         if len(pair) != 2:
-            raise HarvestError(f"msvd: {place}: expected a YouTube name and vidN, got {line!r:.80}")
+            raise files.error(place, f"expected a YouTube name and vidN, got {line!r:.80}")
         names[pair[0]], names[pair[1]] = pair[1], pair[0]
     return names
 
 
-def didemo(files: Files, split: str) -> Found:
+def didemo(files: Files, split: str) -> SplitRows:
     """A video's descriptions in the order of the file, joined by spaces.
 
     The files name 33 test and 29 validation videos in two ways, `X.mov` and `X.mp4`. That is one video with all its
@@ -91,7 +91,7 @@ def didemo(files: Files, split: str) -> Found:
     return _with(found, {"sentences": sum(map(len, captions.values())), "sentences_in_file": len(records)})
 
 
-def activitynet(files: Files, split: str) -> Found:
+def activitynet(files: Files, split: str) -> SplitRows:
     path = files.path()
     rows = []
     num_sentences = 0
@@ -107,7 +107,7 @@ def activitynet(files: Files, split: str) -> Found:
     return _with(found, {"sentences": num_sentences})
 
 
-def lsmdc(files: Files, split: str) -> Found:
+def lsmdc(files: Files, split: str) -> SplitRows:
     """Tab-separated without a header; of the training clips some come with several sentences."""
     columns = ["clip", "start_aligned", "end_aligned", "start_extracted", "end_extracted", "sentence"]
     path = files.path()
@@ -119,16 +119,14 @@ def lsmdc(files: Files, split: str) -> Found:
                 raise files.wrong(
                     path, f"{len(columns)} columns parted by tabs ({', '.join(columns)})", f"{line!r:.80}"
                 )
-            raise HarvestError(
-                f"lsmdc: {place}: expected {len(columns)} columns parted by tabs, got {len(cells)}"
-            )
+            raise files.error(place, f"expected {len(columns)} columns parted by tabs, got {len(cells)}")
         captions.setdefault(cells[0], []).append(cells[-1])
     rows = [(id, tuple(texts)) for id, texts in captions.items()]
     names = {id: (f"{id.rpartition('_')[0]}/{id}.avi",) for id in captions}
     return _of_captions(rows, "each clip has one sentence, names replaced by SOMEONE", names=names)
 
 
-def vatex(files: Files, split: str) -> Found:
+def vatex(files: Files, split: str) -> SplitRows:
     """English captions. The retrieval split of HGR cuts the official validation set in two halves."""
     records = files.records(files.path(0), ["videoID", "enCap"])
     ids = files.distinct([str(record["videoID"]) for _, record in records], str(files.path(0)))
@@ -142,16 +140,18 @@ def vatex(files: Files, split: str) -> Found:
     )
 
 
-def ssv2_retrieval(files: Files, split: str) -> Found:
+def ssv2_retrieval(files: Files, split: str) -> SplitRows:
     """Label: a sentence of its own a video. Template: 174 sentences with "something", twelve videos each."""
     path = files.path()
-    rows: list[Row] = []
+    rows: list[BenchmarkRow] = []
     captions = set()
     for _, record in files.records(path, ["video", "caption"]):
         caption = str(record["caption"]).replace("[something]", "something").strip()
         captions.add(caption)
         several = record["video"] if isinstance(record["video"], list) else [record["video"]]
-        rows += [Row(id=Path(str(video)).stem, names=(str(video),), texts=(caption,)) for video in several]
+        rows += [
+            BenchmarkRow(id=Path(str(video)).stem, names=(str(video),), texts=(caption,)) for video in several
+        ]
     is_shared = len(captions) < len(rows)
     protocol = (
         "of a caption's videos the best ranked counts, and of a video its one caption"
@@ -159,7 +159,7 @@ def ssv2_retrieval(files: Files, split: str) -> Found:
         else "each video has a caption of its own"
     )
     counts = {"captions": len(captions)}
-    return Found(rows=rows, protocol=protocol, counts=counts, shared_captions=is_shared)
+    return SplitRows(rows=rows, protocol=protocol, counts=counts, shared_captions=is_shared)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -199,9 +199,7 @@ def _sentences(files: Files, path: Path) -> dict[str, tuple[str, ...]]:
         if not tab:
             if not captions:
                 raise files.wrong(path, "lines vidN<tab>sentence", f"{line!r:.80}")
-            raise HarvestError(
-                f"{files.benchmark.name}: {place}: expected vidN<tab>sentence, got {line!r:.80}"
-            )
+            raise files.error(place, f"expected vidN<tab>sentence, got {line!r:.80}")
         captions.setdefault(video, []).append(sentence.strip())
     return {video: tuple(texts) for video, texts in captions.items()}
 
@@ -211,7 +209,7 @@ def _chosen(files: Files, ids: list[str], captions: Mapping[str, Any]) -> list[t
     absent = [id for id in ids if not captions.get(id)]
     if absent:
         raise HarvestError(
-            f"{files.benchmark.name}: {len(absent)} of the {len(ids)} videos of the list have no captions (first:"
+            f"{files.name}: {len(absent)} of the {len(ids)} videos of the list have no captions (first:"
             f" {absent[0]}): the captions are those of another split"
         )
     return [(id, tuple(captions[id])) for id in ids]
@@ -222,13 +220,13 @@ def _of_captions(
     protocol: str,
     *,
     names: Mapping[str, tuple[str, ...]] | None = None,
-) -> Found:
-    rows = [Row(id, (id,) if names is None else names[id], texts) for id, texts in captions]
-    return Found(rows=rows, protocol=protocol)
+) -> SplitRows:
+    rows = [BenchmarkRow(id, (id,) if names is None else names[id], texts) for id, texts in captions]
+    return SplitRows(rows=rows, protocol=protocol)
 
 
-def _with(found: Found, counts: Mapping[str, int]) -> Found:
-    return Found(rows=found.rows, protocol=found.protocol, counts=counts)
+def _with(found: SplitRows, counts: Mapping[str, int]) -> SplitRows:
+    return SplitRows(rows=found.rows, protocol=found.protocol, counts=counts)
 
 
 def _without_suffix(video: str) -> str:
@@ -245,10 +243,6 @@ _DIDEMO_LIST = "Liu et al. 2019 (Collaborative Experts), the released lists"
 _ANET = "Krishna et al. 2017, the released files"
 
 
-def _split(files: str | tuple[str, ...], source: str, **counts: int) -> Split:
-    return Split((files,) if isinstance(files, str) else files, Published(counts, source))
-
-
 _MSRVTT_CAPTIONS = "MSRVTT_data.json | train_val_videodatainfo.json"
 
 BENCHMARKS = [
@@ -259,28 +253,28 @@ BENCHMARKS = [
         "https://github.com/ArrowLuo/CLIP4Clip (MSRVTT_data.json and the lists)",
         r"video\d+",
         {
-            "1k-a": _split(
+            "1k-a": split(
                 "MSRVTT_JSFUSION_test.csv | msrvtt_test1k.json | msrvtt_ret_test1k.json | msrvtt_test.json",
                 "Yu et al. 2018 (JSFusion)",
                 rows=1000,
                 videos=1000,
                 captions=1000,
             ),
-            "train-9k": _split(
+            "train-9k": split(
                 ("MSRVTT_train.9k.csv | train_list_jsfusion.txt", _MSRVTT_CAPTIONS),
                 "Gabeur et al. 2020",
                 rows=9000,
                 videos=9000,
                 captions=180_000,
             ),
-            "train-7k": _split(
+            "train-7k": split(
                 ("MSRVTT_train.7k.csv", _MSRVTT_CAPTIONS),
                 "Miech et al. 2019: training and validation of the full split",
                 rows=7010,
                 videos=7010,
                 captions=140_200,
             ),
-            "test-full": _split(
+            "test-full": split(
                 (
                     "MSRVTT_test.full.csv | test_list_full.txt",
                     "MSRVTT_data.json | test_videodatainfo.json | msrvtt_caption_test.json",
@@ -290,14 +284,14 @@ BENCHMARKS = [
                 videos=2990,
                 captions=59_800,
             ),
-            "val-full": _split(
+            "val-full": split(
                 ("MSRVTT_val.full.csv | val_list_full.txt", _MSRVTT_CAPTIONS + " | cap_val.json"),
                 _FULL,
                 rows=497,
                 videos=497,
                 captions=9_940,
             ),
-            "train-full": _split(
+            "train-full": split(
                 ("MSRVTT_train.full.csv | train_list_full.txt", _MSRVTT_CAPTIONS),
                 _FULL,
                 rows=6513,
@@ -318,7 +312,7 @@ BENCHMARKS = [
         "https://github.com/layer6ai-labs/xpool (data/MSVD)",
         r"[\w-]{11}_\d+_\d+|vid\d+",
         {
-            part: _split(
+            part: split(
                 f"{part}_list.txt + captions_msvd.json | sents_{part}_lc_nopunc.txt | msvd_ret_{part}.json"
                 f" | msvd_caption_{part}.json",
                 "videos: Venugopalan et al. 2015; captions: the released files of sentences",
@@ -341,11 +335,11 @@ BENCHMARKS = [
         "https://github.com/LisaAnne/LocalizingMoments; lists: https://github.com/albanie/collaborative-experts",
         r"\d+@N\d\d_\d+_\w+",
         {
-            "test": _split("test_data.json", _DIDEMO, rows=1004, videos=1004, sentences=4021),
-            "val": _split("val_data.json", _DIDEMO, rows=1065, videos=1065, sentences=4180),
-            "train": _split("train_data.json", _DIDEMO, rows=8395, videos=8395, sentences=33_005),
-            "test-list": _split(("test_data.json", "test_list.txt"), _DIDEMO_LIST, rows=1004, videos=1004),
-            "val-list": _split(("val_data.json", "val_list.txt"), _DIDEMO_LIST, rows=1065, videos=1065),
+            "test": split("test_data.json", _DIDEMO, rows=1004, videos=1004, sentences=4021),
+            "val": split("val_data.json", _DIDEMO, rows=1065, videos=1065, sentences=4180),
+            "train": split("train_data.json", _DIDEMO, rows=8395, videos=8395, sentences=33_005),
+            "test-list": split(("test_data.json", "test_list.txt"), _DIDEMO_LIST, rows=1004, videos=1004),
+            "val-list": split(("val_data.json", "val_list.txt"), _DIDEMO_LIST, rows=1065, videos=1065),
         },
         didemo,
         (
@@ -361,9 +355,9 @@ BENCHMARKS = [
         "https://cs.stanford.edu/people/ranjaykrishna/densevid",
         r"v_[\w-]{11}",
         {
-            "val_1": _split("val_1.json", _ANET, rows=4917, videos=4917, sentences=17_505),
-            "val_2": _split("val_2.json", _ANET, rows=4885, videos=4885, sentences=17_031),
-            "train": _split(
+            "val_1": split("val_1.json", _ANET, rows=4917, videos=4917, sentences=17_505),
+            "val_2": split("val_2.json", _ANET, rows=4885, videos=4885, sentences=17_031),
+            "train": split(
                 "train.json | train_modified.json", _ANET, rows=10_009, videos=10_009, sentences=37_421
             ),
         },
@@ -377,15 +371,15 @@ BENCHMARKS = [
         "https://sites.google.com/site/describingmovies (on request)",
         r"\d{4}_.+",
         {
-            "test": _split(
+            "test": split(
                 "LSMDC16_challenge_1000_publictect.csv",
                 "Rohrbach et al. 2016, the public 1,000",
                 rows=1000,
                 videos=1000,
                 captions=1000,
             ),
-            "val": _split("LSMDC16_annos_val.csv", "Rohrbach et al. 2016", captions=7408),
-            "train": _split("LSMDC16_annos_training.csv", "Rohrbach et al. 2016"),
+            "val": split("LSMDC16_annos_val.csv", "Rohrbach et al. 2016", captions=7408),
+            "train": split("LSMDC16_annos_training.csv", "Rohrbach et al. 2016"),
         },
         lsmdc,
         (
@@ -401,25 +395,25 @@ BENCHMARKS = [
         "https://eric-xw.github.io/vatex-website; lists: https://github.com/CryhanFang/CLIP2Video",
         r"[\w-]{11}_\d{6}_\d{6}",
         {
-            "test": _split(
+            "test": split(
                 ("vatex_validation_v1.0.json", "test_list.txt"),
                 _VATEX,
                 rows=1500,
                 videos=1500,
                 captions=15_000,
             ),
-            "val": _split(
+            "val": split(
                 ("vatex_validation_v1.0.json", "val_list.txt"),
                 _VATEX,
                 rows=1500,
                 videos=1500,
                 captions=15_000,
             ),
-            "train": _split("vatex_training_v1.0.json", _VATEX, rows=25_991, videos=25_991, captions=259_910),
-            "validation": _split(
+            "train": split("vatex_training_v1.0.json", _VATEX, rows=25_991, videos=25_991, captions=259_910),
+            "validation": split(
                 "vatex_validation_v1.0.json", _VATEX, rows=3000, videos=3000, captions=30_000
             ),
-            "public-test": _split(
+            "public-test": split(
                 "vatex_public_test_english_v1.1.json", _VATEX, rows=6000, videos=6000, captions=60_000
             ),
         },
@@ -439,14 +433,14 @@ BENCHMARKS = [
             "https://github.com/jayleicn/singularity (annotations of the downstream tasks)",
             r"\d+",
             {
-                "val": _split(
+                "val": split(
                     f"ssv2_ret_{kind}_val_small.json",
                     "Lei et al. 2022 (Singularity)",
                     rows=2088,
                     videos=2088,
                     **more,
                 ),
-                "train": _split(
+                "train": split(
                     f"ssv2_ret_{kind}_train.json",
                     "Lei et al. 2022 (Singularity)",
                     rows=168_913,
