@@ -49,6 +49,43 @@ def test_search_prints_moments_or_says_that_there_are_none(
     assert capsys.readouterr().out.startswith(f"nothing like this here: {BANK[0]}")
 
 
+def test_the_default_library(
+    made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert main(["search", "a", "red", "circle"]) == 2
+    assert "no default library" in capsys.readouterr().err
+    (tmp_path / "harvest").mkdir()
+    config = tmp_path / "harvest" / "config.json"
+    config.write_text(json.dumps({"library": str(made / "library")}))
+    answers = []
+    for words in (["a red circle"], ["a", "red", "circle"], [str(made / "library"), "a", "red", "circle"]):
+        assert main(["search", *words, "-k", "2", "--json"]) == 0
+        said = capsys.readouterr()
+        answers.append(json.loads(said.out))
+        assert "coloured shapes only" in said.err
+    assert answers[0] == answers[1] == answers[2] and answers[0]["query"] == "a red circle"
+    assert main(["index"]) == 0  # the folders that it has
+    assert "4 unchanged" in capsys.readouterr().out
+    config.write_text('{"libary": "x"}')
+    assert main(["search", "a"]) == 2
+    assert "did you mean 'library'" in capsys.readouterr().err
+
+
+def test_a_single_file_and_names_with_control_characters(
+    made: Path, image_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "esc\x1b[31mred.mp4"
+    shutil.copy(made / "videos" / "5.mp4", file)
+    (tmp_path / "other.mp4").write_text("not given")
+    assert main(["index", str(file), "-m", str(image_model), "-o", str(tmp_path / "library")]) == 0
+    assert "1 new" in capsys.readouterr().out
+    assert main(["search", str(tmp_path / "library"), "a", "ring", "--no-pictures"]) == 0
+    out = capsys.readouterr().out
+    assert r"esc\x1b[31mred.mp4" in out and "\x1b" not in out
+
+
 def test_search_gives_json(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [
         "search",
@@ -63,7 +100,8 @@ def test_search_gives_json(made: Path, capsys: pytest.CaptureFixture[str]) -> No
     ]
     assert main(asked) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert {hit["moment"]["path"] for hit in answer["hits"]} <= {"5.mp4"}
+    paths = {hit["moment"]["path"] for hit in answer["hits"]}
+    assert paths <= {str(made / "videos" / "5.mp4")}  # for other programs
     clip = [
         "search",
         str(made / "library"),
@@ -114,7 +152,9 @@ def test_search_shows_strips_in_a_terminal_with_colours(
         (["index", "VIDEOS", "--out", "LIBRARY", "--selector", "tube"], "--reindex"),
         (["index", "nowhere", "--out", "LIBRARY"], "no such folder"),
         (["index", "VIDEOS", "--out", "LIBRARY", "--window-s", "7"], "--reindex"),
-        (["index", "VIDEOS", "--out", "NEW"], "name the model"),
+        (["index", "VIDEOS", "--out", "NEW", "--model", "no/such"], "hub"),
+        (["index", "VIDEOS", "--out", "NEW", "--rerank", "999"], "at most 200"),
+        (["search", "a", "red", "circle"], "default library"),
         (["moments", "nowhere.mp4", "a", "--model", "MODEL"], "no such file"),
     ],
 )

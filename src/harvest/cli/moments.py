@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
+from harvest.cli.defaults import read_defaults
 from harvest.cli.parsing import print_json, run
 
 
@@ -13,11 +14,11 @@ def moments_command(args: list[str]) -> None:
         video: Annotated[Path, tyro.conf.Positional],
         texts: Annotated[tuple[str, ...], tyro.conf.Positional],
         /,
-        model: str,
+        model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None,
         window_s: float = 4.0,
         hop_s: float = 1.0,
         fast: bool = False,
-        k: int = 5,
+        k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5,
         precision: Literal["fp32", "bf16"] = "fp32",
         picture: Path | None = None,
         json: bool = False,
@@ -30,7 +31,7 @@ def moments_command(args: list[str]) -> None:
         Args:
             video: The video.
             texts: One sentence or several; the video is encoded once.
-            model: Model folder, or any source that `harvest convert` takes.
+            model: Model folder, or any source that `harvest convert` takes; without it the default model.
             window_s: How much of the video a score is of.
             hop_s: Distance of scores.
             fast: Encode each hop once instead of every window: less work, and order within a window is lost.
@@ -50,7 +51,7 @@ def moments_command(args: list[str]) -> None:
         if not texts:
             raise HarvestError("moments needs a sentence")
         dense = Dense(window_s=window_s, hop_s=hop_s, fast=fast)
-        loaded, tokenizer, _ = load_pretrained(model)
+        loaded, tokenizer, _ = load_pretrained(model or read_defaults().model)
         if torch.cuda.is_available():
             loaded.cuda()
         with bar("encoding") as progress:

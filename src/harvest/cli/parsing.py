@@ -37,3 +37,8 @@ def print_json(value: object) -> None:
     import json
 
     print(json.dumps(dataclasses.asdict(value), indent=1, ensure_ascii=False))  # type: ignore[call-overload]
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, which a file's name may hold, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

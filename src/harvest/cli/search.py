@@ -1,9 +1,12 @@
 """`harvest search`: moments of a library, by a sentence, a picture or a clip."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from harvest.cli.parsing import print_json, run
+from harvest.cli.defaults import split_library
+from harvest.cli.parsing import print_json, printable, run
 
 if TYPE_CHECKING:
     from harvest import Index
@@ -14,8 +17,7 @@ def search_command(args: list[str]) -> None:
     import tyro
 
     def search(
-        library: Annotated[Path, tyro.conf.Positional],
-        text: Annotated[str | None, tyro.conf.Positional] = None,
+        words: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
         /,
         image: Path | None = None,
         clip: Path | None = None,
@@ -28,23 +30,24 @@ def search_command(args: list[str]) -> None:
         before: str | None = None,
         min_duration_s: float | None = None,
         max_duration_s: float | None = None,
-        k: int = 10,
+        k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
+        per_video: int | None = None,
         rerank: int | None = None,
         false_accept: float = 0.05,
-        model: str | None = None,
+        model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None,
         json: bool = False,
         pictures: bool = True,
     ) -> None:
         """Find moments by a sentence, a picture or a clip. "Nothing like this here" is an answer.
 
+        $ harvest search a red car turns left             # in the default library
         $ harvest search library "a red car turns left"
         $ harvest search library "a dog on a beach" --not "people" --path "holiday/*" --after 2026-06-01
         $ harvest search library --image photo.jpg --json
         $ harvest search library --clip video.mp4 --start-s 12 --end-s 15
 
         Args:
-            library: The folder that `harvest index` wrote.
-            text: What to look for.
+            words: What to look for; before it, the folder of a library that is not the default one.
             image: Find moments like a picture.
             clip: Find moments like a clip, or a stretch of it.
             start_s: Where the stretch of --clip starts.
@@ -55,18 +58,20 @@ def search_command(args: list[str]) -> None:
             after: Only files changed on or after this date.
             before: Only files changed before this date.
             k: How many moments.
+            per_video: How many of one video at most.
             rerank: Let the model's matching head read the first so many again and order them; without it, as indexed.
             false_accept: Share of nonsense queries that may be answered all the same.
             model: Where the model is now, if it was moved.
             json: Print the answer as JSON.
             pictures: Thumbnails, in a terminal with colours.
         """
+        library, query = split_library(words)
         import harvest
         from harvest.search.results import Where
 
         with harvest.Index.open(library, model=model) as index:
             answer = index.search(
-                text,
+                " ".join(query) or None,
                 image=image,
                 clip=clip,
                 clip_start_s=start_s,
@@ -81,15 +86,27 @@ def search_command(args: list[str]) -> None:
                     max_duration_s=max_duration_s,
                 ),
                 k=k,
+                per_video=per_video,
                 rerank=rerank,
                 false_accept=false_accept,
             )
             if json:
-                print_json(answer)
+                print_json(_with_whole_paths(index, answer))
             else:
                 _print_answer(index, answer, pictures=pictures)
+            if warning := index.warning():
+                print(warning, file=sys.stderr)
 
     run(search, args)
+
+
+def _with_whole_paths(index: "Index", answer: "Answer") -> "Answer":
+    """Hits whose paths other programs can open."""
+    moments = [replace(hit.moment, path=str(index.path(hit.moment.video))) for hit in answer.hits]
+    return replace(
+        answer,
+        hits=tuple(replace(hit, moment=moment) for hit, moment in zip(answer.hits, moments, strict=True)),
+    )
 
 
 def _print_answer(index: "Index", answer: "Answer", *, pictures: bool) -> None:
@@ -99,20 +116,21 @@ def _print_answer(index: "Index", answer: "Answer", *, pictures: bool) -> None:
 
     console = Console(highlight=False)
     for note in answer.notes:
-        console.print(note, markup=False)
+        console.print(printable(note), markup=False)
     if not answer.is_there:
-        console.print(f"nothing like this here: {answer.query}", markup=False)
+        console.print(f"nothing like this here: {printable(answer.query)}", markup=False)
         if answer.hits:
             console.print("the nearest:", markup=False)
-    with_pictures = pictures and console.is_terminal and console.color_system in ("256", "truecolor")
-    for number, hit in enumerate(answer.hits, start=1):
-        chance = "" if hit.chance is None else f"  chance {hit.chance:.1%}"
+    has_colours = console.color_system in ("256", "truecolor") and not console.no_color
+    for number, hit in enumerate(_with_whole_paths(index, answer).hits, start=1):
+        start, end = (clock(time_s + hit.moment.offset_s) for time_s in (hit.start_s, hit.end_s))
+        chance = "" if hit.chance is None else f"  {hit.match} (chance {hit.chance:.1%})"
         console.print(
-            f"{number:>3}. {hit.path}  {clock(hit.start_s)} to {clock(hit.end_s)}  score {hit.score:.3f}{chance}",
+            f"{number:>3}. {printable(hit.path)}  {start} to {end}  score {hit.score:.3f}{chance}",
             markup=False,
             soft_wrap=True,
         )
-        if with_pictures:
+        if pictures and console.is_terminal and has_colours:
             from harvest.interfaces import HarvestError
             from harvest.search.asking.pictures import frames_at, half_blocks
 
@@ -120,6 +138,6 @@ def _print_answer(index: "Index", answer: "Answer", *, pictures: bool) -> None:
             try:
                 strip = frames_at(index.file(hit.moment.video), times, height=32)
             except HarvestError as error:
-                console.print(f"     no picture: {error}", markup=False)
+                console.print(f"     no picture: {printable(str(error))}", markup=False)
             else:
                 console.print(half_blocks(strip, rows=6))

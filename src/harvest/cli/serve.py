@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from harvest.cli.defaults import split_library
 from harvest.cli.parsing import run
 
 
@@ -14,18 +15,20 @@ def serve_command(args: list[str]) -> None:
     import tyro
 
     def serve(
-        library: Annotated[Path, tyro.conf.Positional],
+        library: Annotated[Path | None, tyro.conf.Positional] = None,
         /,
         host: str = "127.0.0.1",
         port: int = 8077,
         token_file: Path | None = None,
         name: tuple[str, ...] = (),
         threads: int = 2,
-        model: str | None = None,
+        prefix: str = "",
+        model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None,
         open: bool = False,
     ) -> None:
         """Serve a library over HTTP: a page in the browser, and the interface that /openapi.json describes.
 
+        $ harvest serve --open                            # the default library
         $ harvest serve library --open
         $ harvest serve library --host 0.0.0.0 --token-file token.txt
 
@@ -33,15 +36,18 @@ def serve_command(args: list[str]) -> None:
         --token-file or the variable HARVEST_TOKEN, or else one that is made and printed.
 
         Args:
-            library: The folder that `harvest index` wrote.
+            library: The folder that `harvest index` wrote; without it the default library.
             host: Address to listen at.
             port: Port to listen at; 0 is any free one.
             token_file: File whose first line is the token.
             name: Further names that this service goes by, such as that of a proxy before it.
+            prefix: Path under which a proxy serves it, such as /videos.
             threads: Searches, and pictures, computed at once.
             model: Where the model is now, if it was moved.
             open: Open the page in the browser.
         """
+        if library is None:
+            library, _ = split_library(())
         import harvest
         from harvest.interfaces import HarvestError
 
@@ -69,6 +75,17 @@ def serve_command(args: list[str]) -> None:
                 webbrowser.open(address)
 
         with harvest.Index.open(library, model=model) as index:
-            run(index, host=host, port=port, token=token, names=name, threads=threads, ready=ready)
+            if warning := index.warning():
+                print(warning, file=sys.stderr)
+            run(
+                index,
+                host=host,
+                port=port,
+                token=token,
+                names=name,
+                threads=threads,
+                prefix=prefix,
+                ready=ready,
+            )
 
     run(serve, args)

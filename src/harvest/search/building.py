@@ -234,6 +234,10 @@ def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
             raise
         discard(path)
         database, facts = Database(path, create=True), None
+    if facts is None and not settings.reindex and (out / "quarantine.jsonl").exists():
+        raise HarvestError(
+            f"{path} has lost what was in it: index anew, harvest index FOLDER --out {out} --model MODEL --reindex"
+        )
     if facts is None or settings.reindex:
         return _begin(out, database, facts, settings)
     if settings.segmentation is not None and settings.segmentation != facts.segmentation:
@@ -278,6 +282,7 @@ def _begin(out: Path, database: Database, facts: Facts | None, settings: Setting
         width=model.model.config.video.embed_dim,
         segmentation=settings.segmentation or (facts.segmentation if facts else Segmentation()),
         rerank=settings.rerank or 0,
+        knows_everyday_words=model.knows_everyday_words,
         trust=settings.trust or (facts.trust if facts else ()),
     )
     check_choice(model.model, facts.segmentation)

@@ -337,7 +337,7 @@ class Index:
 
     def warning(self) -> str | None:
         """What the library's model cannot do, if that is much."""
-        return self._model().warning
+        return self._library.facts.warning
 
     def examples(self) -> tuple[str, ...]:
         """Sentences to try: some that the library answers best, and last one about nothing in it."""

@@ -221,6 +221,74 @@ def test_a_file_by_ranges(client: TestClient, library: harvest.Index) -> None:
     assert client.get(address, headers={"range": "bytes=0-9", "if-range": '"old"'}).status_code == 200
 
 
+def test_heads_known_answers_and_other_ranges(client: TestClient, library: harvest.Index) -> None:
+    video = library.videos()[0].id
+    for address in ("/api/stats", f"/api/videos/{video}/file", f"/api/videos/{video}/thumbnail", "/page.js"):
+        got, bare = client.get(address), client.head(address)
+        assert bare.status_code == 200 and bare.content == b"" and got.content
+        assert bare.headers["content-length"] == str(len(got.content))
+        if "etag" in got.headers:
+            known = client.get(address, headers={"if-none-match": got.headers["etag"]})
+            assert known.status_code == 304 and known.content == b""
+    address = f"/api/videos/{video}/file"
+    whole = client.get(address)
+    assert whole.headers["content-type"] == "video/mp4"
+    assert client.get(address, headers={"range": "lines=0-1"}).content == whole.content
+    since = {"if-modified-since": whole.headers["last-modified"]}
+    assert client.get(address, headers=since).status_code == 304
+    assert "attachment" in client.get(address, params={"download": True}).headers["content-disposition"]
+    says(client.get("/api/stats", headers={"x": "a" * 17_000}), 431, "too large")
+
+
+def test_a_proxys_path(library: harvest.Index, tmp_path: Path) -> None:
+    app = make_app(library, gate=LOCAL, scratch=tmp_path, prefix="/videos")
+    client = TestClient(app, base_url="http://localhost", follow_redirects=False)
+    for address in ("/videos/api/stats", "/api/stats"):  # whether the proxy takes it off or leaves it
+        assert client.get(address).status_code == 200
+    assert client.get("/videos").headers["location"] == "/videos/"
+    assert client.get("/videos/").text == client.get("/").text
+    assert client.get("/openapi.json").json()["servers"] == [{"url": "/videos"}]
+    says(client.get(f"/api/videos/{library.videos()[0].id}/path"), 403, "own machine")
+
+
+def test_a_file_that_is_swapped_after_it_was_opened(
+    some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret.mp4"
+    secret.write_bytes(b"not for you")
+    with harvest.Index.build(some_clips, out=tmp_path / "library", model=image_model) as index:
+        [video] = [video for video in index.videos() if video.path == "0.mp4"]
+        file, really_open = some_clips / "0.mp4", os.open
+        whole = file.read_bytes()
+
+        def swap(path: Any, *args: Any) -> int:
+            """A link while it is opened, and the file itself when its name is looked at."""
+            kept = file.rename(file.with_suffix(".kept"))
+            file.symlink_to(secret)
+            descriptor = really_open(path, *args)
+            kept.rename(file)
+            return descriptor
+
+        with monkeypatch.context() as patch:
+            patch.setattr("harvest.search.index.os.open", swap)
+            with pytest.raises(HarvestError, match="outside the library"):
+                index.open_file(video.id)
+        client = client_of(index, tmp_path / "scratch")
+        assert client.get(f"/api/videos/{video.id}/file").content == whole
+
+
+def test_what_a_dead_service_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harvest.search.serving.uploads import scratch_folder
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / "harvest-serve-dead"
+    left.mkdir()
+    (left / ".lock").touch()
+    with scratch_folder() as first, scratch_folder() as second:
+        assert not left.exists() and first.is_dir() and second.is_dir()
+    assert not list(tmp_path.iterdir())
+
+
 def test_thumbnails_and_previews(client: TestClient, library: harvest.Index, tmp_path: Path) -> None:
     video = library.videos()[1]
     answer = client.get(f"/api/videos/{video.id}/thumbnail", params={"time_s": 2.5, "height": 48})

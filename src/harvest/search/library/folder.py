@@ -81,7 +81,19 @@ class Facts:
     """So many first answers are read again beside the sentence, unless a search says otherwise."""
     trust: tuple[str, ...] = ()
     """Folders outside those indexed that links may lead into."""
+    knows_everyday_words: bool = True
+    """Whether the model's vocabulary has them."""
     format: int = FORMAT
+
+    @property
+    def warning(self) -> str | None:
+        """What a user of the library should know before the first search."""
+        if self.knows_everyday_words:
+            return None
+        return (
+            "This library's model knows coloured shapes only: it learned from generated clips. To search real videos, "
+            "index them with another model: harvest index … --model MODEL --reindex"
+        )
 
     def to_json(self) -> bytes:
         return json.dumps(dataclasses.asdict(self)).encode()
@@ -131,16 +143,6 @@ class Model:
         mini-world's 2.9."""
         return sum(len(self.tokenizer.words(word)) for word in _EVERYDAY_WORDS) < _MOST_PIECES * len(
             _EVERYDAY_WORDS
-        )
-
-    @property
-    def warning(self) -> str | None:
-        """What a user of a library should know before the first search."""
-        if self.knows_everyday_words:
-            return None
-        return (
-            "This library's model knows coloured shapes only: it learned from generated clips. To search real videos, "
-            "index them with another model: harvest index … --model MODEL --reindex"
         )
 
     def read(self, text: str) -> TextFeatures:

@@ -144,6 +144,8 @@ class LocalStore:
         newest = self._newest_row()
         for row, _, vectors in self._blocks(base_row, newest):
             graph.add(row, vectors, copy=True)
+        if noted is not None and path is None:
+            self._delete_graphs()  # a damaged one, whatever it is now
         made = self.database.path.parent / f"vectors-{newest}-{len(graph)}.usearch"
         try:
             with new_file(made) as part:

@@ -171,6 +171,8 @@ class AccessControl:
             raise _Refused(
                 431, f"The request's head is too large: at most {MAX_HEAD_BYTES:,} bytes.", connection="close"
             )
+        if scope.get("http_version", "1.1") not in ("1.0", "1.1"):
+            raise _Refused(505, "This version of HTTP is not spoken here.", connection="close")
         if len(headers.getlist("host")) != 1 or not self.gate.knows(headers["host"]):
             raise _Refused(
                 421,
