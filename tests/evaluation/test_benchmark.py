@@ -12,7 +12,7 @@ from harvest.cli import main
 from harvest.data.benchmarks import BenchmarkData, Published, read, widen, write_training
 from harvest.data.manifest import read_manifest
 from harvest.evaluation import evaluate
-from harvest.evaluation.benchmark import check_complete, score_benchmark
+from harvest.evaluation.benchmark import UMT_TEXT_LENGTHS, check_complete, score_benchmark, umt_texts
 from harvest.evaluation.result import is_fraction, shown
 from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.tasks.detection import DetectionTask
@@ -184,6 +184,38 @@ def test_the_command_lists_says_what_is_missing_and_refuses(
     assert "share_of_rows" in out and "Only 3 of 1,000 rows were scored" in " ".join(out.split())
     assert json.loads((tmp_path / "out/card.json").read_text())["metrics"]["share_of_rows"] == 0.003
     assert (tmp_path / "list.txt").exists()
+
+
+def test_texts_as_umts_tests_read_them(
+    world: World,
+    videos: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = retrieval_data(tmp_path, videos)
+    assert (umt_texts(data).context_length, umt_texts(data).clean) == (32, "umt")
+    with pytest.raises(HarvestError, match="UMT has no test on vatex"):
+        umt_texts(dataclasses.replace(data, name="vatex"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(UMT_TEXT_LENGTHS, "msrvtt", 6)  # the toy tower has room for 20
+    save_model(tmp_path / "model", world.model, world.tokenizer)
+    line = [
+        "msrvtt",
+        "--annotations",
+        tmp_path / "annotations",
+        "--videos",
+        tmp_path / "videos",
+        "--allow-missing",
+    ]
+    line += ["--model", tmp_path / "model", "--workers", "0", "--json"]
+    cut = []
+    for more in ([], ["--texts", "umt"]):
+        assert typed(*line, *more) == 0
+        found = json.loads(capsys.readouterr().out)
+        cut.append(found["counts"]["texts_cut"])
+    assert found["settings"]["cleaning"] == "umt" and found["settings"]["context_length"] == 6
+    assert cut == [0, 4] and "only the first 6 tokens are seen" in found["protocol"]
 
 
 def test_options_that_would_do_nothing_are_refused(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from io import StringIO
@@ -10,6 +11,7 @@ import torch
 from rich.console import Console
 
 from harvest.data.labels import class_names_of
+from harvest.data.video import read_clip, write_video
 from harvest.evaluation import evaluate, read_class_names, table
 from harvest.evaluation.embed import Embeddings, embed_texts, embed_videos
 from harvest.evaluation.metrics import mean_rank, recall_at
@@ -363,3 +365,22 @@ def test_a_line_of_any_figure_fits_into_80_columns() -> None:
     page = StringIO()
     Console(file=page, width=80).print(table(result))
     assert f"{name}" in page.getvalue() and "100.0-100.0" in page.getvalue() and "12345.7" in page.getvalue()
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_pictures_become_squares_as_the_model_says(world: World, tmp_path: Path, fit: str) -> None:
+    """Evaluation shows a wide clip as the model folder has it, and says so."""
+    generator = torch.Generator().manual_seed(5)
+    blocks = torch.randint(256, (8, 3, 2, 6), generator=generator, dtype=torch.uint8)
+    wide = blocks.repeat_interleave(16, dim=2).repeat_interleave(16, dim=3)
+    write_video(tmp_path / "wide.mp4", wide, fps=8, crf=0)
+    rows = [Example("wide", str(tmp_path / "wide.mp4"), texts=("a",))]
+    model = copy.deepcopy(world.model)
+    cropped = embed_videos(model, rows).pooled
+    video = dataclasses.replace(model.config.video, fit=fit)
+    model.config = dataclasses.replace(model.config, video=video)
+    frames = read_clip(rows[0].video, num_frames=4, image_size=32, fit=fit).frames
+    shown = embed_videos(model, rows).pooled
+    assert torch.allclose(shown, model.eval().encode_video(frames[None]).pooled.detach(), atol=1e-6)
+    assert not torch.allclose(shown, cropped, atol=1e-3)
+    assert evaluate(model, world.tokenizer, rows, task="retrieval").settings["fit"] == fit

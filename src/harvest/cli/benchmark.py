@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -10,13 +10,14 @@ from harvest.cli.parsing import run, take_option
 from harvest.cli.results import ENCODING, MotionTruth, give, has_head, open_model, refuse
 from harvest.data.benchmarks import BENCHMARKS, BenchmarkData, missing, read, widen, write_training
 from harvest.data.sampling import FrameOrder
-from harvest.evaluation.benchmark import check_complete, score_benchmark, task_for
+from harvest.evaluation.benchmark import check_complete, score_benchmark, task_for, umt_texts
 from harvest.evaluation.card import ScoredRows
 from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
 from harvest.evaluation.result import Result
 from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.task import Task
 from harvest.evaluation.tasks import TASKS
+from harvest.model.importing.assembly import ImportOptions
 from harvest.parallel import world
 from harvest.progress import bar, say
 
@@ -43,6 +44,7 @@ def benchmark_command(args: list[str]) -> None:
         manifest: Path | None = None,
         span_s: float | None = None,
         zero_shot: bool = False,
+        texts: Literal["model", "umt"] = "model",
         motion_truth: MotionTruth = "auto",
         of_task: Any = plain,
         settings: EvalSettings = _PLAIN,
@@ -72,6 +74,7 @@ def benchmark_command(args: list[str]) -> None:
                 (.names.json).
             span_s: Of action detection: seconds of video shown around a picture; without it what annotators saw.
             zero_shot: Leave the head of a fine-tuned model aside.
+            texts: model: cleaned and cut as the model does. umt: as UMT's tests do, whose numbers are compared with.
             motion_truth: yes: score again with the frames reversed, shuffled, and one frame alone, as columns of their
                 own.
             card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
@@ -88,7 +91,7 @@ def benchmark_command(args: list[str]) -> None:
         if model is None:
             flags = {"--out": out, "--card": card, "--json": json}
             flags["--motion-truth"] = motion_truth != "auto"
-            flags["--zero-shot"] = zero_shot
+            flags |= {"--zero-shot": zero_shot, "--texts": texts != "model"}
             flags[f"options of {kind.name}"] = of_task != plain
             flags["options of what a model sees"] = settings != _PLAIN
             refuse(flags, "needs --model, without which nothing is scored")
@@ -119,6 +122,7 @@ def benchmark_command(args: list[str]) -> None:
                 of_task,
                 settings,
                 zero_shot=zero_shot,
+                texts=umt_texts(data) if texts == "umt" else ImportOptions(),
                 allow_missing=allow_missing,
                 motion_truth=motion_truth == "yes",
                 card=card,
@@ -148,6 +152,7 @@ def _score(
     settings: EvalSettings,
     *,
     zero_shot: bool,
+    texts: ImportOptions,
     allow_missing: bool,
     motion_truth: bool,
     card: Path | None,
@@ -155,7 +160,9 @@ def _score(
     json: bool,
     args: list[str],
 ) -> None:
-    model, tokenizer, head = open_model(source, zero_shot=zero_shot)
+    model, tokenizer, head = open_model(
+        source, zero_shot=zero_shot, context_length=texts.context_length, clean=texts.clean
+    )
 
     with world() as here:
         model.to(here.device)

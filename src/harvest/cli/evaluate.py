@@ -18,6 +18,7 @@ from harvest.evaluation.result import Result
 from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.tasks import TASKS, task_named
 from harvest.evaluation.tasks import evaluate as score_task
+from harvest.model.tokenizer import Clean
 from harvest.parallel import world
 from harvest.progress import bar
 
@@ -34,6 +35,8 @@ def evaluate_command(args: list[str]) -> None:
         videos: Path | None = None,
         classes: Path | None = None,
         zero_shot: bool = False,
+        context_length: int | None = None,
+        clean: Clean | None = None,
         motion_truth: MotionTruth = "auto",
         of_task: Any = of_kind,
         settings: EvalSettings = plain,
@@ -61,6 +64,8 @@ def evaluate_command(args: list[str]) -> None:
             classes: Class names or answers: one a line, a JSON list, a JSON object of names and numbers, or a .csv with
                 the columns id and name.
             zero_shot: Leave the head of a fine-tuned model aside.
+            context_length: Ids of a text, at most those of the text tower; longer texts are cut, and counted.
+            clean: How texts are cleaned before they become ids (umt: UMT's `pre_text`); without it as the model does.
             motion_truth: yes: score again with the frames reversed, shuffled, and one frame alone, as columns of their
                 own. auto: on manifests of the mini-world.
             card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
@@ -69,7 +74,9 @@ def evaluate_command(args: list[str]) -> None:
         """
         with bar("reading captions") as progress:
             examples, left_out = read_rows(data, videos=videos, progress=progress)
-        loaded, tokenizer, head = open_model(model, zero_shot=zero_shot)
+        loaded, tokenizer, head = open_model(
+            model, zero_shot=zero_shot, context_length=context_length, clean=clean
+        )
         names = read_class_names(classes) if classes else None
         is_miniworld = (Path(data).parent / "world.json").is_file()
         asks_again = motion_truth == "yes" or (motion_truth == "auto" and is_miniworld and not settings.image)

@@ -37,9 +37,14 @@ def has_head(name: str, *, zero_shot: bool = False) -> bool:
     return not zero_shot and (find_local(name) / "head.json").is_file()
 
 
-def open_model(name: str, *, zero_shot: bool = False) -> tuple[VideoTextModel, Tokenizer | None, Head | None]:
-    """A model as any command names it: mini-image, a run folder, a model folder, a hub name or a file of weights."""
-    model, tokenizer, _ = load_any(name)
+def open_model(
+    name: str, *, zero_shot: bool = False, **options: Any
+) -> tuple[VideoTextModel, Tokenizer | None, Head | None]:
+    """A model as any command names it: mini-image, a run folder, a model folder, a hub name or a file of weights.
+
+    `options` are those of `ImportOptions`, such as how texts are cut.
+    """
+    model, tokenizer, _ = load_any(name, **options)
     return model, tokenizer, load_head(find_local(name)) if has_head(name, zero_shot=zero_shot) else None
 
 

@@ -15,7 +15,7 @@ from harvest.data.rows import video_of
 from harvest.data.sampling import FrameOrder, ViewPlaces, frame_places
 from harvest.data.video import Decoder, PackedVideo, VideoError, read_clip
 from harvest.data.workers import worker_batches
-from harvest.interfaces import Example, Fit, HarvestError
+from harvest.interfaces import Example, Fit, HarvestError, Interpolation
 from harvest.parallel import generator_for
 
 VIDEO_LIMIT_S = 30.0
@@ -60,6 +60,7 @@ class ClipReader(Dataset):
         *,
         views: tuple[int, int] | None = None,
         view_places: ViewPlaces = "inner",
+        interpolation: Interpolation = "bicubic",
         seed: int | None = None,
         limit_s: float = VIDEO_LIMIT_S,
         decoder: Decoder = "pyav",
@@ -67,7 +68,7 @@ class ClipReader(Dataset):
         self.examples, self.num_frames, self.image_size = examples, num_frames, image_size
         self.fit: Fit | None = fit if views is None or views[1] == 1 else None
         self.frame_order, self.views, self.seed = frame_order, views, seed
-        self.view_places = view_places
+        self.view_places, self.interpolation = view_places, interpolation
         self.limit_s, self.decoder = limit_s, decoder
         self._guard: Guard | None = None
 
@@ -91,6 +92,7 @@ class ClipReader(Dataset):
             num_clips=num_clips,
             view_places=self.view_places,
             fit=self.fit,
+            interpolation=self.interpolation,
             decoder=self.decoder,
         ).frames
         if self.views is None:
@@ -147,6 +149,7 @@ def eval_batches(
     frame_order: FrameOrder = "forward",
     views: tuple[int, int] | None = None,
     view_places: ViewPlaces = "inner",
+    interpolation: Interpolation = "bicubic",
     rank: int = 0,
     world: int = 1,
     on_broken: Callable[[Example, str], None] | None = None,
@@ -165,7 +168,14 @@ def eval_batches(
         raise HarvestError(f"views: expected at least 1 clip and 1 crop, got {views[0]} and {views[1]}")
     chosen = [examples[row] for row in first_rows(clip_numbers(examples))]
     reader = ClipReader(
-        chosen, num_frames, image_size, fit, frame_order, views=views, view_places=view_places
+        chosen,
+        num_frames,
+        image_size,
+        fit,
+        frame_order,
+        views=views,
+        view_places=view_places,
+        interpolation=interpolation,
     )
     for numbers, video, refused in reader.batches(
         batch_size=batch_size, workers=workers, rank=rank, world=world

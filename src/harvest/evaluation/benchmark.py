@@ -15,8 +15,16 @@ from harvest.evaluation.task import Task
 from harvest.evaluation.tasks import TASKS, evaluate
 from harvest.interfaces import HarvestError, OnProgress
 from harvest.model.heads import Head
+from harvest.model.importing.assembly import ImportOptions
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
+
+UMT_TEXT_LENGTHS = {
+    **{"msrvtt": 32, "msvd": 64, "didemo": 64, "activitynet": 150, "lsmdc": 96, "msrvtt-mc": 32},
+    **{"ssv2-label": 25, "ssv2-template": 25, "msrvtt-qa": 25, "msvd-qa": 25, "activitynet-qa": 25},
+}
+"""Ids of a caption, an option or a question in UMT's tests, by benchmark (its configs; B/16 without training on LSMDC
+takes 64)."""
 
 
 def check_complete(data: BenchmarkData, *, allow_missing: bool = False) -> Missing:
@@ -29,6 +37,13 @@ def check_complete(data: BenchmarkData, *, allow_missing: bool = False) -> Missi
     if absent and not allow_missing:
         raise HarvestError(f"{absent}. {_refusal(data, absent.share)}")
     return absent
+
+
+def umt_texts(data: BenchmarkData) -> ImportOptions:
+    """How UMT's tests read the texts of a benchmark: cleaned by its `pre_text`, and cut at its number of ids."""
+    if data.name not in UMT_TEXT_LENGTHS:
+        raise HarvestError(f"UMT has no test on {data.name}; it has on {', '.join(UMT_TEXT_LENGTHS)}")
+    return ImportOptions(context_length=UMT_TEXT_LENGTHS[data.name], clean="umt")
 
 
 def task_for(kind: str, *, has_head: bool) -> type[Task]:

@@ -35,7 +35,8 @@ class ReadSettings:
     precision: Precision = "fp32"
     workers: int = 0
     frame_order: FrameOrder = "forward"
-    fit: Fit = "crop"
+    fit: Fit | None = None
+    """How pictures become squares; None: as the model says."""
     view_places: ViewPlaces = "inner"
     views: tuple[int, int] | None = None
     """Stretches in time and crops along the longer side: batches are then `[b, stretches * crops, T, 3, H, W]`."""
@@ -108,7 +109,8 @@ def clip_batches(
         image_size=model.config.video.image_size,
         batch_size=max(1, reading.batch_size // per_clip),
         workers=reading.workers,
-        fit=reading.fit,
+        fit=reading.fit or model.config.video.fit,
+        interpolation=model.config.video.interpolation,
         frame_order=reading.frame_order,
         views=reading.views,
         view_places=reading.view_places,

@@ -15,7 +15,7 @@ from harvest.evaluation.result import Result, parts_of
 from harvest.interfaces import HarvestError
 
 TOLD = (
-    *("mode", "image_size", "precision", "context_length", "cleaning", "seen", "dim"),
+    *("mode", "image_size", "fit", "precision", "context_length", "cleaning", "seen", "dim"),
     *("motion_truth", "dual_softmax", "matching"),
 )
 """Settings that belong to a model, or to what it may cost: they are said beside a comparison. Others must be equal."""

@@ -154,6 +154,7 @@ class Evaluation:
             **texts,
             "num_frames": self.reading.num_frames,
             "image_size": self.model.config.video.image_size,
+            "fit": self.model.config.video.fit,
             "precision": computed_in(self.model.log_scale.device, self.settings.precision),
             "frame_order": self.frame_order,
         }

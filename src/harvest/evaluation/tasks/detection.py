@@ -122,7 +122,7 @@ class DetectionTask:
                 "examples_missing": len(found.broken),
             },
             missing=found.broken,
-            settings={"boxes": "annotated" if self.boxes is None else "detected"},
+            settings={"fit": "squash", "boxes": "annotated" if self.boxes is None else "detected"},
             resampled={"frame_map": resampled_mean_ap(rankings)},
         )
 
