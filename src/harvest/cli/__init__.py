@@ -45,15 +45,8 @@ GROUPS = {
 COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}
 """Every command, and what it does. `harvest NAME` calls `harvest.cli.NAME.NAME_command`, imported by that call."""
 
-_MODULES = {
-    "recipes": "training",
-    "train": "training",
-    "plan": "training",
-}
-"""Commands that do not have a module of their own yet, and where they are: remove a line with each split."""
-
-
 _QUIET = ("-q", "--quiet")
+_SHORT = {"-o": "--out", "-m": "--model", "-k": "--k"}
 
 
 def about() -> str:
@@ -66,6 +59,7 @@ def about() -> str:
         f"harvest {__version__}: turn an image-text model into a video-text model, and use it\n\n"
         f"usage: harvest COMMAND [options]        harvest COMMAND --help for examples\n{groups}\n\n"
         "Every command takes -q, --quiet: results and errors alone, without progress.\n"
+        "-o is short for --out, -m for --model, -k for --k.\n"
     )
 
 
@@ -115,14 +109,14 @@ def _main(args: list[str]) -> int:
         print(f"harvest: no command {args[0]!r}{nearest(args[0], COMMANDS)}", file=sys.stderr)
         print(about(), file=sys.stderr)
         return 2
-    name, *rest = args
+    name, *rest = args[0], *(_SHORT.get(arg, arg) for arg in args[1:])
     if any(arg in _QUIET for arg in rest):
         from harvest.progress import set_quiet
 
         set_quiet(True)
         rest = [arg for arg in rest if arg not in _QUIET]
     try:
-        module = importlib.import_module(f"harvest.cli.{_MODULES.get(name, name)}")
+        module = importlib.import_module(f"harvest.cli.{name}")
         getattr(module, f"{name}_command")(rest)
     except HarvestError as error:
         print(f"harvest: {error}", file=sys.stderr)

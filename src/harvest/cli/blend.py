@@ -1,20 +1,14 @@
 """`harvest blend`: weights between an image model and the video model made of it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from harvest.cli.parsing import run
-from harvest.data.manifest import read_manifest
-from harvest.evaluation.blending import Sweep, main_metric, sweep, write_blend
-from harvest.evaluation.settings import EvalSettings
-from harvest.model.folder import check_room
-from harvest.model.importing.pretrained import load_pretrained
-from harvest.parallel import world
-from harvest.progress import bar
+
+if TYPE_CHECKING:
+    from harvest.evaluation.blending import Sweep
 
 
 def blend_command(args: list[str]) -> None:
@@ -59,6 +53,14 @@ def blend_command(args: list[str]) -> None:
             video_limit: Points of video skill that may be lost.
             out: Folder for the model and the curve.
         """
+        from harvest.data.manifest import read_manifest
+        from harvest.evaluation.blending import main_metric, sweep, write_blend
+        from harvest.evaluation.settings import EvalSettings
+        from harvest.model.folder import check_room
+        from harvest.model.importing.pretrained import load_pretrained
+        from harvest.parallel import world
+        from harvest.progress import bar
+
         check_room(out / "model")  # before hours of scoring
         start = load_pretrained(image_model)[0]
         model, tokenizer, _ = load_pretrained(video_model)
@@ -103,7 +105,10 @@ def blend_command(args: list[str]) -> None:
     run(blend, args)
 
 
-def _show(found: Sweep) -> None:
+def _show(found: "Sweep") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     grid = Table(show_edge=False)
     for title in ("share", "image skill", "95 %", "video skill", "95 %", ""):
         grid.add_column(title, justify="right")

@@ -4,13 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from harvest.cli.parsing import print_json, run
-from harvest.evaluation.card import read_card
-from harvest.evaluation.comparison import compare as compare_cards
-from harvest.evaluation.result import is_fraction, shown
 
 
 def compare_command(args: list[str]) -> None:
@@ -35,6 +30,13 @@ def compare_command(args: list[str]) -> None:
             allow: Settings that may differ, e.g. num_frames; without it cards of different protocols are refused.
             json: Print the differences as JSON.
         """
+        from rich.console import Console
+        from rich.table import Table
+
+        from harvest.evaluation.card import read_card
+        from harvest.evaluation.comparison import compare as compare_cards
+        from harvest.evaluation.result import is_fraction, shown
+
         cards = read_card(a), read_card(b)
         found = compare_cards(*cards, allow=allow)
         if json:

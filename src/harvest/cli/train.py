@@ -1,20 +1,13 @@
-"""`harvest recipes`, `train` and `plan`: runs."""
+"""`harvest train`: a recipe becomes a run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harvest.cli.parsing import nearest, print_json, take_option
+from harvest.cli.parsing import nearest, take_option
 from harvest.errors import HarvestError
 
 if TYPE_CHECKING:
     from harvest.config import RunConfig
-
-
-def recipes_command(args: list[str]) -> None:
-    from harvest.recipes import RECIPES
-
-    for name, recipe in RECIPES.items():
-        print(f"{name:<14} {(recipe.__doc__ or '').strip().splitlines()[0]}")
 
 
 TRAIN_HELP = """usage: harvest train RECIPE [--out RUN] [--tiny] [--SETTING VALUE ...]
@@ -35,18 +28,18 @@ def train_command(args: list[str]) -> None:
         print(TRAIN_HELP)
         return
     out, args = take_option(args, "--out")
-    config = _config(args, command="train")
+    config = config_of(args, command="train")
     from harvest.training.loop import train
 
     folder = train(config, Path(out) if out else Path("runs") / config.recipe)
     print(f"model: {folder}")
 
 
-def _config(args: list[str], *, command: str) -> "RunConfig":
+def config_of(args: list[str], *, command: str) -> "RunConfig":
     """The run that a recipe's name or --config FILE says, with the settings given besides."""
     import tyro
 
-    from harvest.config import RunConfig, read_config
+    from harvest.config import RunConfig
     from harvest.recipes import RECIPES, tiny
 
     path, args = take_option(args, "--config")
@@ -105,40 +98,3 @@ def _none_of(config: "RunConfig", flag: str, *, typed: str) -> str:
         return "None"
     defaults = {field.name: field.default for field in dataclasses.fields(owner)}
     return "" if kind is str and defaults[last] == "" else typed
-
-
-PLAN_HELP = """usage: harvest plan RECIPE [--gpus N] [--gpu NAME] [--data FILE] [--json] [--SETTING VALUE ...]
-
-What a run will take before it is started: memory, clips a second, hours, loader workers, the largest batch. Looks at
-this machine for less than a minute, and says of every line whether it was measured here, or follows by formula.
-
-  harvest plan harvest-b16 --gpus 8 --gpu h200
-  harvest plan harvest-l14 --gpus 8 --gpu a100 --data 'shard-{000000..010699}.tar' --data.workers 16
-  harvest plan mini-harvest                                             this machine itself
-
-  --gpus N     devices, 1 by default
-  --gpu NAME   of the table of data sheets; without it this machine's GPU, or its CPU
-  --data FILE  a manifest or shards, whose clips are decoded; without it a clip is drawn
-  --json       all of it as JSON
-"""
-
-
-def plan_command(args: list[str]) -> None:
-    if not args or args[0] in ("-h", "--help"):
-        print(PLAN_HELP)
-        return
-    from harvest.bench.plan import check_devices, plan, print_plan, probe
-
-    gpus, args = take_option(args, "--gpus")
-    gpu, args = take_option(args, "--gpu")
-    data, args = take_option(args, "--data")
-    if gpus is not None and not gpus.isdecimal():
-        raise HarvestError(f"--gpus: expected a number, got {gpus!r}")
-    config = _config([arg for arg in args if arg != "--json"], command="plan")
-    number = int(gpus or 1)
-    check_devices(number, gpu)  # before a minute is spent on the machine
-    made = plan(config, probe(config, data=data), gpus=number, gpu=gpu)
-    if "--json" in args:
-        print_json(made)
-    else:
-        print_plan(made)

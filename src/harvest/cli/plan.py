@@ -1,0 +1,41 @@
+"""`harvest plan`: what a run will take, before it is started."""
+
+from harvest.cli.parsing import print_json, take_option
+from harvest.cli.train import config_of
+from harvest.errors import HarvestError
+
+PLAN_HELP = """usage: harvest plan RECIPE [--gpus N] [--gpu NAME] [--data FILE] [--json] [--SETTING VALUE ...]
+
+What a run will take before it is started: memory, clips a second, hours, loader workers, the largest batch. Looks at
+this machine for less than a minute, and says of every line whether it was measured here, or follows by formula.
+
+  harvest plan harvest-b16 --gpus 8 --gpu h200
+  harvest plan harvest-l14 --gpus 8 --gpu a100 --data 'shard-{000000..010699}.tar' --data.workers 16
+  harvest plan mini-harvest                                             this machine itself
+
+  --gpus N     devices, 1 by default
+  --gpu NAME   of the table of data sheets; without it this machine's GPU, or its CPU
+  --data FILE  a manifest or shards, whose clips are decoded; without it a clip is drawn
+  --json       all of it as JSON
+"""
+
+
+def plan_command(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(PLAN_HELP)
+        return
+    from harvest.bench.plan import check_devices, plan, print_plan, probe
+
+    gpus, args = take_option(args, "--gpus")
+    gpu, args = take_option(args, "--gpu")
+    data, args = take_option(args, "--data")
+    if gpus is not None and not gpus.isdecimal():
+        raise HarvestError(f"--gpus: expected a number, got {gpus!r}")
+    config = config_of([arg for arg in args if arg != "--json"], command="plan")
+    number = int(gpus or 1)
+    check_devices(number, gpu)  # before a minute is spent on the machine
+    made = plan(config, probe(config, data=data), gpus=number, gpu=gpu)
+    if "--json" in args:
+        print_json(made)
+    else:
+        print_plan(made)
