@@ -39,7 +39,7 @@ def config_of(args: list[str], *, command: str) -> "RunConfig":
     """The run that a recipe's name or --config FILE says, with the settings given besides."""
     import tyro
 
-    from harvest.config import RunConfig
+    from harvest.config import RunConfig, read_config
     from harvest.recipes import RECIPES, tiny
 
     path, args = take_option(args, "--config")
