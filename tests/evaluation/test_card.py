@@ -167,7 +167,7 @@ def test_without_time_more_is_not_better(world: World) -> None:
     for a, b, better in ((0.2, 0.6, "B is better"), (0.6, 0.2, "A is better")):
         said = {one.name: one.verdict for one in compare(scored(a), scored(b)).differences}
         assert said == {**dict.fromkeys(skills, better), **dict.fromkeys(others, "they differ"), "chance": ""}
-    assert compare(scored(0.2), scored(0.2)).differences[-2].verdict == "not told apart"
+    assert compare(scored(0.2), scored(0.2)).differences[-2].verdict == "no clear difference"
 
 
 def test_different_questions_are_refused(world: World) -> None:
@@ -188,8 +188,8 @@ def test_different_questions_are_refused(world: World) -> None:
         with pytest.raises(HarvestError, match=said):
             compare(one, other)
     found = compare(one, answered(world, values, num_frames=4), allow=["num_frames"])
-    assert found.told == ("num_frames: 8 and 4",)
-    assert compare(one, answered(world, values, image_size=64)).told == ("image_size: 32 and 64",)
+    assert found.other_settings == ("num_frames: 8 and 4",)
+    assert compare(one, answered(world, values, image_size=64)).other_settings == ("image_size: 32 and 64",)
     for wrong in ("split", "frames"):
         with pytest.raises(HarvestError, match=f"cannot allow for '{wrong}'"):
             compare(one, one, allow=[wrong])

@@ -65,7 +65,7 @@ def compare_command(args: list[str]) -> None:
                 f"{name}: {card.model['source']}, weights {card.model['fingerprint'][:12]}", markup=False
             )
         console.print(grid)
-        for line in found.told:
+        for line in found.other_settings:
             console.print(f"they also differ in {line}", markup=False)
         num = sum(one.interval is not None for one in found.differences)
         console.print(

@@ -75,7 +75,7 @@ def give(
 def show(result: Result, out: Path | None, *, json: bool) -> None:
     """A result as people read it: the table, how it came about, what it means, and what it lacks; or as JSON.
 
-    It is written to `out` too; what is written is said on standard error.
+    It is written to `out` too; the path is printed on standard error.
     """
     if json:
         print(result.to_json())

@@ -1,4 +1,4 @@
-"""What a model can do: retrieval, choice, recognition, questions, filling words in, and what a fine-tuned head tells."""
+"""What a model can do: retrieval, choice, recognition, question answering, masked words, and fine-tuned heads."""
 
 from harvest.data.labels import read_class_names
 from harvest.evaluation.embed import Embeddings, embed_texts, embed_videos

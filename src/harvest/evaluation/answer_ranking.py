@@ -35,10 +35,10 @@ def rank_answers(
     at_once = max(1, _SCORES // (num * M * model.config.text_tower.vocab_size))
     for start_row in range(0, B, at_once):
         rows = slice(start_row, start_row + at_once)
-        said = chosen[rows].flatten()  # equally many neighbouring answers go with one question
+        candidates = chosen[rows].flatten()  # equally many neighbouring answers go with one question
         some = TextFeatures(*(part[rows] for part in text))
-        log_probs = model.decode_answers(states[rows], some, ids[said, :-1]).float().log_softmax(dim=-1)
-        of_words = log_probs.gather(2, ids[said, 1:, None])[..., 0]
-        total = of_words.masked_fill(~mask[said, 1:], 0.0).sum(dim=1)
+        log_probs = model.decode_answers(states[rows], some, ids[candidates, :-1]).float().log_softmax(dim=-1)
+        of_words = log_probs.gather(2, ids[candidates, 1:, None])[..., 0]
+        total = of_words.masked_fill(~mask[candidates, 1:], 0.0).sum(dim=1)
         scores[rows] = scores[rows].scatter(1, chosen[rows], total.view(-1, num))
     return scores

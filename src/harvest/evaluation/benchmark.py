@@ -115,7 +115,7 @@ def probe_benchmark(
 ) -> Result:
     """A probe of the frozen tower trained on one split of a benchmark and scored on another; see `probe`.
 
-    What is missing of the test split is refused or told as in `score_benchmark`; of the training split it is counted.
+    Missing rows of the test split are refused or reported as in `score_benchmark`; those of the training split are counted.
     """
     if train.task != "recognition" or train.name != test.name or train.class_names is None:
         raise HarvestError(

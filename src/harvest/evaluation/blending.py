@@ -54,7 +54,7 @@ class Sweep:
     """By rising share; the last is the video model."""
     image_model: Skill
     """Image skill of the image model itself, which sees every frame alone. The share 0 is not that model: it attends to
-    all frames at once, as nobody has taught it."""
+    all frames at once, which it was not trained to do."""
     image_limit: float = 1.0
     """Points of image skill that a blend may lose against the image model."""
     video_limit: float = 2.0

@@ -53,12 +53,12 @@ class ScoredRows:
     """A hash of the annotation: equal for equal rows, wherever the videos are."""
     num_rows: int
     missing: Mapping[str, str]
-    """Rows that are in no figure, with the reason."""
+    """Rows without a score, with the reason."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One evaluation, told whole. What is in card.json, field by field."""
+    """A complete record of one evaluation; the fields of card.json."""
 
     task: str
     mode: str
@@ -108,7 +108,7 @@ def make_card(
     command: str,
     hardware: Mapping[str, Any],
 ) -> Card:
-    """What there is to tell of a result. `source` names the model as it was asked for."""
+    """The card of a result. `source` is the name by which the model was given."""
     modules: list[nn.Module] = [model] if head is None else [model, head]
     return Card(
         task=result.task,
@@ -170,7 +170,7 @@ def write_card(folder: Path, card: Card, result: Result) -> None:
 
 
 def read_card(path: str | Path) -> tuple[Card, Result]:
-    """A card and the result it tells of, from card.json or its folder."""
+    """A card and its result, from card.json or its folder."""
     path = Path(path)
     path = path / "card.json" if path.is_dir() else path
     try:
@@ -235,7 +235,7 @@ def _facts(card: Card, machine: str) -> list[tuple[str, str]]:
         ("weights", f"sha256 {card.model['fingerprint']}"),
         ("counts", ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in card.counts.items())),
     ]
-    told = {
+    titles = {
         "num_frames": "frames",
         "num_clips": "clips a video",
         "num_crops": "crops",
@@ -243,11 +243,11 @@ def _facts(card: Card, machine: str) -> list[tuple[str, str]]:
         "seen": "seen of a clip",
         "dim": "entries of an embedding",
     }
-    for key, title in told.items():
+    for key, title in titles.items():
         if settings.get(key) is not None:
             facts.append((title, str(settings[key])))
     for key, value in settings.items():
-        if key not in told and value not in (None, False, 0):
+        if key not in titles and value not in (None, False, 0):
             text = f"{len(value)}: {'; '.join(value[:3])}" if isinstance(value, list) else str(value)
             facts.append((key.replace("_", " "), text))
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())

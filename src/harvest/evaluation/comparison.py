@@ -14,11 +14,11 @@ from harvest.evaluation.motion_truth import NO_DIRECTION
 from harvest.evaluation.result import Result, parts_of
 from harvest.interfaces import HarvestError
 
-TOLD = (
+ALLOWED = (
     *("mode", "image_size", "fit", "precision", "context_length", "cleaning", "seen", "dim"),
     *("motion_truth", "dual_softmax", "matching"),
 )
-"""Settings that belong to a model, or to what it may cost: they are said beside a comparison. Others must be equal."""
+"""Settings of a model, or of its cost: a difference is reported beside the comparison. All others must be equal."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Who is better, where that can be said; "" where there is no interval."""
+        """The better model, where the interval decides it; "" where there is none."""
         if self.interval is None:
             return ""
         if not self.is_sure:
-            return "not told apart"
+            return "no clear difference"
         if not _more_is_better(self.name):
             return "they differ"
         return "B is better" if self.b > self.a else "A is better"
@@ -51,8 +51,8 @@ class Difference:
 @dataclass(frozen=True)
 class Comparison:
     differences: tuple[Difference, ...]
-    told: tuple[str, ...]
-    """In what else the two differ, a sentence each."""
+    other_settings: tuple[str, ...]
+    """Settings in which the two differ, a sentence each."""
 
 
 def compare(a: tuple[Card, Result], b: tuple[Card, Result], *, allow: Sequence[str] = ()) -> Comparison:
@@ -63,12 +63,12 @@ def compare(a: tuple[Card, Result], b: tuple[Card, Result], *, allow: Sequence[s
     """
     (card_a, result_a), (card_b, result_b) = a, b
     refused: list[str] = []
-    told: list[str] = []
+    reported: list[str] = []
     for name, one, other in _settings(card_a, card_b):
         if one == other:
             continue
-        said = f"{name}: {_short(one)} and {_short(other)}"
-        (told if name in TOLD or name in allow else refused).append(said)
+        difference = f"{name}: {_short(one)} and {_short(other)}"
+        (reported if name in ALLOWED or name in allow else refused).append(difference)
     unknown = [
         name for name in allow if name not in {n for n, _, _ in _settings(card_a, card_b)} or name in _ROWS
     ]
@@ -93,7 +93,7 @@ def compare(a: tuple[Card, Result], b: tuple[Card, Result], *, allow: Sequence[s
                 raise HarvestError(f"the cards' credits of {name} are not of the same queries")
             interval = interval_of(draws[1] - draws[0])
         found.append(Difference(name, one, result_b.metrics[name], interval))
-    return Comparison(tuple(found), tuple(told))
+    return Comparison(tuple(found), tuple(reported))
 
 
 def _more_is_better(name: str) -> bool:
@@ -122,7 +122,7 @@ def _settings(a: Card, b: Card) -> list[tuple[str, Any, Any]]:
 
 
 def _free(card: Card) -> list[str]:
-    return [key for key in card.settings if key not in TOLD]
+    return [key for key in card.settings if key not in ALLOWED]
 
 
 def _rows_of(card: Card) -> str:

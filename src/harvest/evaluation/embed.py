@@ -105,8 +105,8 @@ def encode_clips(
 
 
 def kept(model: VideoTextModel, video: Tensor, selection: Selection) -> Kept:
-    """The tubelets of clips that a selection sees; the same draws for every clip and every batch, so that what is
-    said of a clip is a function of it alone."""
+    """The tubelets of clips that a selection sees; the same draws for every clip and batch, so that a
+    clip's embedding depends on that clip alone."""
     return choose(
         selection,
         video,
@@ -135,7 +135,7 @@ def embed_videos(
     """Embed the videos of a manifest, each distinct stretch once.
 
     `mode` "image" is the image baseline (`encode_clips`). `num_frames` None is `default_frames`. `selection`
-    says how many tubelets of each clip are seen and who picks them, None sees all. `dim` keeps the first so many
+    says how many tubelets of each clip are seen and who picks them, None sees all. `dim` keeps that many first
     entries (`shorten`). Videos that cannot be read are named in `broken`; if none can, or an embedding is not finite,
     HarvestError says so.
 

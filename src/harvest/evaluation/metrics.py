@@ -205,7 +205,7 @@ def frame_average_precisions(
     overlap: float = 0.5,
     most: int = 50,
 ) -> Tensor:
-    """Average precision of each action in pictures, float64 `[A]`, NaN where nobody does it (ActivityNet's `ava`).
+    """Average precision of each action in pictures, float64 `[A]`, NaN where it does not occur (ActivityNet's `ava`).
 
     `boxes` `[n, 4]` (left, top, right, bottom) of pictures `frame` `[n]` with `scores` `[n, A]`; the truth has a box a
     label. A box is matched with the true one it overlaps most, of its picture and action. It is right if that is by
@@ -240,9 +240,9 @@ def frame_rankings(
         mine = truth_label == action
         true_boxes, true_frame = truth_boxes[mine], truth_frame[mine]
         wanted = torch.bincount(group[true_frame], minlength=num_groups).double()
-        said = counts_at_all[:, action]
-        given = scores[said, action]
-        best, partner = best_overlaps(frame[said], boxes[said], true_frame, true_boxes)
+        counted = counts_at_all[:, action]
+        given = scores[counted, action]
+        best, partner = best_overlaps(frame[counted], boxes[counted], true_frame, true_boxes)
         # Higher scores choose first, of equal ones the greater overlap.
         order = best.argsort(descending=True, stable=True)
         order = order[given[order].argsort(descending=True, stable=True)]
@@ -254,7 +254,9 @@ def frame_rankings(
             places = fits.nonzero()[:, 0]
             first = torch.full((len(numbers),), len(order)).scatter_reduce_(0, back, places, "amin")
             is_first[first] = True
-        found.append(Ranking(is_first, _ends(given[order]), group[frame[said]][order], wanted, envelope=True))
+        found.append(
+            Ranking(is_first, _ends(given[order]), group[frame[counted]][order], wanted, envelope=True)
+        )
     return found
 
 

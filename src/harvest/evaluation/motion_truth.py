@@ -39,13 +39,13 @@ def motion_truth(score: Callable[[FrameOrder], Result]) -> Result:
         metrics |= {f"{name}.{order}": other.metrics[name] for name in named}
         credits |= {f"{name}.{order}": other.credits[name] for name in named if name in other.credits}
         resampled |= {f"{name}.{order}": other.resampled[name] for name in named if name in other.resampled}
-    said = (
+    note = (
         " Motion truth test: reversed, shuffled (drawn for each clip among the orders that differ) and one frame (the"
         " middle one all the time) are the same evaluation of clips shown so."
     )
     found = dataclasses.replace(
         plain,
-        protocol=plain.protocol + said,
+        protocol=plain.protocol + note,
         metrics=metrics,
         credits=credits,
         resampled=resampled,
@@ -73,12 +73,12 @@ def _worth(result: Result, name: str) -> str:
 
 def _backwards(result: Result) -> tuple[str, ...]:
     """Sentences: what becomes of questions about a direction, and of the others, when clips run backwards."""
-    told = (
+    kinds = (
         (DIRECTION, "a direction", "the opposite motion, so that chance or less is what seeing time gives"),
         (NO_DIRECTION, "no direction", "the same motion again"),
     )
     found = []
-    for group, has, backwards in told:
+    for group, has, backwards in kinds:
         name = f"accuracy.{group}"
         if f"{name}.reversed" not in result.metrics:
             continue

@@ -144,7 +144,7 @@ class Evaluation:
         if made:
             raise HarvestError(f"{', '.join(made)}: not a setting of {task.name}; leave it out")
 
-    def told(self) -> dict[str, Any]:
+    def conditions(self) -> dict[str, Any]:
         """What decides the figures beside model and data, as JSON values."""
         texts = {}
         if self.tokenizer is not None:

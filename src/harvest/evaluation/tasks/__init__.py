@@ -95,21 +95,21 @@ def evaluate(
     own = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}  # type: ignore[arg-type]
     selection = given.settings.selection
     seen = None if selection is None else described(selection)
-    said = [result.protocol]
+    sentences = [result.protocol]
     if cut := result.counts.get("texts_cut"):
         longest = given.words.config.context_length
-        said.append(
+        sentences.append(
             f"Of {cut:,} texts only the first {longest} tokens are seen: the text tower takes no more."
         )
     if seen is not None:
-        said.append(f"Of each clip {seen}.")
+        sentences.append(f"Of each clip {seen}.")
     if own.get("dim") is not None:
-        said.append(f"The first {own['dim']} entries of each embedding.")
+        sentences.append(f"The first {own['dim']} entries of each embedding.")
     return dataclasses.replace(
         result,
         scored_by=task.scored_by,
-        protocol=" ".join(said),
+        protocol=" ".join(sentences),
         counts={**result.counts, "rows": rows, "rows_scored": rows - len(missing)},
         missing=missing,
-        settings={**given.told(), **own, "seen": seen, **result.settings},
+        settings={**given.conditions(), **own, "seen": seen, **result.settings},
     )

@@ -1,6 +1,6 @@
 """Action detection by the official rule of AVA: frame-mAP at intersection over union 0.5.
 
-On ground-truth boxes a person is always found and only the actions are told; on a detector's boxes both count.
+On ground-truth boxes every person is found and only the actions are scored; on a detector's boxes both are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from harvest.model.regions import region_features
 class DetectionTask:
     """Score every action of every box against the boxes of the examples, each a picture and the video around it.
 
-    A picture without any box finds nobody. Names that are given must equal the head's.
+    A picture without a box has no detections. Names, where given, must equal the head's.
     """
 
     name: ClassVar[str] = "detection"

@@ -1,4 +1,4 @@
-"""Hidden words of captions, filled with the right clip and with another one: what a clip tells about its caption."""
+"""Hidden words of captions, predicted with the right clip and with another one."""
 
 from __future__ import annotations
 

@@ -53,9 +53,7 @@ class QuestionAnsweringTask:
     def check(self, given: Evaluation) -> None:
         if given.head is not None:
             if not isinstance(given.head, AnswerHead):
-                raise HarvestError(
-                    "this model's head tells classes of clips apart: it was not fine-tuned for questions"
-                )
+                raise HarvestError("this model's head classifies clips: it was not fine-tuned for questions")
             given.refuse(self, "image")  # the head reads clips as videos
             _check_answers(given.head, given.names)
         elif given.model.answers is None:
@@ -123,7 +121,7 @@ def way_of_asking(given: Evaluation, listed: Sequence[str]) -> tuple[Ask, str]:
     if given.head is not None:
         return _by_head(given), "Fine-tuned head, one of {} answers"
     if given.model.answers is not None:
-        return _by_decoder(given, listed), "The likeliest of {} answers, said word by word by the decoder"
+        return _by_decoder(given, listed), "The likeliest of {} answers, scored word by word by the decoder"
     return _by_filling(given, listed), (
         "The masked answer filled by the fusion decoder, one of {} answers by the mean log-probability of its tokens"
     )
