@@ -135,3 +135,22 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert link.startswith(("http", "mailto:")) or (page.parent / link).exists(), (
                 f"{page.name}: {link}"
             )
+
+
+def test_the_map_has_every_room_and_a_reading_path_of_an_hour() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    package = ROOT / "src" / "harvest"
+    listed = set(re.findall(r"^  ([a-z_]+(?:/|\.py)) ", page, flags=re.M)) | set(
+        re.findall(r"\b[a-z_]+\.py\b", page)
+    )
+    rooms = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").is_file()}
+    files = {path.name for path in package.glob("[a-z]*.py")}
+    assert rooms | files <= listed, "not on the map"
+    inner = {path.parent.relative_to(package) for path in package.glob("*/*/__init__.py")}
+    assert all(f"{path.name}/" in page for path in inner)
+    path = re.findall(r"^\d\. `([\w/.]+)`: ", page, flags=re.M)
+    assert len(path) == 8 and sum(len((package / name).read_text().splitlines()) for name in path) <= 1700
+    named = re.findall(
+        r"`((?:data|model|tokens|objectives|training|evaluation|search|cli)/[a-z_/]+\.py)`", page
+    )
+    assert named and all((package / name).is_file() for name in named)

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from harvest import Index
+from harvest.cli import demo as demo_command
 from harvest.config import RunConfig
 from harvest.data.miniworld import MiniWorldConfig
 from harvest.demo import page as demo_page
@@ -250,6 +251,23 @@ def test_no_command_has_an_absolute_path(
     assert harvest_command() == "bin/harvest"
     for _, line in demo_page.next_commands(finished.out):
         assert str(finished.out) not in line
+
+
+@pytest.mark.parametrize(("answer", "opened"), [("", 1), ("y", 1), ("n", 0)])
+def test_the_command_offers_to_open_the_report(
+    answer: str, opened: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("harvest.demo.run_demo", lambda out, seed: out / "report.html")
+    monkeypatch.setattr("builtins.input", lambda prompt: asked.append(prompt) or answer)
+    pages: list[str] = []
+    monkeypatch.setattr(demo_command.webbrowser, "open", pages.append)
+    demo_command.demo_command(["--out", str(tmp_path)])
+    assert not asked and not pages  # nobody is there to answer
+    for stream in ("stdin", "stdout"):
+        monkeypatch.setattr(getattr(sys, stream), "isatty", lambda: True, raising=False)
+    demo_command.demo_command(["--out", str(tmp_path)])
+    assert len(asked) == 1 and len(pages) == opened and all(page.startswith("file://") for page in pages)
 
 
 # ---- its parts ---------------------------------------------------------------------------------------------------

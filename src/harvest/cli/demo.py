@@ -1,5 +1,7 @@
 """`harvest demo`: the whole method in minutes."""
 
+import sys
+import webbrowser
 from pathlib import Path
 
 from harvest.cli.parsing import run
@@ -13,11 +15,23 @@ def demo_command(args: list[str]) -> None:
         $ harvest demo --out /tmp/demo
 
         Args:
-            out: Folder for the mini-world, the run, report.html, demo.json and the model. Goes on if it was stopped.
+            out: Folder for the mini-world, the run, the model, the library, report.html and demo.json. A stopped demo resumes.
             seed: Seed of the training run.
         """
         from harvest.demo import run_demo
 
-        run_demo(out, seed=seed)
+        report = run_demo(out, seed=seed)
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            _offer(report)
 
     run(demo, args)
+
+
+def _offer(report: Path) -> None:
+    """Ask whether to open the report, where somebody is there to answer."""
+    try:
+        answer = input("\nopen the report in the browser? [Y/n] ")
+    except EOFError:
+        return
+    if answer.strip().lower() in ("", "y", "yes"):
+        webbrowser.open(report.resolve().as_uri())
