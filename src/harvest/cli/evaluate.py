@@ -33,6 +33,8 @@ def evaluate_command(args: list[str]) -> None:
         data: str,
         task: str = TASKS[0].name,
         videos: Path | None = None,
+        form: str = "",
+        columns: tuple[str, ...] = (),
         classes: Path | None = None,
         zero_shot: bool = False,
         context_length: int | None = None,
@@ -61,6 +63,8 @@ def evaluate_command(args: list[str]) -> None:
                 classification: by the head of a fine-tuned model; detection: actions in boxes, likewise. qa uses a
                 head too, where there is one.
             videos: Folder that video paths are relative to; without it the manifest's own.
+            form: Name of the training set that `data` is (harvest dataset), where it is not to be recognised.
+            columns: What a column is, where its name does not say: caption=long_text video=file start=t0.
             classes: Class names or answers: one a line, a JSON list, a JSON object of names and numbers, or a .csv with
                 the columns id and name.
             zero_shot: Leave the head of a fine-tuned model aside.
@@ -73,7 +77,7 @@ def evaluate_command(args: list[str]) -> None:
             out: Write the result as JSON to this file.
         """
         with bar("reading captions") as progress:
-            examples, left_out = read_rows(data, videos=videos, progress=progress)
+            examples, left_out = read_rows(data, videos=videos, form=form, columns=columns, progress=progress)
         loaded, tokenizer, head = open_model(
             model, zero_shot=zero_shot, context_length=context_length, clean=clean
         )
