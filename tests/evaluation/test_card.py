@@ -111,6 +111,21 @@ def test_what_is_no_card(text: str, tmp_path: Path) -> None:
         read_card(tmp_path / "no.json")
 
 
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.95, "cut", "empty"])
+def test_damaged_credits_are_refused_by_name(
+    world: World, scored: Result, tmp_path: Path, place: float | str
+) -> None:
+    write_card(tmp_path / "card", card_of(world, scored), scored)
+    path = tmp_path / "card" / "credits.npz"
+    content = bytearray(path.read_bytes())
+    if isinstance(place, float):
+        start = int(place * len(content))
+        content[start : start + 60] = bytes(255 - byte for byte in content[start : start + 60])
+    path.write_bytes({"cut": content[: len(content) // 2], "empty": b""}.get(str(place), content))
+    with pytest.raises(HarvestError, match="is not a benchmark card"):
+        read_card(tmp_path / "card")
+
+
 # ---- comparing ---------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,8 @@ import datetime
 import hashlib
 import json
 import platform
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +184,15 @@ def read_card(path: str | Path) -> tuple[Card, Result]:
         credits, resampled = _read_credits(path.with_name("credits.npz"))
     except OSError as error:
         raise HarvestError(f"cannot read the card {path}: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise HarvestError(f"{path} is not a benchmark card: {error}") from None
     result = Result(
         task=card.task,
@@ -200,7 +210,7 @@ def read_card(path: str | Path) -> tuple[Card, Result]:
 
 
 def _read_credits(path: Path) -> tuple[dict[str, Credits], dict[str, Tensor]]:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         found = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
     names = [key.removeprefix("values/") for key in found if key.startswith("values/")]
     credits = {name: Credits(found[f"values/{name}"], found[f"group/{name}"]) for name in names}

@@ -90,16 +90,11 @@ def clip_batches(
     `broken` is filled with the ids of rows that cannot be read and the reason. HarvestError where no clip can be read, or
     where the model gives numbers that are not finite.
     """
-    if not examples:
-        raise HarvestError("there is nothing to evaluate: the list of examples is empty")
-    clip_of = clip_numbers(examples).tolist()
-    rows_of: Rows = [[] for _ in range(max(clip_of) + 1)]
-    for place, clip in enumerate(clip_of):
-        rows_of[clip].append(place)
-    clip_of_example = dict(zip(examples, clip_of, strict=True))
+    rows_of = _rows_of_clips(examples)
+    of_example = {examples[place]: places for places in rows_of for place in places}
 
     def note(example: Example, reason: str) -> None:
-        broken.update({examples[place].id: reason for place in rows_of[clip_of_example[example]]})
+        broken.update({examples[place].id: reason for place in of_example[example]})
 
     rank, size = world_rank_size()
     per_clip = 1 if reading.views is None else reading.views[0] * reading.views[1]
@@ -132,11 +127,7 @@ def clip_batches(
     for numbers, made in all_gather_ordered(own()):
         if made is None:
             continue
-        for part in made:
-            if part.is_floating_point() and not part.isfinite().all():
-                raise HarvestError(
-                    f"the model gives numbers that are not finite ({part.dtype}): its weights are broken"
-                )
+        _check_finite(made)
         is_any = True
         yield [rows_of[number] for number in numbers.tolist()], made
         if reading.progress is not None:
@@ -144,12 +135,30 @@ def clip_batches(
     if reading.progress is not None:
         reading.progress(len(rows_of), len(rows_of))
     found = merge_over_ranks(broken)
-    in_order = {e.id: found[e.id] for e in examples if e.id in found}
     broken.clear()
-    broken.update(in_order)
+    broken.update({example.id: found[example.id] for example in examples if example.id in found})
     if not is_any:
         name, reason = next(iter(broken.items()))
         raise HarvestError(f"none of the {len(rows_of)} videos could be read; the first, {name!r}: {reason}")
+
+
+def _rows_of_clips(examples: Sequence[Example]) -> Rows:
+    """For each distinct clip, by its number, the places of the examples that name it."""
+    if not examples:
+        raise HarvestError("there is nothing to evaluate: the list of examples is empty")
+    clip_of = clip_numbers(examples).tolist()
+    rows_of: Rows = [[] for _ in range(max(clip_of) + 1)]
+    for place, clip in enumerate(clip_of):
+        rows_of[clip].append(place)
+    return rows_of
+
+
+def _check_finite(parts: tuple[Tensor, ...]) -> None:
+    for part in parts:
+        if part.is_floating_point() and not part.isfinite().all():
+            raise HarvestError(
+                f"the model gives numbers that are not finite ({part.dtype}): its weights are broken"
+            )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -99,28 +99,12 @@ def probe(
     labels, test_labels = (
         torch.tensor([-1 if e.label is None else e.label for e in examples]) for examples in (train, test)
     )
-    device = model.log_scale.device
-    parts = []
-    for draw in range(1 if config.shots is None else config.draws):
-        places = torch.tensor(learned.asked)
-        if config.shots is not None:
-            generator = generator_for(config.seed, draw)
-            places = places[draw_shots(labels[places], config.shots, len(class_names), generator)]
-        given = learned.parts[0][learned.row[places]], labels[places]
-        if config.kind == "linear":
-            classify = fit_linear(*given, num_classes=len(class_names), seed=config.seed, device=device)
-        else:
-            classify = fit_attentive(
-                *given,
-                names=tuple(class_names),
-                num_heads=model.config.video.num_heads,
-                epochs=config.epochs,
-                lr=config.lr,
-                seed=config.seed,
-                device=device,
-            )
-        blocks = torch.split(asked.parts[0], 256)
-        parts.append(torch.cat([classify(block.to(device)).cpu() for block in blocks]))
+    parts = [
+        torch.cat(
+            [classify(block.to(model.log_scale.device)).cpu() for block in torch.split(asked.parts[0], 256)]
+        )
+        for classify in _classifiers(model, config, class_names, learned, labels)
+    ]
     what = (
         "Logistic regression on the feature" if config.kind == "linear" else "An attentive head on the tokens"
     )
@@ -157,6 +141,31 @@ def probe(
     assert abs(float(credit.mean()) - metrics["top1"]) < 1e-9
     metrics |= {"top1_lowest": float(tops.min()), "top1_highest": float(tops.max())}
     return _with(first, metrics, **counts, shots=config.shots, draws=config.draws)
+
+
+def _classifiers(
+    model: VideoTextModel, config: ProbeConfig, class_names: Sequence[str], learned: Collected, labels: Tensor
+) -> Iterator[Classify]:
+    """A head trained on the features of each draw of clips; one on all of them where none are drawn."""
+    device = model.log_scale.device
+    for draw in range(1 if config.shots is None else config.draws):
+        places = torch.tensor(learned.asked)
+        if config.shots is not None:
+            generator = generator_for(config.seed, draw)
+            places = places[draw_shots(labels[places], config.shots, len(class_names), generator)]
+        given = learned.parts[0][learned.row[places]], labels[places]
+        if config.kind == "linear":
+            yield fit_linear(*given, num_classes=len(class_names), seed=config.seed, device=device)
+            continue
+        yield fit_attentive(
+            *given,
+            names=tuple(class_names),
+            num_heads=model.config.video.num_heads,
+            epochs=config.epochs,
+            lr=config.lr,
+            seed=config.seed,
+            device=device,
+        )
 
 
 def _check_sets(train: Sequence[Example], test: Sequence[Example], *, num_classes: int) -> None:

@@ -90,8 +90,13 @@ def evaluate(
         )
         task.check(given)
         result = task.score(given)
-    missing = {**(left_out or {}), **result.missing}
-    rows = len(examples) + len(left_out or {})
+    return _complete(result, given, task, left_out or {})
+
+
+def _complete(result: Result, given: Evaluation, task: Task, left_out: Mapping[str, str]) -> Result:
+    """The result with what is the same for every task: rows counted, settings, and sentences about what was seen."""
+    missing = {**left_out, **result.missing}
+    rows = len(given.examples) + len(left_out)
     own = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}  # type: ignore[arg-type]
     selection = given.settings.selection
     seen = None if selection is None else described(selection)

@@ -61,13 +61,9 @@ class RetrievalTask:
 
     def of_embeddings(self, given: Evaluation, videos: Embeddings) -> Result:
         """The result from videos that are embedded already; re-ranking needs their tokens."""
-        pairs: list[tuple[str, int]] = []
-        left_out = 0
-        for example, row in zip(given.examples, videos.row.tolist(), strict=True):
-            if row < 0:
-                left_out += len(example.texts)
-            else:
-                pairs += [(text, row) for text in example.texts]
+        rows = list(zip(given.examples, videos.row.tolist(), strict=True))
+        pairs = [(text, row) for example, row in rows for text in example.texts if row >= 0]
+        left_out = sum(len(example.texts) for example, row in rows if row < 0)
         if not pairs:
             raise HarvestError("retrieval needs captions: no readable example has one")
         texts = [text for text, _ in pairs]
