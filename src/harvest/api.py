@@ -250,17 +250,9 @@ class VideoText:
         return found
 
     def _read_frames(self, path: Source, *, num_frames: int) -> Tensor:
-        video = self.model.config.video
-        return read_clip(
-            path,
-            num_frames=num_frames,
-            image_size=video.image_size,
-            fit=video.fit,
-            interpolation=video.interpolation,
-        ).frames
+        return read_clip(path, num_frames=num_frames, **self.model.config.video.squares).frames
 
     def _encode(self, clips: Sequence[Tensor], *, num_frames: int, batch_size: int) -> Tensor:
-        video = self.model.config.video
         parts = [torch.empty(0, self.embed_dim)]
         for start in range(0, len(clips), batch_size):
             squares = []
@@ -270,14 +262,8 @@ class VideoText:
                         f"expected frames uint8 [T, 3, H, W], got {frames.dtype} {list(frames.shape)}"
                     )
                 places = segment_times(0.0, float(len(frames)), num_frames=num_frames).long()
-                squares.append(
-                    fit_square(
-                        frames[places.clamp(max=len(frames) - 1)],
-                        video.image_size,
-                        fit=video.fit,
-                        interpolation=video.interpolation,
-                    )
-                )
+                shown = frames[places.clamp(max=len(frames) - 1)]
+                squares.append(fit_square(shown, **self.model.config.video.squares))
             features = encode_clips(
                 self.model, torch.stack(squares), mode=self.mode, precision=self.precision
             )

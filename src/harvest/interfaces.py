@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,6 +24,14 @@ Fit = Literal["squash", "crop", "pad"]
 
 Interpolation = Literal["bicubic", "bilinear"]
 """How it is scaled, always with antialiasing."""
+
+
+class Squares(TypedDict):
+    """What a model's pictures are: arguments of every reader, as `VideoEncoderConfig.squares` gives them."""
+
+    image_size: int
+    fit: Fit
+    interpolation: Interpolation
 
 
 @dataclass(frozen=True)

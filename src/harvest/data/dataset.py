@@ -29,7 +29,7 @@ from harvest.data.shards import ShardSet
 from harvest.data.video import Decoder, PackedVideo, VideoError, read_clip
 from harvest.data.video.second_decoder import find_decoder
 from harvest.data.words import SIDE_WORDS, drawn_sentence, first_sentences, names_a_side
-from harvest.interfaces import Batch, Example, Fit, HardTextSource, HarvestError, OnProgress
+from harvest.interfaces import Batch, Example, Fit, HardTextSource, HarvestError, Interpolation, OnProgress
 from harvest.parallel import generator_for
 from harvest.ranges import Range, check_ranges
 
@@ -71,8 +71,8 @@ class DataConfig:
     order, of which every row must have equally many: the options of questions."""
     crop_scale: Annotated[tuple[float, float], Range(above=0, most=1)] = (1.0, 1.0)
     """Smallest and largest share of the picture's area in a random crop; 1 1 takes the middle square."""
-    fit: Fit = "crop"
-    """Without random crops, how a picture becomes a square. Boxes need squash."""
+    fit: Fit | None = None
+    """Without random crops, how a picture becomes a square; None: as the model was trained. Boxes need squash."""
     flip: bool = False
     """Mirror every other clip, but none whose caption or question names a side."""
     flip_sides: bool = False
@@ -160,10 +160,14 @@ class ClipDataset(Dataset):
         encode_text: EncodeText | None,
         seed: int,
         hard_texts: HardTextSource | None = None,
+        fit: Fit = "crop",
+        interpolation: Interpolation = "bicubic",
     ) -> None:
         if not examples:
             raise HarvestError("the training set is empty: its manifest has no rows")
         self.decoder: Decoder = find_decoder(config.decoder)
+        self.fit: Fit = config.fit or fit
+        self.interpolation: Interpolation = interpolation
         if isinstance(examples, ShardSet):  # nothing of ten million samples is read before it is needed
             self.examples: list[Example] | ShardSet = examples
             self.num_texts, self.labels = examples.num_texts, examples.labels
@@ -258,7 +262,8 @@ class ClipDataset(Dataset):
             [self.examples[row] for row in first_rows(self.clip_of)],
             config.num_frames,
             self.image_size,
-            config.fit,
+            self.fit,
+            interpolation=self.interpolation,
             seed=self.seed if config.times == "random" else None,
             limit_s=config.video_limit_s,
             decoder=self.decoder,
@@ -407,7 +412,8 @@ class ClipDataset(Dataset):
             start_s=source.start_s,
             end_s=source.end_s,
             generator=draw.generator if config.times == "random" else None,
-            fit="squash" if self._crops_later else None if self._crops else config.fit,
+            fit="squash" if self._crops_later else None if self._crops else self.fit,
+            interpolation=self.interpolation,
             decoder=self.decoder,
         )
         if self._crops_later:

@@ -68,7 +68,8 @@ class ClipReader(Dataset):
         self.examples, self.num_frames, self.image_size = examples, num_frames, image_size
         self.fit: Fit | None = fit if views is None or views[1] == 1 else None
         self.frame_order, self.views, self.seed = frame_order, views, seed
-        self.view_places, self.interpolation = view_places, interpolation
+        self.view_places = view_places
+        self.interpolation: Interpolation = interpolation
         self.limit_s, self.decoder = limit_s, decoder
         self._guard: Guard | None = None
 
@@ -146,10 +147,10 @@ def eval_batches(
     batch_size: int,
     workers: int = 2,
     fit: Fit = "crop",
+    interpolation: Interpolation = "bicubic",
     frame_order: FrameOrder = "forward",
     views: tuple[int, int] | None = None,
     view_places: ViewPlaces = "inner",
-    interpolation: Interpolation = "bicubic",
     rank: int = 0,
     world: int = 1,
     on_broken: Callable[[Example, str], None] | None = None,

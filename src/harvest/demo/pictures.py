@@ -112,7 +112,7 @@ def _word_before(example: Example) -> str:
 
 def _frames(example: Example, model: VideoTextModel) -> Tensor:
     video = model.config.video
-    return read_clip(example.video, num_frames=video.num_frames, image_size=video.image_size).frames
+    return read_clip(example.video, num_frames=video.num_frames, **video.squares).frames
 
 
 def _strip(example: Example, image_size: int) -> str:

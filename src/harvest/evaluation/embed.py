@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harvest.data.sampling import FrameOrder
 from harvest.evaluation.clips import ReadSettings, Rows, collect, evaluating
-from harvest.interfaces import Example, HarvestError, Kept, OnProgress, VideoFeatures
+from harvest.interfaces import Example, Fit, HarvestError, Kept, OnProgress, VideoFeatures
 from harvest.model.matryoshka import shorten
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel, own_attention
@@ -129,13 +129,14 @@ def embed_videos(
     selection: Selection | None = None,
     dim: int | None = None,
     with_tokens: bool = False,
+    fit: Fit | None = None,
     frame_order: FrameOrder = "forward",
     progress: OnProgress | None = None,
 ) -> Embeddings:
     """Embed the videos of a manifest, each distinct stretch once.
 
     `mode` "image" is the image baseline (`encode_clips`). `num_frames` None is `default_frames`. `selection`
-    says how many tubelets of each clip are seen and who picks them, None sees all. `dim` keeps that many first
+    says how many tubelets of each clip are seen and who picks them, None sees all. `fit` None is the model's own. `dim` keeps that many first
     entries (`shorten`). Videos that cannot be read are named in `broken`; if none can, or an embedding is not finite,
     HarvestError says so.
 
@@ -158,6 +159,7 @@ def embed_videos(
         precision=precision,
         workers=workers,
         frame_order=frame_order,
+        fit=fit,
         progress=progress,
     )
     found = collect(model, examples, encode, reading)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from harvest.evaluation.embed import Mode
-from harvest.interfaces import HarvestError
+from harvest.interfaces import Fit, HarvestError
 from harvest.parallel import Precision
 from harvest.ranges import Range, check_ranges
 from harvest.tokens import Selection, Selector, see
@@ -24,6 +24,8 @@ class EvalSettings:
     """Tubelets seen of each clip; without it all."""
     selector: Selector = "motion"
     """Which tubelets are seen, with a budget; run_length sees what does not repeat, with or without one."""
+    fit: Fit | None = None
+    """How a picture becomes a square; without it as the model was trained (its folder says so)."""
     batch_size: Annotated[int, Range(least=1)] = 32
     """Clips, or views of classification, encoded at once."""
     precision: Precision = "fp32"

@@ -77,6 +77,7 @@ class Evaluation:
             precision=how.precision,
             workers=how.workers,
             frame_order=self.frame_order,
+            fit=how.fit,
             progress=self.progress,
         )
 
@@ -118,6 +119,7 @@ class Evaluation:
             selection=how.selection,
             dim=dim,
             with_tokens=with_tokens,
+            fit=how.fit,
             frame_order=self.frame_order,
             progress=self.progress,
         )
@@ -153,8 +155,8 @@ class Evaluation:
         return {
             **texts,
             "num_frames": self.reading.num_frames,
-            "image_size": self.model.config.video.image_size,
-            "fit": self.model.config.video.fit,
+            **self.model.config.video.squares,
+            **({"fit": self.settings.fit} if self.settings.fit else {}),
             "precision": computed_in(self.model.log_scale.device, self.settings.precision),
             "frame_order": self.frame_order,
         }

@@ -15,7 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harvest.interfaces import Fit, Grid, HarvestError, Interpolation, Kept, Merged, Packed, VideoFeatures
+from harvest.interfaces import (
+    Fit,
+    Grid,
+    HarvestError,
+    Interpolation,
+    Kept,
+    Merged,
+    Packed,
+    Squares,
+    VideoFeatures,
+)
 from harvest.model.layers import (
     MOST_DEPTH,
     MOST_WIDTH,
@@ -96,6 +106,11 @@ class VideoEncoderConfig:
             )
         if self.pool_times and (self.pooling != "mean" or self.attention != "joint" or self.prefix != "none"):
             raise HarvestError("video.pool_times needs pooling 'mean', attention 'joint' and no prefix")
+
+    @property
+    def squares(self) -> Squares:
+        """The pictures that it takes, as arguments of every reader."""
+        return {"image_size": self.image_size, "fit": self.fit, "interpolation": self.interpolation}
 
     @property
     def num_patches(self) -> int:

@@ -278,7 +278,7 @@ def prepare(objective: Any, ready: Ready) -> None:
     made_of = describe(
         teaching,
         grid,
-        fit=run.data.fit,
+        fit=run.data.fit or objective.model.config.video.fit,
         clips=[f"{clip.video} {clip.start_s} {clip.end_s}" for clip in clips],
         **how,
     )

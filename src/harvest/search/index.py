@@ -407,7 +407,7 @@ class Index:
             read_clip,
             path,
             num_frames=1 if is_picture else segmentation.num_frames or default_frames(model, mode_of(model)),
-            image_size=model.config.video.image_size,
+            **model.config.video.squares,
             start_s=start_s,
             end_s=end_s,
         )

@@ -140,7 +140,7 @@ def _objective(config: RunConfig, prepared: Prepared, here: World) -> nn.Module:
     if config.loop.compile:
         compile_blocks(model)
     model.video.checkpointing = config.loop.checkpointing
-    read = partial(read_clips, config, model.config.video.image_size)
+    read = partial(read_clips, config, model.config.video.squares)
     config.objective.needs.prepare(objective, Ready(config, prepared.dataset, prepared.tokenizer, here, read))
     if config.loop.parallel == "fsdp":
         shard(objective, here)

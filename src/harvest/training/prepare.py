@@ -18,7 +18,7 @@ from harvest.data.miniworld import MiniWorld, acting_rows, write_miniworld
 from harvest.data.mixing import MixedLoader
 from harvest.data.read_once import eval_batches
 from harvest.data.shards import ShardSet, are_shards, read_shards
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import Example, HarvestError, Squares
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.contract import Given
@@ -82,7 +82,7 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
         return ClipDataset(
             rows,
             data,
-            image_size=model.config.video.image_size,
+            **model.config.video.squares,
             encode_text=encode_text,
             seed=config.loop.seed,
             hard_texts=needs.hard_texts,
@@ -100,17 +100,18 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
 
 
 def read_clips(
-    config: RunConfig, image_size: int, rows: Sequence[Example]
+    config: RunConfig, squares: Squares, rows: Sequence[Example]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (numbers from 0 on, video) of some rows, as the run shows them when nothing is drawn."""
     data = config.data
     return eval_batches(
         rows,
         num_frames=data.num_frames,
-        image_size=image_size,
+        image_size=squares["image_size"],
+        fit=data.fit or squares["fit"],
+        interpolation=squares["interpolation"],
         batch_size=32,
         workers=data.workers,
-        fit=data.fit,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from harvest.data.video import VideoError, read_clip, write_video
 from harvest.evaluation.embed import encode_clips
-from harvest.interfaces import HarvestError
+from harvest.interfaces import HarvestError, Squares
 from harvest.model.folder import load_model
 from harvest.search.asking.curve import blocks, clock, svg
 from harvest.search.asking.moments import Dense, DenseVideo, stretches
@@ -18,6 +18,8 @@ from harvest.search.library.segmentation import Segmentation, Window, windows
 from harvest.search.results import Curve, Interval
 
 from ..conftest import write_long
+
+SQUARES: Squares = {"image_size": 64, "fit": "crop", "interpolation": "bicubic"}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def test_pictures_of_windows_that_overlap_are_encoded_once(tmp_path: Path, image
     )  # 12 s, one shot
     model, _ = load_model(image_model)
     encoder = WindowEncoder(model, Segmentation())
-    found = [w for w in windows(path, Segmentation(), num_frames=8, image_size=64) if isinstance(w, Window)]
+    found = [w for w in windows(path, Segmentation(), num_frames=8, squares=SQUARES) if isinstance(w, Window)]
     assert [w.start_s for w in found] == [0.0, 2.0, 4.0, 6.0]
     vectors = torch.cat([encoder(found[:2]), encoder(found[2:])])
     assert encoder.num_encoded < 8 * len(found)

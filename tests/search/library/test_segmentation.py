@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from harvest.data.video import VideoError, read_clip, write_video
-from harvest.interfaces import HarvestError
+from harvest.interfaces import HarvestError, Squares
 from harvest.search.library.segmentation import Cut, Segmentation, Window, is_cut, windows
+
+SQUARES: Squares = {"image_size": 64, "fit": "crop", "interpolation": "bicubic"}
 
 
 def scene(seed: int, num_frames: int) -> torch.Tensor:
@@ -22,7 +24,7 @@ def scene(seed: int, num_frames: int) -> torch.Tensor:
 
 
 def cut_up(path: Path, segmentation: Segmentation, num_frames: int = 4) -> tuple[list[Window], Cut]:
-    *found, end = windows(path, segmentation, num_frames=num_frames, image_size=64)
+    *found, end = windows(path, segmentation, num_frames=num_frames, squares=SQUARES)
     assert isinstance(end, Cut)
     assert all(isinstance(window, Window) for window in found)
     return found, end  # type: ignore[return-value]
@@ -91,7 +93,7 @@ def test_a_file_that_is_no_video(tmp_path: Path) -> None:
     path = tmp_path / "text.mp4"
     path.write_text("not a video")
     with pytest.raises(VideoError):
-        list(windows(path, Segmentation(), num_frames=4, image_size=64))
+        list(windows(path, Segmentation(), num_frames=4, squares=SQUARES))
 
 
 @pytest.mark.parametrize("wrong", [{"window_s": 0.0}, {"overlap": 0.95}, {"num_frames": 0}, {"budget": 0}])

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harvest.data.video import probe, read_clip, stream_frames
 from harvest.evaluation.embed import default_frames, embed_texts, encode_clips
-from harvest.interfaces import HarvestError, OnProgress
+from harvest.interfaces import HarvestError, OnProgress, Squares
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
@@ -112,7 +112,7 @@ class DenseVideo:
 
         before, behind = dense.hops // 2, (dense.hops - 1) // 2
         start = 0  # the number of hops[0]
-        for pictures in _hops(path, dense.hop_s, per_hop, model.config.video.image_size):
+        for pictures in _hops(path, dense.hop_s, per_hop, model.config.video.squares):
             if by_hops:
                 take(pictures)
                 continue
@@ -152,7 +152,7 @@ class DenseVideo:
             clip = read_clip(
                 self.path,
                 num_frames=default_frames(self.model, mode_of(self.model)),
-                image_size=self.model.config.video.image_size,
+                **self.model.config.video.squares,
                 start_s=start_s,
                 end_s=end_s,
             )
@@ -186,13 +186,11 @@ def stretches(scores: Floats, *, k: int) -> list[tuple[int, int]]:
     return found
 
 
-def _hops(path: Path, hop_s: float, per_hop: int, image_size: int) -> Iterator[Tensor]:
+def _hops(path: Path, hop_s: float, per_hop: int, squares: Squares) -> Iterator[Tensor]:
     """The pictures of each hop, uint8 `[F, 3, H, W]`: the middles of F equal parts. What is over half a hop counts."""
     pictures: list[Tensor] = []
     any_hop = False
-    for number, (_, picture) in enumerate(
-        stream_frames(path, every_s=hop_s / (2 * per_hop), image_size=image_size)
-    ):
+    for number, (_, picture) in enumerate(stream_frames(path, every_s=hop_s / (2 * per_hop), **squares)):
         if number % 2:
             pictures.append(picture)
         elif number == 0:

@@ -85,6 +85,6 @@ class Reranker:
         return found, notes
 
     def _read(self, file: Path, modified_ns: int, start_s: float, end_s: float) -> Tensor:
-        size = self._opened.model.config.video.image_size
-        clip = self._read_clip(file, num_frames=self._frames, image_size=size, start_s=start_s, end_s=end_s)
+        squares = self._opened.model.config.video.squares
+        clip = self._read_clip(file, num_frames=self._frames, **squares, start_s=start_s, end_s=end_s)
         return encode_clips(self._opened.model, clip.frames[None], selection=self._selection).tokens[0]

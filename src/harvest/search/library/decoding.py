@@ -2,7 +2,7 @@
 
 with Decoders(2) as decoders:
     picture = decoders(read_frames, path, times_s, image_size=64)
-    for item in decoders.windows(path, segmentation, num_frames=8, image_size=224): ...
+    for item in decoders.windows(path, segmentation, num_frames=8, squares=model.config.video.squares): ...
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harvest.data.guard import Guard, Lost
 from harvest.data.video import VideoError
-from harvest.interfaces import HarvestError
+from harvest.interfaces import HarvestError, Squares
 from harvest.search.library.segmentation import Cut, Segmentation, Window, windows
 
 LIMIT_S = 60.0  # for one call, or for the next few windows of a video
@@ -68,12 +68,12 @@ class Decoders:
             return result
 
     def windows(
-        self, path: Path, segmentation: Segmentation, *, num_frames: int, image_size: int
+        self, path: Path, segmentation: Segmentation, *, num_frames: int, squares: Squares
     ) -> Iterator[Window | Cut]:
         """`segmentation.windows`, read a few at a time."""
         pictures: dict[int, Tensor] = {}
         with self._borrowed(path) as call:
-            call(_begin, path, segmentation, num_frames=num_frames, image_size=image_size)
+            call(_begin, path, segmentation, num_frames=num_frames, squares=squares)
             is_over = False
             while not is_over:
                 read: _Read = call(_go_on)
@@ -138,8 +138,8 @@ class _Reading:
 _reading = _Reading(iter(()), {})
 
 
-def _begin(path: Path, segmentation: Segmentation, *, num_frames: int, image_size: int) -> None:
-    _reading.items = windows(path, segmentation, num_frames=num_frames, image_size=image_size)
+def _begin(path: Path, segmentation: Segmentation, *, num_frames: int, squares: Squares) -> None:
+    _reading.items = windows(path, segmentation, num_frames=num_frames, squares=squares)
     _reading.known = {}
 
 

@@ -92,7 +92,7 @@ def embed_moments(
         decoders.windows,
         segmentation=segmentation,
         num_frames=num_frames,
-        image_size=model.config.video.image_size,
+        squares=model.config.video.squares,
     )
     with _decoded(paths, read, ahead=2 * batch_size, workers=workers) as items:
         for number, item in items:

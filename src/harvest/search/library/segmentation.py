@@ -21,6 +21,7 @@ from torch import Tensor
 from harvest.data.video import VideoError, probe, stream_frames
 from harvest.data.video.opening import opened
 from harvest.data.video.source import as_source
+from harvest.interfaces import Squares
 from harvest.ranges import Range, check_ranges
 from harvest.tokens import Selection, Selector, see
 
@@ -74,7 +75,7 @@ class Cut(NamedTuple):
 
 
 def windows(
-    path: str | Path, segmentation: Segmentation, *, num_frames: int, image_size: int
+    path: str | Path, segmentation: Segmentation, *, num_frames: int, squares: Squares
 ) -> Iterator[Window | Cut]:
     """Cut a video: its windows in the order of their starts, then one `Cut`.
 
@@ -85,7 +86,7 @@ def windows(
     end_s = 0.0
     damage: str | None = None
     claimed_s = probe(path).duration_s
-    pictures = stream_frames(path, every_s=every_s, image_size=image_size)
+    pictures = stream_frames(path, every_s=every_s, **squares)
     try:
         for time_s, picture, is_first in _with_cuts(pictures):
             if is_first and time_s - shot.start_s >= SHORTEST_S:
