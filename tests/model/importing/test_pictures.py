@@ -60,7 +60,7 @@ def pictures(folder: Path) -> list[Path]:
     for number, (height, width) in enumerate(SIZES):
         few = torch.rand(1, 3, 3 + number % 7, 4 + number % 5, generator=generator)
         frame = torch.nn.functional.interpolate(few, size=(height, width), mode="bilinear")[0] * 255
-        noise = 5 * (torch.rand(3, height, width, generator=generator) - 0.5) * (number % 3)
+        noise = 2 * (torch.rand(3, height, width, generator=generator) - 0.5) * (number % 3)
         path = folder / f"{number}.png"
         path.write_bytes(png((frame + noise).clamp(0, 255).byte()))
         paths.append(path)
