@@ -23,7 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from harvest.data.guard import Guard, Lost
 from harvest.data.rows import video_of
@@ -31,34 +31,27 @@ from harvest.data.shards import INDEX, ShardIndex, index_path, read_index, shard
 from harvest.data.video import IMAGE_SUFFIXES, VideoError, read_clip, transcode, write_pictures
 from harvest.files import new_file, write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
+from harvest.ranges import Range, check_ranges
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    short_side: int = 256
+    short_side: Annotated[int, Range(least=2)] = 256
     """Pixels; smaller videos keep their size."""
-    frames: int | None = None
+    frames: Annotated[int | None, Range(least=1)] = None
     """So many frames of each clip as JPEGs, from the middle of equal segments, instead of a video."""
-    key_every: int = 12
+    key_every: Annotated[int, Range(least=1)] = 12
     """Largest distance of key frames: a random frame then costs six to decode on average."""
-    crf: int = 23
+    crf: Annotated[int, Range(least=0, most=51)] = 23
     """x264's quality, 0 (lossless) to 51."""
-    max_fps: float | None = 30.0
+    max_fps: Annotated[float | None, Range(above=0)] = 30.0
     """Frames a second kept; None keeps all."""
-    clips_per_shard: int = 1000
-    video_limit_s: float = 300.0
+    clips_per_shard: Annotated[int, Range(least=1)] = 1000
+    video_limit_s: Annotated[float, Range(above=0)] = 300.0
     """A clip that takes longer counts as broken."""
 
     def __post_init__(self) -> None:
-        if self.short_side < 2 or self.key_every < 1 or self.clips_per_shard < 1 or self.video_limit_s <= 0:
-            raise HarvestError(
-                "prepare: expected short_side of at least 2, key_every and clips_per_shard of at least 1 and"
-                f" video_limit_s above 0, got {self}"
-            )
-        if (self.frames is not None and self.frames < 1) or not 0 <= self.crf <= 51:
-            raise HarvestError(f"prepare: expected frames of at least 1 and crf of 0 to 51, got {self}")
-        if self.max_fps is not None and self.max_fps <= 0:
-            raise HarvestError(f"prepare: expected max_fps above 0, got {self.max_fps}")
+        check_ranges(self, "prepare")
 
 
 @dataclass(frozen=True)
