@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from harvest.cli.parsing import run
+from harvest.cli.parsing import print_json, run
 
 if TYPE_CHECKING:
     from harvest.evaluation.blending import Sweep
@@ -18,8 +18,8 @@ def blend_command(args: list[str]) -> None:
         /,
         evaluate: Path,
         image_evaluate: Path,
-        task: Literal["retrieval", "choice", "recognition"] = "retrieval",
-        image_task: Literal["retrieval", "choice", "recognition"] = "retrieval",
+        task: str = "retrieval",
+        image_task: str = "retrieval",
         videos: Path | None = None,
         image_videos: Path | None = None,
         shares: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
@@ -28,6 +28,7 @@ def blend_command(args: list[str]) -> None:
         batch_size: int = 32,
         precision: Literal["fp32", "bf16"] = "fp32",
         workers: int = 2,
+        json: bool = False,
         out: Path = Path("runs/blend"),
     ) -> None:
         """Weights between an image model and the video model made of it: which share keeps most of both skills.
@@ -44,24 +45,28 @@ def blend_command(args: list[str]) -> None:
             video_model: The model folder of the video model.
             evaluate: Manifest of video skill.
             image_evaluate: Manifest of image skill.
-            task: How video skill is scored: t2v R@1, accuracy or top-1.
+            task: How video skill is scored, by the main figure of a task of `harvest evaluate`: t2v R@1, accuracy, top-1.
             image_task: How image skill is scored.
             videos: Folder that the paths of --evaluate are relative to.
             image_videos: Folder that the paths of --image-evaluate are relative to.
             shares: Shares of the video model to try; 1 is tried always.
             image_limit: Points of image skill that may be lost.
             video_limit: Points of video skill that may be lost.
+            json: Print every share and its scores as JSON.
             out: Folder for the model and the curve.
         """
         from harvest.data.manifest import read_manifest
         from harvest.evaluation.blending import main_metric, sweep, write_blend
         from harvest.evaluation.settings import EvalSettings
+        from harvest.evaluation.tasks import task_named
         from harvest.model.folder import check_room
         from harvest.model.importing.pretrained import load_pretrained
         from harvest.parallel import world
-        from harvest.progress import bar
+        from harvest.progress import bar, say
 
         check_room(out / "model")  # before hours of scoring
+        for name in (task, image_task):
+            task_named(name)
         start = load_pretrained(image_model)[0]
         model, tokenizer, _ = load_pretrained(video_model)
         settings = EvalSettings(
@@ -89,7 +94,10 @@ def blend_command(args: list[str]) -> None:
                 )
         if not here.is_main:
             return
-        _show(found)
+        if json:
+            print_json(found)
+        else:
+            _show(found)
         write_blend(
             out,
             found,
@@ -100,7 +108,7 @@ def blend_command(args: list[str]) -> None:
             image_name=f"{image_task}, {image_evaluate.stem}",
             video_name=f"{task}, {evaluate.stem}",
         )
-        print(f"model: {out / 'model'}\ncurve: {out / 'curve.svg'}")
+        say(f"model: {out / 'model'}\ncurve: {out / 'curve.svg'}")
 
     run(blend, args)
 
