@@ -141,3 +141,16 @@ def test_clips_that_differ_in_colour_alone_are_no_duplicates(tmp_path: Path) -> 
     write_video(tmp_path / "red again.mp4", frames.contiguous(), fps=8, crf=30)
     rows.append(Example("red again", str(tmp_path / "red again.mp4"), ("red once more",)))
     assert check(rows, CheckConfig()).duplicate == {"red again": "shows what red shows"}
+
+
+def test_rows_that_repeat_another_are_duplicates(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", torch.zeros(12, 3, 16, 16, dtype=torch.uint8), fps=6)
+    lines = [
+        {"video": "a.mp4", "caption": text} for text in ("a black screen", "nothing at all", "a black screen")
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = read_manifest(tmp_path / "m.jsonl")
+    assert rows.repeated == ["a.mp4#3"] and "1 rows repeat another row" in rows.summary()
+    found = check(rows, CheckConfig(), workers=1)
+    assert found.duplicate == {"a.mp4#3": "says what a row before says of the same stretch"}
+    assert found.useless == {"a.mp4#3"}

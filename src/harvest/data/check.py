@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 
 from harvest.data.guard import Lost, guarded_map
-from harvest.data.manifest import is_address, write_manifest
+from harvest.data.manifest import Rows, is_address, write_manifest
 from harvest.data.rows import video_of
 from harvest.data.video import probe, read_clip
 from harvest.files import write_file
@@ -141,6 +141,10 @@ def check(
         first = first_that_shows.setdefault(result.pictures, ids[0])
         if first != ids[0]:
             found.duplicate.update(dict.fromkeys(ids, f"shows what {first} shows"))
+    if isinstance(examples, Rows):
+        found.duplicate.update(
+            dict.fromkeys(examples.repeated, "says what a row before says of the same stretch")
+        )
     for example in examples:
         words = max((len(text.split()) for text in example.texts), default=0)
         if words < config.min_words and not _says_something_else(example):

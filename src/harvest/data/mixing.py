@@ -99,6 +99,10 @@ class MixedLoader:
     def truncated(self) -> int:
         return self.videos.truncated + self.pictures.truncated
 
+    @property
+    def shortened(self) -> int:
+        return self.videos.shortened + self.pictures.shortened
+
     def __iter__(self) -> Iterator[Batch]:
         videos, pictures = iter(self.videos), iter(self.pictures)
         step = self.first_step

@@ -123,6 +123,8 @@ def finish(
             f"{len(broken)} of {len(loader.dataset)} videos could not be read; their places were taken by the "
             f"next in order. Names and reasons: {run / 'broken.json'}"
         )
+    if loader.shortened:
+        say(f"of {loader.shortened} long captions a part was shown (data.long_captions)")
     if loader.truncated and tokenizer is not None:
         say(
             f"{loader.truncated} captions were longer than {tokenizer.config.context_length} word pieces and were cut"
