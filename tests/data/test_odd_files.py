@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import resource
+import struct
 import time
+import zlib
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -146,6 +149,30 @@ def test_high_dynamic_range(tmp_path: Path) -> None:
         assert found == sorted(found) and found[0] < 60 < 180 < found[-1]
 
 
+@pytest.mark.parametrize(
+    ("height", "matrix", "tag"), [(720, 709, 2), (480, 601, 2), (720, 601, 6), (480, 709, 1)]
+)
+def test_the_colours_of_untagged_files(tmp_path: Path, height: int, matrix: int, tag: int) -> None:
+    """HD that says nothing is BT.709, smaller pictures are BT.601, as players have it; what is said holds."""
+    kr, kb = (0.2126, 0.0722) if matrix == 709 else (0.299, 0.114)
+    red, green, blue = 200 / 255, 60 / 255, 120 / 255
+    luma = kr * red + (1 - kr - kb) * green + kb * blue
+    planes = [16 + 219 * luma, 128 + 112 * (blue - luma) / (1 - kb), 128 + 112 * (red - luma) / (1 - kr)]
+    frame = av.VideoFrame(height * 16 // 9 // 16 * 16, height, "yuv420p")
+    for plane, level in zip(frame.planes, planes, strict=True):
+        plane.update(bytes([round(level)]) * plane.buffer_size)
+    path = tmp_path / "colours.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=5, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
+        stream.codec_context.colorspace = tag
+        frame.pts = 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    shown = read_clip(path, num_frames=1, image_size=16).frames[0, :, 8, 8]
+    assert (shown.int() - torch.tensor([200, 60, 120])).abs().max() <= 3
+
+
 @pytest.mark.parametrize("size", [(35, 51), (1, 24), (48, 33), (2, 2)])
 def test_odd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     pictures = [grey(level, *size) for level in SHOWN]
@@ -162,6 +189,24 @@ def test_a_gif(tmp_path: Path) -> None:
     path = encode(tmp_path / "moves.gif", TEN, codec="gif", pix_fmt="gray")
     found = levels(read_frames(path, EVERY, image_size=32).frames)
     assert max(abs(a - b) for a, b in zip(found, SHOWN, strict=True)) <= 10
+
+
+def test_a_colour_profile_ends_no_process(tmp_path: Path) -> None:
+    """A picture, and a video of such pictures. PyAV frees the name of a PNG's profile twice where it is looked at."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 2, 0, 0, 0))
+    profile = chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(bytes(3144)))
+    body = chunk(b"IDAT", zlib.compress((b"\0" + bytes([90]) * 48) * 16)) + chunk(b"IEND", b"")
+    path = tmp_path / "profile.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + profile + body)
+    gc.freeze()
+    for _ in range(25):
+        assert levels(read_clip(path, num_frames=1, image_size=16).frames) == [90]
+        gc.collect()
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not CLIPS.exists(), reason="the real clips are n
 DECODERS: tuple[Decoder, ...] = ("pyav", "torchcodec")
 # Read by nobody, as their names or the notes of INDEX.csv say: damaged, encrypted, empty or without pictures.
 REFUSED = {
-    "OpenImageIO__crash_4163.gif": "End of file",
+    "OpenImageIO__crash_4163.gif": "Invalid data",
     "OpenImageIO__gif_idx_overflow_32768x16385_top16384_1x1.gif": "",
     "decord__corrupted.mp4": "Invalid data",
     "media__full_blocks.mkv": "no video stream",
@@ -61,6 +61,11 @@ def test_what_files_say_of_themselves_agrees_with_the_index() -> None:
     for row in index()[::3]:
         path = CLIPS / row["path"]
         if path.name in REFUSED or not row["duration_s"] or path.suffix == ".gif":
+            continue
+        if (
+            path.name == "torchcodec__nasa_13013.mp4"
+        ):  # has two videos: the index has the first, shown is the larger
+            assert (probe(path).width, probe(path).height) == (480, 270)
             continue
         info = probe(path)
         assert info.codec == row["codec"].replace("libdav1d", "av1"), path

@@ -215,16 +215,13 @@ def streamed(path: Path) -> tuple[int, str]:
 
 
 def test_files_that_claim_months_are_refused(tmp_path: Path) -> None:
-    for path in (
-        stamped(tmp_path / "a.mkv", [0, 40, 10**10], Fraction(1, 1000)),
-        stamped(tmp_path / "a.mp4", [0, 40, 10**9], Fraction(1, 1000)),
-    ):
-        count, said = streamed(path)
-        assert count == 0 and "hours, more than the 168 that are read" in said
-        with pytest.raises(VideoError, match="it claims to last"):
-            read_clip(path, num_frames=4, image_size=16)
-        with pytest.raises(VideoError, match="it claims to last"):
-            transcode(path, short_side=16)
+    path = stamped(tmp_path / "a.mkv", [0, 40, 10**10], Fraction(1, 1000))
+    count, said = streamed(path)
+    assert count == 0 and "hours, more than the 168 that are read" in said
+    with pytest.raises(VideoError, match="it claims to last"):
+        read_clip(path, num_frames=4, image_size=16)
+    with pytest.raises(VideoError, match="it claims to last"):
+        transcode(path, short_side=16)
 
 
 def test_frames_held_for_hours_end_the_file(tmp_path: Path) -> None:

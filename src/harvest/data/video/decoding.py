@@ -32,6 +32,7 @@ def frames_in_order(container: Any, stream: Any, clock: Clock) -> Iterator[tuple
 
     Raises Unreadable where frames would be shown for hours: a timestamp has gone wrong.
     """
+    is_avi = container.format.name == "avi"  # has no presentation times: those of FFmpeg are guesses
     last: int | None = None
     shift = length = 0
     held_s = 0.0
@@ -45,7 +46,9 @@ def frames_in_order(container: Any, stream: Any, clock: Clock) -> Iterator[tuple
         for frame in frames:
             if frame.is_corrupt and last is None:
                 continue
-            pts = frame.pts
+            pts = frame.dts if is_avi else frame.pts
+            if is_avi and last is None and pts is not None:
+                shift = clock.zero - pts
             if pts is None:
                 pts = clock.zero if last is None else last + clock.step - shift
             elif last is not None and clock.restarts and clock.is_broken(last - shift, pts):

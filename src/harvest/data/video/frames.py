@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.reformatter import Interpolation as Scaling
-from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from harvest.data.transforms import cut_square, scaled_size
@@ -18,6 +18,7 @@ from harvest.interfaces import Fit, Interpolation
 
 _MAX_ASPECT = 32  # a picture longer than this cannot be cropped to anything meaningful
 _SCALINGS = {"bicubic": Scaling.BICUBIC, "bilinear": Scaling.BILINEAR}
+_UNSPECIFIED = 2  # FFmpeg's number of the colour matrix
 _scalers = threading.local()
 
 
@@ -35,8 +36,11 @@ _QUARTER_TURNS = {  # counterclockwise
 }
 
 
-def _orientation(frame: Any) -> np.ndarray | None:
+def _orientation(frame: Any, stream: Any) -> np.ndarray | None:
     """The 2 x 2 part of the display matrix, rounded to quarter turns and mirrorings. None if upright."""
+    # PyAV frees the name of a PNG's colour profile twice, once its side data were looked at
+    if getattr(stream, "codec_context", stream).name in ("png", "apng"):
+        return None
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
     except (
@@ -55,13 +59,19 @@ def _orientation(frame: Any) -> np.ndarray | None:
 def shown_size(frame: Any, stream: Any) -> tuple[int, int]:
     """Width and height as shown: square pixels, upright."""
     width, height = square_pixels(frame.width, stream), frame.height
-    turn = _orientation(frame)
+    turn = _orientation(frame, stream)
     return (height, width) if turn is not None and turn[0, 0] == 0 else (width, height)
 
 
 def square_pixels(width: int, stream: Any) -> int:
     aspect = stream.sample_aspect_ratio
     return max(1, round(width * aspect)) if aspect and aspect > 0 and aspect != 1 else width
+
+
+def _colorspace(frame: Any) -> int | None:
+    """BT.709 for HD that does not say what its colours are, as players have it; None for what the frame says."""
+    is_untagged = frame.colorspace == _UNSPECIFIED and not frame.format.is_rgb
+    return int(Colorspace.ITU709) if is_untagged and (frame.width >= 1280 or frame.height > 576) else None
 
 
 def check_shape(width: int, height: int) -> None:
@@ -84,7 +94,7 @@ class Fitting:
         shown_width, shown_height = shown_size(frame, stream)
         check_shape(shown_width, shown_height)
         height, width = scaled_size(shown_height, shown_width, self.image_size, self.fit)
-        turn = _orientation(frame)
+        turn = _orientation(frame, stream)
         if turn is not None and turn[0, 0] == 0:
             width, height = height, width
         scaled = scaler().reformat(
@@ -93,6 +103,7 @@ class Fitting:
             height=height,
             format="rgb24",
             interpolation=_SCALINGS[self.interpolation],
+            src_colorspace=_colorspace(frame),
             threads=1,
         )
         plane = scaled.planes[0]

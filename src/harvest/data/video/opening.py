@@ -215,7 +215,7 @@ def timeline_of(path: Source, container: Any, stream: Any) -> Timeline:
         timeline = _measured(path, stream, packets, step, name)
     else:
         head, smallest = _first_packets(packets)
-        zero = (stream.start_time or 0) if smallest is None else smallest
+        zero = (stream.start_time or 0) if smallest is None or name == "avi" else smallest
         length_s = max(0.0, claim[0] - float(zero * stream.time_base))
         clock = Clock(stream.time_base, zero, step or 1)
         timeline = Timeline(clock, length_s, claim[1], itertools.chain(head, packets))
