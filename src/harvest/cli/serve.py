@@ -69,14 +69,14 @@ def serve_command(args: list[str]) -> None:
 
         def ready(address: str) -> None:
             print(f"serving {library} at {address}\nend with Ctrl-C", flush=True)
+            if warning := index.warning():
+                print(warning, file=sys.stderr)
             if open:
                 import webbrowser
 
                 webbrowser.open(address)
 
         with harvest.Index.open(library, model=model) as index:
-            if warning := index.warning():
-                print(warning, file=sys.stderr)
             run(
                 index,
                 host=host,

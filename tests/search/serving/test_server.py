@@ -715,7 +715,7 @@ def test_serve_makes_a_token_for_others(library: harvest.Index) -> None:
     ("options", "said"),
     [
         (["--host", "203.0.113.77"], "cannot listen at 203.0.113.77"),
-        (["--port", "99999"], "port: expected 0 to 65535"),
+        (["--port", "99999"], "port: expected at least 0 and at most 65535"),
         (["--token-file", "absent"], "token file absent: cannot be read"),
         (["--model", "absent"], "absent"),
     ],

@@ -166,7 +166,7 @@ class AccessControl:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        head_bytes = len(scope["path"]) + len(scope["query_string"])
+        head_bytes = len(scope["path"]) + len(scope.get("query_string", b""))
         if head_bytes + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEAD_BYTES:
             raise _Refused(
                 431, f"The request's head is too large: at most {MAX_HEAD_BYTES:,} bytes.", connection="close"
