@@ -202,7 +202,7 @@ def scores_of(facts: Mapping[str, Any]) -> list[Score]:
         named[f"t2v_r{k}"] = f"search, R@{k}", f"a caption finds its clip {place} of {videos}"
     named["t2v_median_rank"] = (
         "search, median rank",
-        f"where the right clip of {videos} stands; less is better",
+        f"where the right clip of {videos} stands; lower is better",
     )
     rows = []
     for key, (name, what) in named.items():
@@ -247,14 +247,14 @@ def write_page(
         f"Asked which of four motions a clip shows, the image model is right in {percent(motion['image'])} "
         f"(chance is {percent(motion['chance'])}). The video model made from it in {duration(took['train'])} on "
         f"{where} is right in {percent(motion['video'])}, and in {percent(held['video'])} where the combination of "
-        "colour, shape and motion was never met in training."
+        "colour, shape and motion was never seen in training."
     )
     words, note = facts.get("masked_words", {}), ""
     if words:
         right, other = words["intervals"]["right_clip"], words["intervals"]["other_clip"]
         note = (
             f"Of {words['hidden_words']} words hidden at random in the captions of {len(material.retrieval)} clips, "
-            f"{percent(words['right_clip'])} are filled rightly with the own clip ({right[0]:.1f} to {right[1]:.1f}) "
+            f"{percent(words['right_clip'])} are filled in correctly with the clip itself ({right[0]:.1f} to {right[1]:.1f}) "
             f"and {percent(words['other_clip'])} with another ({other[0]:.1f} to {other[1]:.1f})."
         )
     tuned = config.selection_at(config.loop.steps)
@@ -326,7 +326,7 @@ def truth_said(facts: Mapping[str, Any]) -> str:
         return ""
     return (
         f"How much of it needs time: of {truth['questions']} of these questions the video model answers "
-        f"{percent(truth['forward'])} rightly, {percent(truth['shuffled'])} when the frames are shuffled, "
+        f"{percent(truth['forward'])} correctly, {percent(truth['shuffled'])} when the frames are shuffled, "
         f"{percent(truth['one_frame'])} when one frame is shown all the time. {_backwards_said(truth)}"
     )
 
@@ -338,7 +338,7 @@ def _backwards_said(truth: Mapping[str, Any]) -> str:
         return f"When clips run backwards, {percent(truth['reversed'])}."
     return (
         f"When clips run backwards, a motion with a direction shows its opposite: of {has['questions']} such questions "
-        f"{percent(has['reversed'])} are then answered rightly, {percent(has['forward'])} as they are (the fewer the "
+        f"{percent(has['reversed'])} are then answered correctly, {percent(has['forward'])} as they are (the fewer the "
         f"better, as the model names what it sees). A motion that comes back shows the same again: of "
         f"{has_not['questions']}, {percent(has_not['reversed'])} and {percent(has_not['forward'])}."
     )
@@ -353,7 +353,7 @@ def draw_curves(metrics: Path, config: RunConfig) -> list[Curve]:
         curve(
             lines,
             "words_right",
-            title="hidden words filled rightly",
+            title="hidden words filled in correctly",
             unit="percent",
             scale=100,
             tuning_from=tuning_from,

@@ -36,7 +36,7 @@ CHOICES = {
     "motion_choice": ("motion, 4 options", "options differ in the motion only"),
     "motion_choice_held_out": (
         "motion, unseen combinations",
-        "colour, shape and motion never met in training",
+        "colour, shape and motion never seen together in training",
     ),
     "appearance_choice": ("appearance, 4 options", "options differ in colour or shape"),
     "order_choice": ("order of events, 2 options", "which of two things vanishes or jumps first"),
