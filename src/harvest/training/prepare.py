@@ -126,7 +126,7 @@ def _rows(
         form, columns = ("", ()) if name == config.data.images else (config.data.form, config.data.columns)
         found = read_manifest(Path(name), videos=videos, form=form, columns=columns)
         if here.is_main:
-            print(found.summary())
+            say(found.summary())
         return found, None
     parts = [f.name for f in dataclasses.fields(MiniWorld) if not f.init and f.name != "labels"]
     parts += ["acting", "acting_test"]
