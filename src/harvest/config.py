@@ -95,6 +95,7 @@ class RunConfig:
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = (
         "data.workers",
+        "data.changed_ok",
         "data.max_broken_ratio",
         "data.video_limit_s",
         "loop.parallel",

@@ -8,4 +8,9 @@ class HarvestError(Exception):
 
 
 class RunStopped(HarvestError):
-    """The user stopped a run; it is saved and can go on."""
+    """A signal stopped a run; it is saved and can go on."""
+
+    def __init__(self, message: str, *, signal: int = 2) -> None:
+        super().__init__(message)
+        self.code = 128 + signal
+        """The exit code of a process that this signal ended: 130 for Ctrl-C, 143 for SIGTERM."""

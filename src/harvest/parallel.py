@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -73,6 +75,7 @@ def world() -> Iterator[World]:
     if "RANK" not in os.environ:
         yield World(device=device)
         return
+    _end_with_parent()
     global _last_group
     if has_gpu:
         dist.init_process_group("nccl")
@@ -91,6 +94,16 @@ def world() -> Iterator[World]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Get SIGTERM, which saves a run, when the launcher of this rank dies; without it a rank would live on alone."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def meet(store: Store, rank: int, size: int) -> None:
@@ -210,13 +223,34 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return value / dist.get_world_size()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on every rank if it is true on any, so that all ranks stop at the same step."""
-    if world_rank_size()[1] == 1:
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+class LargestOfRanks:
+    """The largest of all ranks' numbers, known to all of them at the same step, without waiting for it.
+
+    Of several ranks each call gives the numbers of the call before it: they travel over the CPU while a step is
+    computed. Alone it gives its argument. Every rank must make it, call it as often, and `close` it.
+    """
+
+    def __init__(self) -> None:
+        self._group = side_group() if world_rank_size()[1] > 1 else None
+        self._sent: tuple[Tensor, dist.Work | None] | None = None
+
+    def __call__(self, number: int) -> int:
+        if self._group is None:
+            return number
+        known = self.close()
+        value = torch.tensor(number)
+        self._sent = value, dist.all_reduce(value, dist.ReduceOp.MAX, self._group, async_op=True)
+        return known
+
+    def close(self) -> int:
+        """Wait for what is on its way: the largest number of the last call; 0 before the first."""
+        if self._sent is None:
+            return 0
+        value, work = self._sent
+        if work is not None:
+            work.wait()
+        self._sent = None
+        return int(value)
 
 
 def merge_over_ranks(values: Mapping[K, V]) -> dict[K, V]:

@@ -284,14 +284,14 @@ def test_blending_without_an_image_model_is_refused_before_the_first_step(
     assert not (runs / "no-image" / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_saves_and_the_run_goes_on(number: signal.Signals, runs: Path, tiny_run: TinyRun) -> None:
     run = runs / number.name
     config = tiny_run(loop={"steps": 400, "save_every": 1000})
     process = start(config, run)
     wait_for(process, lambda: lines_of(run) >= 3)
     process.send_signal(number)
-    errors = finished(process, code=130)
+    errors = finished(process, code=128 + number)
     assert "and saved; the same command goes on" in errors and "Traceback" not in errors
     [saved] = (run / "checkpoints").iterdir()
     last = metrics(run)[-1]["step"]

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code, where it is not one of several processes that torchrun started.
 
     A user's mistake is one message on stderr and code 2, what the machine refuses (a full disk) code 1, and a
-    run that was stopped and saved code 130.
+    run that was stopped and saved code 130, or 143 where SIGTERM stopped it.
     """
     code = _run_safely(list(sys.argv[1:] if argv is None else argv))
     if argv is None and "RANK" in os.environ:
@@ -120,5 +120,5 @@ def _main(args: list[str]) -> int:
         getattr(module, f"{name}_command")(rest)
     except HarvestError as error:
         print(f"harvest: {error}", file=sys.stderr)
-        return 130 if isinstance(error, RunStopped) else 2
+        return error.code if isinstance(error, RunStopped) else 2
     return 0

@@ -101,6 +101,8 @@ class DataConfig:
     """Stop when more than this share of the videos tried cannot be read."""
     video_limit_s: Annotated[float, Range(above=0)] = VIDEO_LIMIT_S
     """A video that takes longer to read counts as broken. Only where workers read."""
+    changed_ok: bool = False
+    """Go on with a run although its training set is no longer the one that it began with."""
     decoder: Decoder = "pyav"
     """torchcodec, where it is installed with FFmpeg's libraries, gives the same frames at the same times, and
     torchcodec_cuda on an NVIDIA GPU. Pixels differ by a few levels; what it cannot read, AVI and rotated videos, PyAV

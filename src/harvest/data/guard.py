@@ -199,8 +199,9 @@ def _serve(
     code = 1
     try:
         faulthandler.disable()  # a crash is told in the report
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Ctrl-C, and SIGTERM to a whole process group, are for the training process.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         # The threads that the parent computes with are not forked: they would be waited for.
         torch.set_num_threads(1)

@@ -146,6 +146,15 @@ class ShardSet(Sequence[Example]):
         shard = self._shard_of(sample)
         return f"{self.shards[shard]}#{sample - int(self._first[shard])}"
 
+    def digest(self) -> str:
+        """What the samples are, as the indexes say it: other shards, or shards packed anew, have another digest."""
+        found = hashlib.blake2b(
+            "\n".join(name.rsplit("/", 1)[-1] for name in self.shards).encode(), digest_size=16
+        )
+        for numbers in (self._offsets, self._sizes, self.num_texts.numpy(), self.labels.numpy()):
+            found.update(numbers.tobytes())
+        return found.hexdigest()
+
     def samples_of(self, ids: Iterable[str]) -> dict[str, int]:
         """The numbers behind ids of `id_of`; those of other shards are left out."""
         known = {shard: number for number, shard in enumerate(self.shards)}

@@ -107,8 +107,10 @@ def _unchanged(item: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """Ctrl-C is for the training process, which saves and then ends its workers. Reading is guarded."""
+    """Ctrl-C, and SIGTERM to a whole process group, are for the training process, which saves and then ends its workers.
+    Reading is guarded."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A spawned worker would take C++ libraries apart while their threads run, and now and then abort; a forked one
     # does not get there.
     atexit.register(os._exit, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -10,7 +11,7 @@ from tensorboardX import SummaryWriter
 
 from harvest.bars import columns
 from harvest.files import write_file
-from harvest.progress import is_quiet
+from harvest.progress import is_quiet, say
 
 
 class RunLog:
@@ -42,6 +43,11 @@ class RunLog:
             self.lines.close()
             self.board.close()
 
+    @property
+    def _is_told(self) -> bool:
+        """Lines instead of a bar: where standard error is a file or a pipe."""
+        return self.lines is not None and not is_quiet() and not self.progress.console.is_terminal
+
     def advance(self, step: int) -> None:
         self.progress.update(self.task, completed=step)
 
@@ -59,6 +65,10 @@ class RunLog:
         if numbers.get("broken", 0):
             says += f" · {numbers['broken']:.0f} broken ({100 * numbers.get('broken_ratio', 0):.1f} %)"
         self.progress.update(self.task, completed=step, says=says)
+        if self._is_told:
+            task = self.progress.tasks[self.task]
+            left = f" · {timedelta(seconds=round(task.time_remaining))} left" if task.time_remaining else ""
+            say(f"step {step:,} of {task.total:,.0f} · {says}{left}")
 
     def _keep_lines_before(self, step: int) -> None:
         if not self.path.exists():

@@ -24,8 +24,8 @@ from harvest.machine import keep_memory
 from harvest.model.video_text import compile_blocks
 from harvest.objectives.contract import Ready
 from harvest.parallel import (
+    LargestOfRanks,
     World,
-    any_rank,
     computed_in,
     full_state,
     is_sharded,
@@ -41,7 +41,7 @@ from harvest.training.checkpoint import CheckpointWriter, load_checkpoint
 from harvest.training.log import RunLog
 from harvest.training.optim import build_optimizer
 from harvest.training.prepare import Loader, Prepared, check_budgets, prepare, read_clips
-from harvest.training.run import claim, finish, read_broken, stop_signals, write_broken
+from harvest.training.run import begin, claimed, finish, read_broken, stop_signals, write_broken
 from harvest.training.start import build_objective, start_model
 from harvest.training.step import OptimizerStep
 from harvest.training.vary import show_frames, show_size
@@ -56,8 +56,7 @@ def train(config: RunConfig, run: Path) -> Path:
     Writes config.json, metrics.jsonl, tensorboard/, checkpoints/ and, where videos were broken, broken.json.
     Raises HarvestError for a folder that holds another run, a non-finite loss, or a disk that is full.
     """
-    with world() as here, stop_signals() as stop:
-        claim(run, config, here)
+    with world() as here, stop_signals() as stop, claimed(run, config, here):
         if config.loop.threads is not None:
             torch.set_num_threads(config.loop.threads)
         if here.device.type == "cpu":
@@ -82,6 +81,10 @@ def train(config: RunConfig, run: Path) -> Path:
         objective.train()
         loader, batches = _batches(config, prepared, run, here, first_step)
         step, batch = first_step, next(batches)
+        begin(run, config, prepared, here)
+        if here.is_main:
+            say(_stages(config, first_step))
+        largest = LargestOfRanks()
         with (
             RunLog(run, first_step=first_step, steps=config.total_steps, is_main=here.is_main) as log,
             CheckpointWriter(run, keep_last=config.loop.keep_last) as checkpoints,
@@ -95,8 +98,8 @@ def train(config: RunConfig, run: Path) -> Path:
                 step, clips = step + 1, clips + loader.batch_at(step)
 
                 is_last = step == config.total_steps
-                is_stop = any_rank(stop.asked or checkpoints.failed, here.device)
-                is_saved = step % config.loop.save_every == 0 or is_last or is_stop
+                stopped_by = largest(stop.asked or int(checkpoints.failed))
+                is_saved = step % config.loop.save_every == 0 or is_last or stopped_by > 0
                 if is_saved or step % config.loop.log_every == 0:
                     numbers = _numbers(losses, step)
                     seconds = time.perf_counter() - since
@@ -112,15 +115,17 @@ def train(config: RunConfig, run: Path) -> Path:
                 if is_saved:  # or raise what went wrong with the one before
                     checkpoints.save(step, objective=objective, optimizer=optimizer, average=average)
                     write_broken(run, loader, here)
-                if is_stop and not is_last:
+                if stopped_by and not is_last:
                     checkpoints.wait()
-                    raise RunStopped(
+                    message = (
                         f"stopped at step {step} of {config.total_steps} and saved; the same command goes on"
                     )
+                    raise RunStopped(message, signal=stopped_by)
                 if not is_last:
                     before = time.perf_counter()
                     batch = next(batches)
                     waited += time.perf_counter() - before
+        largest.close()
         with average.in_place() if average is not None else nullcontext():
             whole = full_state(objective) if is_sharded(objective) else None
             with sync_errors():
@@ -131,6 +136,21 @@ def train(config: RunConfig, run: Path) -> Path:
                         objective.load_state_dict(whole)
                     finish(run, config, objective, prepared.tokenizer, prepared.image_model, loader)
     return run / "model"
+
+
+def _stages(config: RunConfig, first_step: int) -> str:
+    """What is ahead, before the first step."""
+
+    def stage(steps: int, clips: int, ratio: float) -> str:
+        seen = f"{ratio:.0%} of the tubelets dropped" if ratio else "all of each seen"
+        return f"{steps:,} steps of {clips:,} clips, {seen}"
+
+    loop, tuning = config.loop, config.tuning
+    parts = [stage(loop.steps, loop.global_batch, config.selection_at(0).drop_ratio)]
+    if tuning.steps:
+        parts.append(stage(tuning.steps, tuning.global_batch or loop.global_batch, tuning.drop_ratio))
+    resumed = f"; resumed after step {first_step:,}" if first_step else ""
+    return f"training: {', then '.join(parts)}{resumed}"
 
 
 def _objective(config: RunConfig, prepared: Prepared, here: World) -> nn.Module:

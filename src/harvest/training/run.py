@@ -2,36 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
+import hashlib
 import json
+import os
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from harvest.data.dataset import Refused
+from harvest.data.shards import ShardSet
 from harvest.files import PART, write_file
-from harvest.interfaces import HarvestError
+from harvest.interfaces import Example, HarvestError
 from harvest.model.adaptation import merge
 from harvest.model.folder import save_model
 from harvest.model.inflation import blend
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
-from harvest.parallel import World, barrier, merge_over_ranks, sync_errors
+from harvest.parallel import World, merge_over_ranks, sync_errors
 from harvest.progress import say
 from harvest.settings import differences, read_settings, to_json
-from harvest.training.prepare import Loader
+from harvest.training.prepare import Loader, Prepared
 
 if TYPE_CHECKING:
     from harvest.config import RunConfig
 
 
-def claim(run: Path, config: RunConfig, here: World) -> None:
-    """Write config.json into a new run folder, or see that the folder holds this very run."""
+LOCK = ".lock"
+
+
+@contextmanager
+def claimed(run: Path, config: RunConfig, here: World) -> Iterator[None]:
+    """Be the only run in a folder, which is new or holds this very run; HarvestError where it is not to be had.
+
+    The lock ends with the process. Nothing else is written: a start that fails leaves no folder behind.
+    """
+    lock: int | None = None
+    with sync_errors():
+        _check_folder(run, config)
+        if here.is_main:
+            lock = _lock(run)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            if not any(inside.name != LOCK for inside in run.iterdir()):
+                (run / LOCK).unlink()
+                run.rmdir()
+            os.close(lock)
+
+
+def _check_folder(run: Path, config: RunConfig) -> None:
     path = run / "config.json"
     if path.exists():
         other = differences(read_settings(type(config), path), config, free=config.FREE_TO_CHANGE)
@@ -42,34 +71,89 @@ def claim(run: Path, config: RunConfig, here: World) -> None:
             )
     elif run.is_file():
         raise HarvestError(f"{run} is a file: give a folder with --out")
-    elif run.exists() and any(inside.suffix != PART for inside in run.iterdir()):
+    elif run.exists() and any(inside.suffix != PART and inside.name != LOCK for inside in run.iterdir()):
         raise HarvestError(f"{run} is not empty and holds no run: give another folder with --out")
-    barrier()  # nobody may find the files that the main rank writes now
+
+
+def _lock(run: Path) -> int:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise HarvestError(f"cannot write into {run}: {error.strerror}") from error
+    try:
+        fcntl.lockf(
+            lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+        )  # which forked workers that outlive a kill do not hold
+    except (BlockingIOError, PermissionError):
+        who = os.read(lock, 80).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        raise HarvestError(f"{run} is being trained by process {who}: wait for it, or end it") from None
+    except OSError:  # a file system without locks
+        return lock
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
+    return lock
+
+
+def begin(run: Path, config: RunConfig, prepared: Prepared, here: World) -> None:
+    """Write config.json and data.json, once a run is ready for its first step; see that its data is what it was."""
     with sync_errors():
         if here.is_main:
+            check_data(run / "data.json", prepared, changed_ok=config.data.changed_ok)
             try:
-                write_file(path, to_json(config))
+                write_file(run / "config.json", to_json(config))
             except OSError as error:
                 raise HarvestError(f"cannot write into {run}: {error.strerror}") from error
 
 
+def check_data(path: Path, prepared: Prepared, *, changed_ok: bool) -> None:
+    """Compare the rows of a run with those that it began with, and note them where it begins."""
+    now = {"train": _digest(prepared.dataset.examples)}
+    if prepared.pictures is not None:
+        now["images"] = _digest(prepared.pictures.examples)
+    if path.exists() and not changed_ok:
+        before = json.loads(path.read_text())
+        for name, found in now.items():
+            was = before.get(name, {})
+            if was != found:
+                raise HarvestError(
+                    f"data.{name} has changed since this run began: {was.get('rows', 'other')} rows then, "
+                    f"{found['rows']} now, and their ids, videos, texts or labels differ. Give the rows of then; to go on "
+                    "with these, --data.changed-ok; or another folder with --out."
+                )
+    write_file(path, json.dumps(now, indent=1))
+
+
+def _digest(rows: Sequence[Example]) -> dict[str, Any]:
+    """How many rows there are, and a digest of them; videos count by their names, wherever they lie."""
+    if isinstance(rows, ShardSet):
+        return {"rows": len(rows), "digest": rows.digest()}
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        named = dataclasses.replace(row, video=row.video.rsplit("/", 1)[-1])
+        digest.update(repr(named).encode())
+    return {"rows": len(rows), "digest": digest.hexdigest()}
+
+
 @dataclass
 class Stop:
-    asked: bool = False
+    asked: int = 0
+    """The signal that asked for it; 0 for none."""
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM ask the loop to finish its step and save; a second Ctrl-C ends at once."""
+    """Ctrl-C, SIGTERM and SIGHUP ask the loop to finish its step and save; a second Ctrl-C ends at once."""
     stop = Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
         if stop.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.asked = number
         say("finishing this step and saving; press Ctrl-C again to end at once")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield stop
     finally:

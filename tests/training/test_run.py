@@ -1,0 +1,137 @@
+"""One run, one folder: locks, starts that fail, data that changed, signals to a launcher, and what is said meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_loop import PATIENCE_S, finished, lines_of, metrics, start, wait_for, weights
+
+from harvest.config import RunConfig, to_json
+from harvest.data.manifest import read_manifest, write_manifest
+from harvest.data.miniworld import write_miniworld
+from harvest.interfaces import HarvestError
+from harvest.parallel import World
+from harvest.training.loop import train
+from harvest.training.run import LOCK, claimed
+
+TinyRun = Callable[..., RunConfig]
+
+
+def test_a_folder_in_use_is_refused_and_free_again_after_a_kill(runs: Path, tiny_run: TinyRun) -> None:
+    run = runs / "in-use"
+    config = tiny_run(loop={"steps": 500, "save_every": 1000})
+    process = start(config, run)
+    wait_for(process, lambda: lines_of(run) >= 2)
+    with pytest.raises(HarvestError, match=rf"in-use is being trained by process {process.pid} on "):
+        train(config, run)
+    process.kill()
+    process.communicate()
+    with claimed(run, config, World()):  # although its loader's workers live on for some seconds
+        pass
+    assert lines_of(run) >= 2
+
+
+def test_a_start_that_fails_leaves_the_folder_free(runs: Path, tiny_run: TinyRun) -> None:
+    run = runs / "failed"
+    config = tiny_run(loop={"steps": 1}, tuning={"steps": 0})
+    wrong = dataclasses.replace(config, start=dataclasses.replace(config.start, model="no/such/model/here"))
+    with pytest.raises(HarvestError, match="no such file or folder"):
+        train(wrong, run)
+    assert not run.exists()
+    train(config, run)
+    assert (run / "model").is_dir() and (run / LOCK).is_file()
+
+
+def test_a_run_does_not_go_on_with_other_rows_unless_that_is_meant(
+    runs: Path, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    config = tiny_run(loop={"steps": 2, "save_every": 1}, tuning={"steps": 0})
+    world = write_miniworld(runs / f"mini-world-{config.world.train}-{config.world.seed}", config.world)
+    rows = read_manifest(world.train)
+    manifest = tmp_path / "rows.jsonl"
+    write_manifest(manifest, rows)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=str(manifest)))
+    run = tmp_path / "run"
+    train(config, run)
+    write_manifest(manifest, rows)  # the same again
+    train(config, run)
+    write_manifest(manifest, rows[1:])
+    with pytest.raises(
+        HarvestError, match=rf"data.train has changed .* {len(rows)} rows then, {len(rows) - 1} now"
+    ):
+        train(config, run)
+    other = [dataclasses.replace(rows[0], texts=("something else",)), *rows[1:]]
+    write_manifest(manifest, other)
+    with pytest.raises(HarvestError, match=r"--data\.changed-ok"):
+        train(config, run)
+    meant = dataclasses.replace(config, data=dataclasses.replace(config.data, changed_ok=True))
+    train(meant, run)
+    train(config, run)  # these are the rows of the run from now on
+
+
+def test_without_a_terminal_there_is_a_line_a_logged_step(runs: Path, tiny_run: TinyRun) -> None:
+    run = runs / "lines"
+    process = start(tiny_run(loop={"steps": 4, "log_every": 2}, tuning={"steps": 2}), run)
+    said = finished(process)
+    assert "training: 4 steps of 16 clips, 90% of the tubelets dropped, then 2 steps of 8 clips, " in said
+    steps = re.findall(r"^step (\d+) of 6 · loss \d+\.\d+ · \d+ clips/s", said, re.MULTILINE)
+    assert steps == ["2", "3", "4", "6"]  # step 3 is saved, and so logged
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="process groups and /proc as on Linux")
+@pytest.mark.parametrize("whom", ["launcher", "group", "killed launcher"])
+def test_what_ends_a_launcher_saves_the_run_and_leaves_nobody(
+    whom: str, runs: Path, tiny_run: TinyRun
+) -> None:
+    """SLURM sends SIGTERM to torchrun or to the whole group, workers and all; a killed launcher takes its ranks along."""
+    run = runs / f"launched-{whom.replace(' ', '-')}"
+    config = tiny_run(loop={"steps": 800, "save_every": 5000}, data={"workers": 1})
+    asked = runs / f"{run.name}.json"
+    asked.write_text(to_json(config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--standalone", "-m", "harvest", "train", "--config", str(asked), "--out", str(run)]
+    launcher = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(launcher, lambda: lines_of(run) >= 3)
+        if whom == "group":
+            os.killpg(launcher.pid, signal.SIGTERM)
+        else:
+            launcher.send_signal(signal.SIGTERM if whom == "launcher" else signal.SIGKILL)
+        said = launcher.communicate(timeout=PATIENCE_S)[1]  # ends when no rank holds its pipe any more
+        assert "and saved; the same command goes on" in said
+        [saved] = (run / "checkpoints").iterdir()
+        assert saved.name == f"step-{metrics(run)[-1]['step']:08d}"
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert not (run / "broken.json").exists()  # no video is blamed for the signal
+
+
+def test_a_run_stopped_by_a_signal_equals_the_unbroken_one(runs: Path, tiny_run: TinyRun) -> None:
+    config = tiny_run(loop={"steps": 60, "save_every": 1000}, tuning={"steps": 0})
+    train(config, runs / "unbroken")
+    run = runs / "interrupted"
+    process = start(config, run)
+    wait_for(process, lambda: lines_of(run) >= 2)
+    process.send_signal(signal.SIGTERM)
+    finished(process, code=143)
+    train(config, run)
+    first, second = weights(runs / "unbroken"), weights(run)
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+    assert [line["loss"] for line in metrics(run)] == [line["loss"] for line in metrics(runs / "unbroken")]
