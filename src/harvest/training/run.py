@@ -54,7 +54,7 @@ def claimed(run: Path, config: RunConfig, here: World) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
-            if not any(inside.name != LOCK for inside in run.iterdir()):
+            if run.is_dir() and not any(inside.name != LOCK for inside in run.iterdir()):
                 (run / LOCK).unlink()
                 run.rmdir()
             os.close(lock)
