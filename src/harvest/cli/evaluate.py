@@ -1,7 +1,7 @@
 """`harvest evaluate`: scores of a model on a manifest."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -119,6 +119,5 @@ def evaluate_command(args: list[str]) -> None:
                     typed=["evaluate", *args],
                 )
 
-    evaluate.__annotations__["task"] = Literal[tuple(task.name for task in TASKS)]
     evaluate.__annotations__["of_task"] = kind
     run(evaluate, args)
