@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from experiments import main
 from harvest.bench.ceiling import wait_for
-from harvest.bench.step import describe_machine, measuring, print_table
+from harvest.bench.step import Size, describe_machine, measuring, model_config, print_table
 from harvest.interfaces import Batch, HarvestError, OnProgress
 from harvest.machine import keep_memory
 from harvest.model.alignment import student_tower
@@ -32,17 +32,12 @@ from harvest.parallel import Precision, autocast, computed_in
 from harvest.training.optim import OptimConfig, build_optimizer
 from harvest.training.step import OptimizerStep
 
-SIZES: dict[str, dict[str, Any]] = {
-    "b16": {
-        "width": 768,
-        "depth": 12,
-        "num_heads": 12,
-        "mlp_width": 3072,
-        "image_size": 224,
-        "patch_size": 16,
-    },
-    "mini": {"width": 128, "depth": 4, "num_heads": 4, "mlp_width": 512, "image_size": 64, "patch_size": 8},
-}
+
+def _sizes(model: Size) -> dict[str, Any]:
+    """Of the student's and the teacher's blocks: those of `harvest bench step`."""
+    video = model_config(model, frames=1).video
+    names = ("width", "depth", "num_heads", "mlp_width", "image_size", "patch_size")
+    return {name: getattr(video, name) for name in names}
 
 
 def umt_step(
@@ -105,18 +100,18 @@ def umt_step(
     print_table(("what", "batch", "steps", "step", "clips/s"), rows)
 
 
-def _video(model: str, frames: int) -> VideoEncoderConfig:
-    return student_tower(num_frames=frames, **SIZES[model])
+def _video(model: Size, frames: int) -> VideoEncoderConfig:
+    return student_tower(num_frames=frames, **_sizes(model))
 
 
-def _teacher(model: str, place: torch.device, precision: Precision, *, int8: bool = False) -> VideoEncoder:
-    taught = VideoEncoderConfig(num_frames=1, embed_dim=512, **SIZES[model])
+def _teacher(model: Size, place: torch.device, precision: Precision, *, int8: bool = False) -> VideoEncoder:
+    taught = VideoEncoderConfig(num_frames=1, embed_dim=512, **_sizes(model))
     dtype = torch.bfloat16 if computed_in(place, precision) == "bf16" else torch.float32
     return as_teacher(VideoTextModel(ModelConfig(video=taught, text=None)), dtype=dtype, int8=int8)
 
 
 def _stage1(
-    model: str, frames: int, place: torch.device, precision: Precision, *, int8: bool = False
+    model: Size, frames: int, place: torch.device, precision: Precision, *, int8: bool = False
 ) -> tuple[ModelConfig, MaskedAlignment]:
     torch.manual_seed(0)
     config = ModelConfig(video=_video(model, frames), text=None)
@@ -128,7 +123,7 @@ def _stage1(
 
 
 def _stage2(
-    model: str, frames: int, place: torch.device, precision: Precision
+    model: Size, frames: int, place: torch.device, precision: Precision
 ) -> tuple[ModelConfig, Multimodal]:
     torch.manual_seed(0)
     is_small = model == "mini"
