@@ -158,7 +158,7 @@ def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tok
         check_shapes(VideoTextModel(sizes), tensors, source=str(folder))
     tokenizer = None
     if sizes.text is not None:
-        settings = _typed(TokenizerConfig, config["tokenizer"], where, "tokenizer")
+        settings = _typed(TokenizerConfig, config.get("tokenizer"), where, "tokenizer")
         tokenizer = Tokenizer(read_tokenizer(folder / "tokenizer.json"), settings)
         _check_tokenizer(tokenizer, sizes.text, folder)
     model = VideoTextModel(sizes)
@@ -189,7 +189,7 @@ def _typed(kind: Any, values: Any, where: str, path: str) -> Any:
         given[key] = _value(hints[key], value, where, f"{path}.{key}")
     try:
         return kind(**given)
-    except TypeError as error:
+    except (TypeError, HarvestError) as error:
         raise HarvestError(f"{where}: {path}: {error}") from error
 
 
