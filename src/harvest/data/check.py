@@ -52,6 +52,7 @@ class Looked:
     width: int
     height: int
     codec: str
+    is_picture: bool
     pictures: str  # equal for clips that show the same
 
 
@@ -136,7 +137,7 @@ def check(
         rates += [] if result.fps is None else [result.fps]
         codecs[result.codec] += 1
         sizes[f"{result.width} x {result.height}"] += 1
-        if result.duration_s < config.min_s and len(rows) and not _is_still(result):
+        if result.duration_s < config.min_s and len(rows) and not result.is_picture:
             found.short.update(dict.fromkeys(ids, f"{result.duration_s:.2f} s"))
         first = first_that_shows.setdefault(result.pictures, ids[0])
         if first != ids[0]:
@@ -181,17 +182,15 @@ def look(video: str, start_s: float, end_s: float | None) -> Looked:
     pictures = hashlib.blake2b(
         f"{signs} {coarse} {tint} {round(end - start_s)}".encode(), digest_size=12
     ).hexdigest()
-    return Looked(max(0.0, end - start_s), info.fps, info.width, info.height, info.codec, pictures)
+    return Looked(
+        max(0.0, end - start_s), info.fps, info.width, info.height, info.codec, info.is_picture, pictures
+    )
 
 
 def _says_something_else(example: Example) -> bool:
     """Than a caption: a class, a question, boxes with actions."""
     labelled = example.label is not None or bool(example.labels) or bool(example.boxes)
     return labelled or example.question is not None
-
-
-def _is_still(looked: Looked) -> bool:
-    return looked.codec in ("mjpeg", "png", "webp", "bmp")
 
 
 def write_report(out: Path, name: str, examples: Sequence[Example], found: Checked) -> None:

@@ -26,7 +26,7 @@ def filmstrip(frames: Tensor) -> str:
     """
     row = torch.cat(list(frames), dim=-1)  # [3, H, T * W]
     twice = row.repeat_interleave(2, -2).repeat_interleave(2, -1)
-    return "data:image/jpeg;base64," + base64.b64encode(write_pictures(twice[None], quality=4)[0]).decode(
+    return "data:image/jpeg;base64," + base64.b64encode(write_pictures(twice[None], quality=80)[0]).decode(
         "ascii"
     )
 

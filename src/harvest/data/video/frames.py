@@ -39,7 +39,7 @@ _QUARTER_TURNS = {  # counterclockwise
 def _orientation(frame: Any, stream: Any) -> np.ndarray | None:
     """The 2 x 2 part of the display matrix, rounded to quarter turns and mirrorings. None if upright."""
     # PyAV frees the name of a PNG's colour profile twice, once its side data were looked at
-    if getattr(stream, "codec_context", stream).name in ("png", "apng"):
+    if stream.codec_context.name in ("png", "apng"):
         return None
     try:
         data = frame.side_data.get("DISPLAYMATRIX")

@@ -30,7 +30,7 @@ JUMP_S = 10.0  # by which it jumps ahead
 
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 _MATROSKA = "matroska,webm"
-_RAW = {"h264", "hevc", "vvc", "obu", "m4v", "mpegvideo", "mjpeg", "h263"}  # frames without times
+_RAW = {"h264", "hevc", "vvc", "obu", "m4v", "mpegvideo", "h263"}  # frames without times
 # Formats of one file. What names other files (playlists, lists of files, patterns, image sequences, devices) is not
 # opened, whatever a file is called or holds.
 FORMATS = ",".join(
@@ -52,7 +52,6 @@ FORMATS = ",".join(
             "nut",
         ),
         *("yuv4mpegpipe", "wtv", "gxf", "av1", *sorted(_RAW)),
-        *("png_pipe", "webp_pipe", "bmp_pipe", "jpeg_pipe", "tiff_pipe", "apng"),
     ]
 )
 SEEKABLE = {_MP4, _MATROSKA}

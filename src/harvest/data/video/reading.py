@@ -24,7 +24,17 @@ from harvest.data.video.decoding import first_frame, frames_in_order, read_in_or
 from harvest.data.video.frames import Fitting, shown_size
 from harvest.data.video.key_frames import read_by_key_frames
 from harvest.data.video.opening import ROUNDING_S, SELF_CONTAINED, opened, rate_of, timeline_of
-from harvest.data.video.pictures import FOLDER_FPS, pictures_in, read_folder, read_packed_pictures, stacked
+from harvest.data.video.pictures import (
+    FOLDER_FPS,
+    STILL_S,
+    is_picture,
+    pictures_in,
+    probe_picture,
+    read_folder,
+    read_packed_pictures,
+    read_picture,
+    stacked,
+)
 from harvest.data.video.second_decoder import Decoder, find_decoder, read_by_torchcodec
 from harvest.data.video.source import PackedVideo, Source, VideoError, VideoInfo, as_source, is_folder
 from harvest.interfaces import Clip, Fit, HarvestError, Interpolation
@@ -110,6 +120,9 @@ def stream_frames(
     if every_s <= 0:
         raise HarvestError(f"stream_frames: every_s must be above 0, got {every_s}")
     fitting = Fitting(image_size, fit, interpolation)
+    if is_picture(path):
+        yield 0.0, read_picture(path, fitting)[0]
+        return
     with opened(path) as (container, stream):
         timeline = timeline_of(path, container, stream)
     clock = timeline.clock
@@ -153,6 +166,8 @@ def probe(path: str | Path | PackedVideo) -> VideoInfo:
         return VideoInfo(
             len(pictures) / FOLDER_FPS, len(pictures), FOLDER_FPS, first.width, first.height, first.codec
         )
+    if is_picture(path):
+        return probe_picture(path)
     with opened(path) as (container, stream):
         timeline = timeline_of(path, container, stream)
     with opened(path) as (container, stream):
@@ -179,6 +194,10 @@ def _read(
             return read_packed_pictures(path, pick, fitting)
     elif is_folder(path):
         return read_folder(path, pick, fitting, fps=folder_fps)
+    if is_picture(path):
+        picture, size = read_picture(path, fitting)
+        count = len(pick(STILL_S))
+        return Clip(torch.stack([picture] * count), torch.zeros(count, dtype=torch.float64), size)
     # Nothing of a stream is touched once its container is closed: its memory is gone.
     with opened(path) as (container, stream):
         timeline = timeline_of(path, container, stream)

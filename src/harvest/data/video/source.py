@@ -58,6 +58,7 @@ class VideoInfo:
     width: int  # after rotation and with square pixels
     height: int
     codec: str
+    is_picture: bool = False
     delay_s: float = (
         0.0  # from the file's start to the first picture, by which a player's clock is ahead of ours
     )
