@@ -318,7 +318,7 @@ def test_evaluate(
     assert answer.code == 0, answer.err
     result = json.loads(out.read_text())
     assert result["task"] == task and result["mode"] == ("image" if "--image" in options else "video")
-    assert str(out) in "".join(answer.out.split())
+    assert str(out) in "".join(answer.err.split())
 
 
 def test_convert_copies_a_model_and_says_what_was_used(trained: Path, harvest, tmp_path: Path) -> None:
