@@ -142,7 +142,12 @@ def test_the_formula_counts_what_a_step_computes(objective: Any, fusion: FusionC
     config = dataclasses.replace(
         recipe,
         objective=objective,
-        data=dataclasses.replace(recipe.data, num_frames=frames, captions_per_clip=0 if options > 1 else 1),
+        data=dataclasses.replace(
+            recipe.data,
+            num_frames=frames,
+            captions_per_clip=0 if options > 1 else 1,
+            fit="squash" if isinstance(objective, DetectionConfig) else recipe.data.fit,
+        ),
     )
     selection = objective if isinstance(objective, Selection) else Selection(objective.drop_ratio)
     module = made_of(objective, made)
@@ -162,7 +167,7 @@ def test_the_sizes_of_umts_second_stage_are_those_that_are_joined() -> None:
     assert sizes_of(RECIPES["umt-ft-msrvtt-b16"]()).video.num_frames == 12
     assert sizes_of(RECIPES["mini-umt-qa"]()).answers is not None
     config = RECIPES["umt-stage2-b16"]()
-    with pytest.raises(HarvestError, match=r"sizes of the words 'elsewhere'.*bert-base-uncased"):
+    with pytest.raises(HarvestError, match=r"sizes of the text tower 'elsewhere'.*bert-base-uncased"):
         sizes_of(dataclasses.replace(config, start=dataclasses.replace(config.start, text="elsewhere")))
 
 
