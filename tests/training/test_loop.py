@@ -120,7 +120,8 @@ def test_the_tuning_stage_sees_all_in_smaller_batches(
     monkeypatch.setattr(PostPretraining, "forward", forward)
     tuning = {"steps": 2, "drop_ratio": 0.25, "global_batch": 6, "lr": 0.125}
     train(tiny_run(loop={"steps": 3}, tuning=tuning), runs / "tuning")
-    assert seen == [(0, 0.9, 16), (1, 0.9, 16), (2, 0.9, 16), (3, 0.25, 6), (4, 0.25, 6)]
+    steps = seen[1:]  # without the small forward pass that finds what the losses reach
+    assert steps == [(0, 0.9, 16), (1, 0.9, 16), (2, 0.9, 16), (3, 0.25, 6), (4, 0.25, 6)]
     assert metrics(runs / "tuning")[3]["lr"] == 0.125
 
 
