@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from experiments import main
 from harvest.bench.ceiling import wait_for
-from harvest.bench.step import Size, describe_machine, measuring, model_config, print_table
+from harvest.bench.step import Size, describe_machine, model_config, print_table
 from harvest.interfaces import Batch, HarvestError, OnProgress
 from harvest.machine import keep_memory
 from harvest.model.alignment import student_tower
@@ -29,6 +29,7 @@ from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignment
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
 from harvest.objectives.reach import random_batch
 from harvest.parallel import Precision, autocast, computed_in
+from harvest.progress import bar
 from harvest.training.optim import OptimConfig, build_optimizer
 from harvest.training.step import OptimizerStep
 
@@ -92,7 +93,7 @@ def umt_step(
                 assert stage.teaching is not None
                 compile_blocks(stage.teaching.teacher)
             clips = random_batch(_with_words(sizes), batch, 12, place)
-            with measuring(f"{name}, seconds") as progress:
+            with bar(f"{name}, seconds") as progress:
                 times = _time(stage, clips, how, place, seconds, progress=progress)
             rate = batch / median(times)
             rows.append((name, str(batch), str(len(times)), f"{1000 * median(times):.0f} ms", f"{rate:.2f}"))

@@ -32,9 +32,15 @@ def say(message: str) -> None:
 
 @contextmanager
 def bar(title: str, *, quiet: bool = False, delay_s: float = 2.0) -> Iterator[OnProgress]:
-    """A bar with an ETA, fed by the yielded `progress(done, of)`; work shorter than `delay_s` shows none."""
-    from harvest.bars import columns  # here, so that a machine without rich can import what reports progress
+    """A bar with an ETA, fed by the yielded `progress(done, of)`; work shorter than `delay_s` shows none.
 
+    A machine without rich, such as one that only trains, shows none either.
+    """
+    try:
+        from harvest.bars import columns
+    except ImportError:
+        yield lambda done, of: None
+        return
     progress = columns(quiet or _quiet)
     task = progress.add_task(title, total=None, says="")
     began, is_shown = time.monotonic(), False

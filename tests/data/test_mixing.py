@@ -8,7 +8,6 @@ import itertools
 import pytest
 import torch
 
-from harvest.data import loader
 from harvest.data.dataset import ClipDataset, DataConfig
 from harvest.data.mixing import MixedLoader
 from harvest.data.video import VideoError
@@ -27,7 +26,7 @@ def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
         frames = torch.zeros(num_frames, 3, image_size, image_size, dtype=torch.uint8)
         return Clip(frames, torch.zeros(num_frames, dtype=torch.float64))
 
-    monkeypatch.setattr(loader, "read_clip", read)
+    monkeypatch.setattr("harvest.data.dataset.read_clip", read)
 
 
 def dataset(rows: int, num_frames: int, *, first: int = 0) -> ClipDataset:
@@ -93,7 +92,7 @@ def test_a_broken_video_leaves_the_picture_of_that_name(monkeypatch: pytest.Monk
         frames = torch.zeros(num_frames, 3, image_size, image_size, dtype=torch.uint8)
         return Clip(frames, torch.zeros(num_frames, dtype=torch.float64))
 
-    monkeypatch.setattr(loader, "read_clip", read)
+    monkeypatch.setattr("harvest.data.dataset.read_clip", read)
 
     def both(**settings: object) -> MixedLoader:
         videos, pictures = dataset(20, 4), dataset(10, 1, first=100)

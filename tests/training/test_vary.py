@@ -55,10 +55,10 @@ def test_frames_are_evenly_spaced(frames: int) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"budgets": (0, 4)}, "vary.budgets: expected numbers of at least 1"),
-        ({"num_frames": (-1,)}, "vary.num_frames: expected numbers of at least 1"),
+        ({"budgets": (0, 4)}, "vary.budgets: expected at least 1"),
+        ({"num_frames": (-1,)}, "vary.num_frames: expected at least 1"),
         ({"budgets": (8, 4), "order": "growing"}, "expected rising numbers"),
-        ({"image_sizes": (0,)}, "vary.image_sizes: expected numbers of at least 1"),
+        ({"image_sizes": (0,)}, "vary.image_sizes: expected at least 1"),
     ],
 )
 def test_wrong_settings(wrong: dict, message: str) -> None:
@@ -86,6 +86,7 @@ def test_a_run_at_several_budgets_and_frames(
     vary = {"budgets": (5, 9, 30), "num_frames": (4, 8), "order": "growing"}
     config = tiny_run(loop={"steps": 6}, tuning={"steps": 1, "drop_ratio": 0.25}, vary=vary)
     train(config, runs / "varied")
+    del seen[0]  # the small forward pass that finds what the losses reach
     assert [(frames, budget) for frames, budget, _ in seen[:6]] == [
         (4, 5), (4, 5), (4, 9), (8, 9), (8, 30), (8, 30),
     ]  # fmt: skip
@@ -104,7 +105,7 @@ def test_a_run_at_several_sizes(runs: Path, tiny_run: TinyRun, monkeypatch: pyte
     vary = {"image_sizes": (32, 48, 64), "order": "growing"}
     config = tiny_run(loop={"steps": 6}, tuning={"steps": 1}, vary=vary)
     train(config, runs / "sizes")
-    assert seen == [32, 32, 48, 48, 64, 64, 64]
+    assert seen[1:] == [32, 32, 48, 48, 64, 64, 64]  # after the small pass that finds what the losses reach
     for sizes, message in (((60,), "multiples of 8"), ((128,), "up to its 64 pixels")):
         with pytest.raises(HarvestError, match=message):
             train(tiny_run(vary={"image_sizes": sizes}), runs / f"sizes-{sizes[0]}")

@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,7 +26,7 @@ from torch import Tensor
 from harvest.bench.ceiling import matmul_gflop_per_s, wait_for
 from harvest.bench.trace import Traced, cells_of, trace_steps
 from harvest.files import write_file
-from harvest.interfaces import Batch, HarvestError, OnProgress
+from harvest.interfaces import Batch, HarvestError
 from harvest.machine import cpu_name, keep_memory
 from harvest.model.fusion import FusionConfig
 from harvest.model.text_encoder import TextEncoderConfig
@@ -36,6 +35,7 @@ from harvest.model.video_text import ModelConfig, VideoTextModel, compile_blocks
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.objectives.reach import random_batch
 from harvest.parallel import Precision
+from harvest.progress import bar
 from harvest.tokens import Selection, num_kept
 from harvest.training.optim import OptimConfig, build_optimizer
 from harvest.training.step import OptimizerStep
@@ -333,7 +333,7 @@ class Variant:
 
 def warm_up(variants: Sequence[Variant]) -> None:
     """Run each twice: allocations, autotuning and compilation happen in the first."""
-    with measuring("warming up") as progress:
+    with bar("warming up") as progress:
         for number, variant in enumerate(variants):
             progress(number, len(variants))
             variant.run()
@@ -343,7 +343,7 @@ def warm_up(variants: Sequence[Variant]) -> None:
 
 def take_turns(variants: Sequence[Variant], *, seconds: float) -> None:
     """Run every variant for `seconds`, at least twice. Turns are one step long: who has had least time goes next."""
-    with measuring("measuring, seconds") as progress:
+    with bar("measuring, seconds") as progress:
         while True:
             behind = min(variants, key=lambda v: (len(v.times) >= 2, sum(v.times)))
             if len(behind.times) >= 2 and sum(behind.times) >= seconds:
@@ -527,15 +527,6 @@ def print_result(result: StepBench) -> None:
     settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
     print(f"{settings}\n{title}")
     print_table(_HEADINGS, cells)
-
-
-def measuring(title: str) -> AbstractContextManager[OnProgress]:
-    """A bar, where rich is installed."""
-    try:
-        from harvest.progress import bar
-    except ImportError:
-        return nullcontext(lambda done, of: None)
-    return bar(title)
 
 
 def print_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,8 +55,10 @@ def differences(video: Tensor, grid: Grid) -> Tensor:
     """
     p = grid.patch_size
     step = next(step for step in range(max(1, p // 4), 0, -1) if p % step == 0)
-    side = p * math.isqrt(grid.num_patches)  # pixels behind the last whole patch are not seen
-    pixels = video[..., :side:step, :side:step].contiguous()
+    height, width = (
+        side - side % p for side in video.shape[-2:]
+    )  # pixels behind the last whole patch are not seen
+    pixels = video[..., :height:step, :width:step].contiguous()
     later, earlier = pixels[:, 1:], pixels[:, :-1]
     if video.is_floating_point():
         difference = (later - earlier).abs_().float() * GREY_LEVELS_PER_UNIT
