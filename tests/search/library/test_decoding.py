@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from harvest.data.video import VideoError
+from harvest.interfaces import Squares
 from harvest.search.library.decoding import Decoders
 from harvest.search.library.segmentation import Cut, Segmentation, Window, windows
 
 from ..conftest import write_long
+
+SQUARES: Squares = {"image_size": 64, "fit": "crop", "interpolation": "bicubic"}
 
 
 def crash(path: Path) -> None:
@@ -34,15 +37,15 @@ def test_a_file_costs_itself_alone(tmp_path: Path) -> None:
                 decoders(function, tmp_path / "a.mp4")
             assert decoders(os.path.basename, tmp_path / "b.mp4") == "b.mp4"
         with pytest.raises(VideoError, match="no such file"):
-            list(decoders.windows(tmp_path / "c.mp4", Segmentation(), num_frames=4, image_size=64))
+            list(decoders.windows(tmp_path / "c.mp4", Segmentation(), num_frames=4, squares=SQUARES))
 
 
 def test_windows_are_those_that_are_read_here(tmp_path: Path) -> None:
     write_long(tmp_path / "a.mp4", range(6))
     segmentation = Segmentation(window_s=0.5, overlap=0.5)
-    here = list(windows(tmp_path / "a.mp4", segmentation, num_frames=4, image_size=64))
+    here = list(windows(tmp_path / "a.mp4", segmentation, num_frames=4, squares=SQUARES))
     with Decoders(1) as decoders:
-        there = list(decoders.windows(tmp_path / "a.mp4", segmentation, num_frames=4, image_size=64))
+        there = list(decoders.windows(tmp_path / "a.mp4", segmentation, num_frames=4, squares=SQUARES))
     assert len(here) == len(there) > 5 and here[-1] == there[-1]
     shared = []
     for found in (here, there):
