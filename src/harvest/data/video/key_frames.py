@@ -51,8 +51,8 @@ class _KeyFrameReader:
             raise _Decline
 
     def _can_start_anywhere(self) -> bool:
-        # AVI has no presentation times: with reordered frames those of its packets are guesses.
-        if self.container.format.name == "avi" and self.codec.has_b_frames:
+        # AVI has no presentation times: those of its packets are guesses, and its frames are counted in order.
+        if self.container.format.name == "avi":
             return False
         # x264 once got 4:4:4 wrong; FFmpeg corrects it by the encoder's version, which it reads in the first
         # packet and forgets at a seek.
