@@ -600,13 +600,13 @@ def test_the_teacher_s_cache_holds_clips_as_the_run_shows_them(
     crops = []
 
     def read(*given: Any, **settings: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        crops.append(settings["crop"])
+        crops.append(settings["fit"])
         return eval_batches(*given, **settings)
 
     monkeypatch.setattr("harvest.training.prepare.eval_batches", read)
-    data = {"times": "middle", "crop_scale": (1.0, 1.0), "crop": "squash"}
+    data = {"times": "middle", "crop_scale": (1.0, 1.0), "fit": "squash"}
     config = tiny_run("mini-umt-stage1", loop={"steps": 1}, data=data)
     cached = dataclasses.replace(config.objective, teacher_cache=str(tmp_path / "cache"))
     train(dataclasses.replace(config, objective=cached), runs / "cache-squashed")
     assert set(crops) == {"squash"}
-    assert json.loads((tmp_path / "cache" / "cache.json").read_text())["crop"] == "squash"
+    assert json.loads((tmp_path / "cache" / "cache.json").read_text())["fit"] == "squash"
