@@ -166,7 +166,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 def computed_in(device: torch.device, precision: Precision) -> Precision:
-    """The precision that is really used: a CPU without bf16 instructions emulates them 50 times slower than fp32."""
+    """The precision that is really used: a CPU without bf16 instructions emulates them, far slower than fp32."""
     if precision == "bf16" and device.type == "cpu" and not _cpu_has_bf16():
         return "fp32"
     return precision
