@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from harvest.config import RunConfig
 from harvest.data.dataset import ClipDataset, DataConfig, _Draw, _Drawn
-from harvest.interfaces import Example, HardTextSource
+from harvest.interfaces import Example, HardTextSource, HarvestError
 from harvest.objectives.contrast import HardTexts, contrast, paraphrase
+from harvest.objectives.image_text import ImageTextConfig
+from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.tokens.hard_negatives import false_sentences
 from harvest.training.loop import train
 
@@ -94,6 +97,19 @@ def test_hard_texts_are_drawn_from_the_caption_of_the_step() -> None:
     assert torch.equal(ids, dataset._hard_ids(source, rows))
 
 
+@pytest.mark.parametrize("kind", [PostPretrainingConfig, ImageTextConfig])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hard_negatives": 1, "hard_rules": ()}, "hard_rules is empty"),
+        ({"hard_rules": ("order",)}, "does nothing without objective.hard_negatives"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(kind: Any, settings: dict, message: str) -> None:
+    with pytest.raises(HarvestError, match=message):
+        RunConfig("x", kind(**settings))
+
+
 @pytest.mark.parametrize("name", ["mini-harvest", "mini-image"])
 def test_a_run_with_hard_texts(name: str, runs: Path, tiny_run: Callable[..., RunConfig]) -> None:
     """It trains, and differs from a run without from the first step on."""
@@ -103,6 +119,8 @@ def test_a_run_with_hard_texts(name: str, runs: Path, tiny_run: Callable[..., Ru
         objective = dataclasses.replace(config.objective, hard_negatives=num)
         run = runs / f"hard-{name}-{num}"
         train(dataclasses.replace(config, objective=objective), run)
-        return json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+        line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+        assert line.get("with_hard_text", 0) > 0 if num else "with_hard_text" not in line
+        return line["loss"]
 
     assert first_loss(2) > first_loss(0)

@@ -18,7 +18,7 @@ from harvest.interfaces import Batch, Losses
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.contract import Given, Needs, Reading
 from harvest.objectives.contrast import ContrastiveLoss, contrast, paraphrase
-from harvest.objectives.hard_texts import encode_hard_texts, hard_text_source
+from harvest.objectives.hard_texts import encode_hard_texts, hard_text_parts, hard_text_source
 from harvest.objectives.reach import freeze_unreached
 from harvest.objectives.seen import check_seen, step_generator
 from harvest.ranges import Range, check_ranges
@@ -90,7 +90,7 @@ class ImageTextPretraining(nn.Module):
         )
         first, second = text_RE[0::C], text_RE[1::C] if C > 1 else text_RE
         temperature = self.config.paraphrase_temperature
-        hard = encode_hard_texts(self.model, batch)
+        hard = encode_hard_texts(self.model, batch, is_trained=True)
         texts = paraphrase(first, second, example=batch.example, temperature=temperature, hard=hard)
         total = itc + self.config.paraphrase_weight * texts
-        return Losses(total, {"itc": itc.detach(), "paraphrase": texts.detach()})
+        return Losses(total, {"itc": itc.detach(), "paraphrase": texts.detach(), **hard_text_parts(hard)})

@@ -19,7 +19,7 @@ from harvest.model.matryoshka import shorten
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives.contract import Given, Needs, Reading, Ready, hidden_words
 from harvest.objectives.contrast import Bank, ContrastiveLoss, contrast
-from harvest.objectives.hard_texts import encode_hard_texts, hard_text_source
+from harvest.objectives.hard_texts import encode_hard_texts, hard_text_parts, hard_text_source
 from harvest.objectives.losses import masked_words
 from harvest.objectives.reach import freeze_unreached
 from harvest.objectives.seen import choose_seen, step_generator
@@ -58,10 +58,10 @@ class PostPretrainingConfig(Selection):
     hard_rules: tuple[Rule, ...] = RULES
     """What those sentences change of the caption."""
     chunk_clips: Annotated[int, Range(least=0)] = 0
-    """Clips of a process that are computed at a time; 0 for all. A batch of any size then fits the memory of so many,
-    with the gradients of the whole batch, since what was drawn for it is kept; the forward pass is done twice."""
+    """Clips of a process that are computed at a time; 0 for all. A batch of any size then needs the memory of one such
+    chunk, with the gradients of the whole batch, since what was drawn for it is kept; the forward pass is done twice."""
     dims: tuple[int, ...] = ()
-    """The first so many entries of an embedding are embeddings too (Matryoshka): each size adds its contrastive loss.
+    """Sizes of shorter embeddings, the first entries of the whole one (Matryoshka); each adds its contrastive loss.
     A run that starts from an image model first turns the shared space to the axes in which its captions differ most."""
 
     def __post_init__(self) -> None:
@@ -183,8 +183,9 @@ class PostPretraining(nn.Module):
             num_hidden = mean_over_ranks(masked[1].sum().float())
         video_BE, text_RE, mlm, right = self._in_chunks(batch, keep, masked, num_hidden)
 
-        bank, hard = self._bank(step), encode_hard_texts(self.model, batch)
-        parts = {}
+        bank = self._bank(step)
+        hard = encode_hard_texts(self.model, batch, is_trained=self.config.text_tower == "trained")
+        parts = hard_text_parts(hard)
         vtc = torch.zeros((), device=video_BE.device)
         for dim in (None, *self.config.dims):
             some = None if bank is None else bank._replace(pooled=shorten(bank.pooled, dim))
