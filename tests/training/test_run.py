@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -18,10 +20,11 @@ from test_loop import PATIENCE_S, finished, lines_of, metrics, start, wait_for, 
 from harvest.config import RunConfig, to_json
 from harvest.data.manifest import read_manifest, write_manifest
 from harvest.data.miniworld import write_miniworld
-from harvest.interfaces import HarvestError
+from harvest.interfaces import Example, HarvestError
 from harvest.parallel import World
 from harvest.training.loop import train
-from harvest.training.run import LOCK, claimed
+from harvest.training.prepare import Prepared
+from harvest.training.run import LOCK, check_data, claimed, read_broken
 
 TinyRun = Callable[..., RunConfig]
 
@@ -135,3 +138,27 @@ def test_a_run_stopped_by_a_signal_equals_the_unbroken_one(runs: Path, tiny_run:
     first, second = weights(runs / "unbroken"), weights(run)
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
     assert [line["loss"] for line in metrics(run)] == [line["loss"] for line in metrics(runs / "unbroken")]
+
+
+@pytest.mark.parametrize(
+    "junk", ["{", "[1]", '{"train": [1]}', '{"train": {"rows": 1, "digest": "x"}}', "\xff"]
+)
+def test_notes_of_the_data_that_are_damaged_are_named(junk: str, tmp_path: Path) -> None:
+    rows = SimpleNamespace(examples=[Example("0", "a.mp4", texts=("a dog",))])
+    prepared = cast(Prepared, SimpleNamespace(dataset=rows, pictures=None))
+    path = tmp_path / "data.json"
+    check_data(path, prepared, changed_ok=False)
+    written = path.read_text()
+    check_data(path, prepared, changed_ok=False)
+    assert path.read_text() == written
+    path.write_bytes(junk.encode("latin-1"))
+    with pytest.raises(HarvestError, match=r"data\.(json|train)"):
+        check_data(path, prepared, changed_ok=False)
+
+
+@pytest.mark.parametrize("junk", ["{", "[]", '{"a": 1}', '{"a": {"because": "x"}}'])
+def test_a_damaged_list_of_broken_videos_is_named(junk: str, tmp_path: Path) -> None:
+    assert read_broken(tmp_path) == {}
+    (tmp_path / "broken.json").write_text(junk)
+    with pytest.raises(HarvestError, match=r"broken\.json"):
+        read_broken(tmp_path)

@@ -24,6 +24,7 @@ from harvest.files import PART, write_file
 from harvest.interfaces import Example, HarvestError
 from harvest.model.adaptation import merge
 from harvest.model.folder import save_model
+from harvest.model.importing.files import read_json
 from harvest.model.inflation import blend
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
@@ -89,7 +90,8 @@ def _lock(run: Path) -> int:
         who = os.read(lock, 80).decode(errors="replace").strip() or "unknown"
         os.close(lock)
         raise HarvestError(f"{run} is being trained by process {who}: wait for it, or end it") from None
-    except OSError:  # a file system without locks
+    except OSError:
+        say(f"the file system of {run} has no locks: see to it that no other run uses the folder")
         return lock
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -113,12 +115,13 @@ def check_data(path: Path, prepared: Prepared, *, changed_ok: bool) -> None:
     if prepared.pictures is not None:
         now["images"] = _digest(prepared.pictures.examples)
     if path.exists() and not changed_ok:
-        before = json.loads(path.read_text())
+        before = read_json(path)
         for name, found in now.items():
-            was = before.get(name, {})
+            was = before.get(name)
             if was != found:
+                then = was.get("rows", "other") if isinstance(was, dict) else "other"
                 raise HarvestError(
-                    f"data.{name} has changed since this run began: {was.get('rows', 'other')} rows then, "
+                    f"data.{name} has changed since this run began: {then} rows then, "
                     f"{found['rows']} now, and their ids, videos, texts or labels differ. Give the rows of then; to go on "
                     "with these, --data.changed-ok; or another folder with --out."
                 )
@@ -164,9 +167,10 @@ def stop_signals() -> Iterator[Stop]:
 def read_broken(run: Path) -> dict[str, Refused]:
     """What this run could not read before it was stopped: it stays left out, so that the order is the same again."""
     path = run / "broken.json"
-    if not path.exists():
-        return {}
-    return {id: Refused(**why) for id, why in json.loads(path.read_text()).items()}
+    try:
+        return {id: Refused(**why) for id, why in read_json(path).items()}
+    except TypeError as error:
+        raise HarvestError(f"{path} does not say why videos were left out ({error}): restore it") from error
 
 
 def write_broken(run: Path, loader: Loader, here: World) -> None:
@@ -201,8 +205,7 @@ def finish(
         head=getattr(objective, "head", None),
         notes={"recipe": config.recipe, "started_from": config.start.model},
     )
-    if (run / "broken.json").exists():
-        broken = json.loads((run / "broken.json").read_text())
+    if broken := read_broken(run):
         say(
             f"{len(broken)} of {len(loader.dataset)} videos could not be read; their places were taken by the "
             f"next in order. Names and reasons: {run / 'broken.json'}"
