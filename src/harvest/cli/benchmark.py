@@ -7,19 +7,18 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from harvest.cli.parsing import run, take_option
-from harvest.cli.results import ENCODING, MotionTruth, give, has_head, open_model, refuse
+from harvest.cli.results import MotionTruth, has_head, open_model, refuse, score_and_give
 from harvest.data.benchmarks import BENCHMARKS, BenchmarkData, missing, read, widen, write_training
 from harvest.data.sampling import FrameOrder
 from harvest.evaluation.benchmark import check_complete, score_benchmark, task_for, umt_texts
 from harvest.evaluation.card import ScoredRows
-from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
 from harvest.evaluation.result import Result
 from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.task import Task
 from harvest.evaluation.tasks import TASKS
+from harvest.interfaces import OnProgress
 from harvest.model.importing.assembly import ImportOptions
-from harvest.parallel import world
-from harvest.progress import bar, say
+from harvest.progress import say
 
 _PLAIN = EvalSettings(workers=2)
 
@@ -164,34 +163,28 @@ def _score(
         source, zero_shot=zero_shot, context_length=texts.context_length, clean=texts.clean
     )
 
-    with world() as here:
-        model.to(here.device)
-        if head is not None:
-            head.to(here.device)
+    def score(frame_order: FrameOrder, progress: OnProgress) -> Result:
+        return score_benchmark(
+            model,
+            tokenizer,
+            data,
+            task=task,
+            allow_missing=allow_missing,
+            head=head,
+            settings=settings,
+            frame_order=frame_order,
+            progress=progress,
+        )
 
-        def score(frame_order: FrameOrder) -> Result:
-            with bar(ENCODING[frame_order], quiet=not here.is_main) as progress:
-                return score_benchmark(
-                    model,
-                    tokenizer,
-                    data,
-                    task=task,
-                    allow_missing=allow_missing,
-                    head=head,
-                    settings=settings,
-                    frame_order=frame_order,
-                    progress=progress,
-                )
-
-        result = with_motion_truth(score) if motion_truth else score("forward")
-        if here.is_main:
-            give(
-                result,
-                out=out,
-                json=json,
-                card=card,
-                split=ScoredRows(f"{data.name} {data.split}", data.digest, len(data.examples), {}),
-                scored=(model, head),
-                source=source,
-                typed=["benchmark", *args],
-            )
+    score_and_give(
+        score,
+        model,
+        head,
+        with_motion_truth=motion_truth,
+        out=out,
+        json=json,
+        card=card,
+        split=ScoredRows(f"{data.name} {data.split}", data.digest, len(data.examples), {}),
+        source=source,
+        typed=["benchmark", *args],
+    )

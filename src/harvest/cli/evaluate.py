@@ -6,20 +6,19 @@ from typing import Annotated, Any
 import tyro
 
 from harvest.cli.parsing import run, take_option
-from harvest.cli.results import ENCODING, MotionTruth, give, open_model
+from harvest.cli.results import MotionTruth, open_model, score_and_give
 from harvest.data.labels import read_class_names
 from harvest.data.miniworld import directions
 from harvest.data.rows import read_rows
 from harvest.data.sampling import FrameOrder
 from harvest.evaluation.card import split_of
 from harvest.evaluation.motion_truth import by_direction
-from harvest.evaluation.motion_truth import motion_truth as with_motion_truth
 from harvest.evaluation.result import Result
 from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.tasks import TASKS, task_named
 from harvest.evaluation.tasks import evaluate as score_task
+from harvest.interfaces import OnProgress
 from harvest.model.tokenizer import Clean
-from harvest.parallel import world
 from harvest.progress import bar
 
 
@@ -85,39 +84,33 @@ def evaluate_command(args: list[str]) -> None:
         is_miniworld = (Path(data).parent / "world.json").is_file()
         asks_again = motion_truth == "yes" or (motion_truth == "auto" and is_miniworld and not settings.image)
 
-        with world() as here:
-            loaded.to(here.device)
-            if head is not None:
-                head.to(here.device)
+        def score(frame_order: FrameOrder, progress: OnProgress) -> Result:
+            return score_task(
+                loaded,
+                tokenizer,
+                examples,
+                task=of_task,
+                settings=settings,
+                names=names,
+                groups=by_direction(directions(Path(data))) if kind.reads_groups else None,
+                head=head,
+                frame_order=frame_order,
+                left_out=left_out,
+                progress=progress,
+            )
 
-            def score(frame_order: FrameOrder) -> Result:
-                with bar(ENCODING[frame_order], quiet=not here.is_main) as progress:
-                    return score_task(
-                        loaded,
-                        tokenizer,
-                        examples,
-                        task=of_task,
-                        settings=settings,
-                        names=names,
-                        groups=by_direction(directions(Path(data))) if kind.reads_groups else None,
-                        head=head,
-                        frame_order=frame_order,
-                        left_out=left_out,
-                        progress=progress,
-                    )
-
-            result = with_motion_truth(score) if asks_again else score("forward")
-            if here.is_main:
-                give(
-                    result,
-                    out=out,
-                    json=json,
-                    card=card,
-                    split=split_of(examples, Path(data).name, names),
-                    scored=(loaded, head),
-                    source=model,
-                    typed=["evaluate", *args],
-                )
+        score_and_give(
+            score,
+            loaded,
+            head,
+            with_motion_truth=asks_again,
+            out=out,
+            json=json,
+            card=card,
+            split=split_of(examples, Path(data).name, names),
+            source=model,
+            typed=["evaluate", *args],
+        )
 
     evaluate.__annotations__["of_task"] = kind
     run(evaluate, args)

@@ -1,7 +1,7 @@
 """What the commands that score a model share: opening it, showing a result, writing it and its card."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +10,10 @@ from rich.console import Console
 from harvest.data.sampling import FrameOrder
 from harvest.errors import HarvestError
 from harvest.evaluation.card import ScoredRows, make_card, write_card
+from harvest.evaluation.motion_truth import motion_truth
 from harvest.evaluation.result import Result, table
 from harvest.files import write_file
+from harvest.interfaces import OnProgress
 from harvest.machine import hardware
 from harvest.model.folder import load_head
 from harvest.model.heads import Head
@@ -19,11 +21,12 @@ from harvest.model.importing.pretrained import load_any
 from harvest.model.importing.sources import find_local
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
-from harvest.progress import say
+from harvest.parallel import world
+from harvest.progress import bar, say
 
 MotionTruth = Literal["auto", "yes", "no"]
 
-ENCODING: dict[FrameOrder, str] = {
+_ENCODING: dict[FrameOrder, str] = {
     "forward": "encoding",
     "reversed": "encoding, reversed",
     "shuffled": "encoding, shuffled",
@@ -46,6 +49,32 @@ def open_model(
     """
     model, tokenizer, _ = load_any(name, **options)
     return model, tokenizer, load_head(find_local(name)) if has_head(name, zero_shot=zero_shot) else None
+
+
+def score_and_give(
+    score: Callable[[FrameOrder, OnProgress], Result],
+    model: VideoTextModel,
+    head: Head | None,
+    *,
+    with_motion_truth: bool,
+    **how: Any,
+) -> None:
+    """Score a model on this process's device, with motion truth where asked for, and `give` the result on the main rank.
+
+    `score(frame_order, progress)` scores once; `how` are the further arguments of `give`.
+    """
+    with world() as here:
+        model.to(here.device)
+        if head is not None:
+            head.to(here.device)
+
+        def shown(frame_order: FrameOrder) -> Result:
+            with bar(_ENCODING[frame_order], quiet=not here.is_main) as progress:
+                return score(frame_order, progress)
+
+        result = motion_truth(shown) if with_motion_truth else shown("forward")
+        if here.is_main:
+            give(result, scored=(model, head), **how)
 
 
 def give(
