@@ -145,7 +145,7 @@ def library_search(
         out: Folder for the videos and their library.
         videos: How many.
         false_accept: Share of nonsense queries that may be answered.
-        rerank: Let the model's matching head read the first so many again and order them.
+        rerank: Number of first answers that the matching head orders again.
     """
     with bar("indexing") as progress:
         figures = measure_library(

@@ -200,7 +200,7 @@ class Experiment:
         return {name: [statistics.median(part[_WARM_UP:]) for part in parts] for name, parts in taken.items()}
 
     def train(self, arm: Arm, seed: int, seconds: float, step_s: Sequence[float]) -> Outcome:
-        """One run for so many seconds, and what it then knows."""
+        """One run of a given number of seconds, and what the model knows after it."""
         main, tuning = step_s
         steps = max(1, round(seconds * (1 - TUNING_SHARE) / main))
         tuning_steps = max(1, round(seconds * TUNING_SHARE / tuning))

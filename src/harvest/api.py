@@ -111,8 +111,8 @@ class VideoText:
     ) -> Tensor:
         """Unit vectors of whole videos, fp32 `[len(paths), E]`.
 
-        `budget` is how many tubelets of each video are seen, chosen as `selector` says; None sees all. `dim` keeps the
-        first so many entries, for models trained with nested sizes: give `embed_texts` the same.
+        `budget` is how many tubelets of each video are seen, chosen as `selector` says; None sees all. `dim` is
+        the number of first entries that are kept, for models trained with nested sizes: give `embed_texts` the same.
         """
         found = self._embed(
             _list_of(paths, "embed_videos", "paths"),

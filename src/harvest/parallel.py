@@ -66,7 +66,7 @@ def own_device() -> torch.device:
 def world() -> Iterator[World]:
     """Join the processes that `torchrun` started, or be alone. Leaves the group behind a barrier.
 
-    The device is this process's GPU where there is one, else the CPU. Raises HarvestError in ranks whose like is gone.
+    The device is this process's GPU where there is one, else the CPU. Raises HarvestError where another rank is lost.
     """
     device = own_device()
     has_gpu = device.type == "cuda"

@@ -27,7 +27,7 @@ from harvest.demo import run as demo
 from harvest.demo import run_demo
 from harvest.demo.page import Score, curve, harvest_command, not_learned, percent, short
 from harvest.demo.pictures import filmstrip, is_right
-from harvest.demo.scores import Row, choose_queries
+from harvest.demo.scores import MiniWorldRow, choose_queries
 from harvest.demo.seconds import Seconds, duration
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import load_model
@@ -299,7 +299,7 @@ def test_queries_are_the_first_of_their_groups() -> None:
         (None, "green", "square"),
     ]
     rows = [
-        Row(Example(str(n), "x.mp4"), {"group": group, "colour": colour, "shape": shape})
+        MiniWorldRow(Example(str(n), "x.mp4"), {"group": group, "colour": colour, "shape": shape})
         for n, (group, colour, shape) in enumerate(looks)
     ]
     assert choose_queries(rows) == [0, 3]
@@ -317,7 +317,7 @@ def test_queries_are_the_first_of_their_groups() -> None:
 )
 def test_words_that_mean_the_same_are_right(word: str, answer: str, motion: str, right: bool) -> None:
     asked = Example("a", "a.mp4", question="a red star moves [mask]", answer=answer)
-    assert is_right(word, Row(asked, {"motion": motion})) is right
+    assert is_right(word, MiniWorldRow(asked, {"motion": motion})) is right
 
 
 def test_the_better_figure_is_bold_where_the_intervals_are_apart() -> None:

@@ -70,7 +70,7 @@ UTILISATION = 0.3
 """Share of a peak that a step is assumed to reach where none was timed: a transformer of this size, not compiled."""
 
 BYTES_A_TOKEN = 39
-"""A block keeps so many bytes of each token and each of its channels for the backward pass, under bf16 autocast: what
+"""Bytes that a block keeps of each token and channel for the backward pass, under bf16 autocast: what
 autograd saves, measured (`tests/bench/test_plan.py` measures it again)."""
 
 BYTES_A_WORD = 54

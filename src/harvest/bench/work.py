@@ -73,7 +73,7 @@ def _all(sizes: ModelConfig) -> int:
 
 
 def teacher_of(objective: MaskedAlignmentConfig) -> ModelConfig | None:
-    """Sizes of the teacher, where one looks along; HarvestError where they are not known here."""
+    """Sizes of the teacher, None where the run computes none; HarvestError where they are not known here."""
     if objective.teacher_cache is not None or not objective.needs_teacher:
         return None
     return _teacher_sizes(objective)

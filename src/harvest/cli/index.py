@@ -58,7 +58,7 @@ def index_command(args: list[str]) -> None:
             selector: Which tubelets are seen, with a budget; run_length sees what does not repeat, with or without one. New
                 libraries take motion.
             background: File of sentences that nothing in the library matches, one a line, to calibrate scores against.
-            rerank: Let the model's matching head read so many first answers of each search again, and calibrate that.
+            rerank: Number of first answers of each search that the matching head orders again; calibrates that too.
             trust: Folders that links may lead into, such as a media server's or git-annex's store.
             workers: Videos decoded at a time.
             verify: Read every file to see whether it changed, where otherwise its size and time tell.

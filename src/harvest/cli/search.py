@@ -59,7 +59,7 @@ def search_command(args: list[str]) -> None:
             before: Only files changed before this date.
             k: How many moments.
             per_video: How many of one video at most.
-            rerank: Let the model's matching head read the first so many again and order them; without it, as indexed.
+            rerank: Number of first answers that the matching head orders again; without it, as indexed.
             false_accept: Share of nonsense queries that may be answered all the same.
             model: Where the model is now, if it was moved.
             json: Print the answer as JSON.

@@ -92,7 +92,7 @@ class DataConfig:
     rand_augment_magnitude: Annotated[float, Range(least=0, most=10)] = 7.0
     """Their strength, 0 to 10."""
     views_per_clip: Annotated[int, Range(least=1)] = 1
-    """Repeated augmentation: a clip is decoded once and stands in its step so many times, each augmented anew."""
+    """Repeated augmentation: times that a clip, decoded once, stands in its step, each time augmented anew."""
     workers: Annotated[int, Range(least=0)] = 2
     """Processes that decode, for each rank; 0 decodes in the training process."""
     cache: Literal["none", "memory"] = "none"

@@ -27,8 +27,8 @@ def segment_times(
 ) -> Tensor:
     """One time from each of `num_frames` equal segments of the stretch (Temporal Segment Networks, 2016).
 
-    With a generator the time is uniform in its segment, without one it is the middle. `num_clips` interleaves so many
-    clips, which is for tests: they differ in where in its segment a frame is taken (`ViewPlaces`; one clip takes the
+    With a generator the time is uniform in its segment, without one it is the middle. `num_clips` clips
+    are interleaved, which is for tests: they differ in where in its segment a frame is taken (`ViewPlaces`; one clip takes the
     middle), and the times of clip c are `times[c::num_clips]`.
     Returns float64 `[num_frames * num_clips]`, not decreasing, `start_s <= t < end_s` (all `start_s` if it is empty).
     """

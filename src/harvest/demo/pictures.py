@@ -11,7 +11,7 @@ from torch import Tensor
 from harvest.data.miniworld import MOTIONS
 from harvest.data.video import read_clip, write_pictures
 from harvest.demo.page import Blank, Found, Guess, Search
-from harvest.demo.scores import BLANKS, NUM_FOUND, Material, Row, Scores
+from harvest.demo.scores import BLANKS, NUM_FOUND, Material, MiniWorldRow, Scores
 from harvest.evaluation.word_filling import likeliest_words
 from harvest.interfaces import Example
 from harvest.model.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def show_searches(material: Material, image: Scores, video: Scores, *, image_siz
 
 
 def fill_blanks(
-    model: VideoTextModel, tokenizer: Tokenizer, questions: Sequence[Row], precision: Precision
+    model: VideoTextModel, tokenizer: Tokenizer, questions: Sequence[MiniWorldRow], precision: Precision
 ) -> list[Blank]:
     """The first questions of each kind, filled with their own clip and with that of the next one of their form and another answer."""
     if model.fusion is None:
@@ -95,7 +95,7 @@ def fill_blanks(
     return blanks
 
 
-def is_right(word: str, row: Row) -> bool:
+def is_right(word: str, row: MiniWorldRow) -> bool:
     """Whether a word says what the clip of a question shows: its answer, or a word that means the same there."""
     answer = row.example.answer
     phrases = {tuple(phrase.split()) for phrase in MOTIONS[row.about["motion"]].phrases}

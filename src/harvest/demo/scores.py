@@ -57,7 +57,7 @@ NUM_WITHOUT_TIME = (
 )
 
 
-class Row(NamedTuple):
+class MiniWorldRow(NamedTuple):
     """A row of a mini-world manifest, with the fields that are for analysis."""
 
     example: Example
@@ -68,9 +68,9 @@ class Row(NamedTuple):
 class Material:
     """The manifests that the demo scores, and the queries it shows."""
 
-    choices: Mapping[str, Sequence[Row]]
-    retrieval: Sequence[Row]
-    questions: Sequence[Row]
+    choices: Mapping[str, Sequence[MiniWorldRow]]
+    retrieval: Sequence[MiniWorldRow]
+    questions: Sequence[MiniWorldRow]
     queries: Sequence[int]  # places in `retrieval`
 
 
@@ -88,7 +88,7 @@ def read_material(world: MiniWorld) -> Material:
     )
 
 
-def choose_queries(rows: Sequence[Row]) -> list[int]:
+def choose_queries(rows: Sequence[MiniWorldRow]) -> list[int]:
     """The first row of each group of motions, with a colour and a shape that no chosen one has."""
     chosen: list[int] = []
     used: set[Any] = {None, "still"}
@@ -104,9 +104,11 @@ def choose_queries(rows: Sequence[Row]) -> list[int]:
     return chosen
 
 
-def _rows(manifest: Path) -> list[Row]:
+def _rows(manifest: Path) -> list[MiniWorldRow]:
     lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    return [Row(example, about) for example, about in zip(read_manifest(manifest), lines, strict=True)]
+    return [
+        MiniWorldRow(example, about) for example, about in zip(read_manifest(manifest), lines, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def score(
     def count(done: int, _: int) -> None:
         progress(before + done, of)
 
-    def asked(task: str, rows: Sequence[Row], **how: Any) -> Result:
+    def asked(task: str, rows: Sequence[MiniWorldRow], **how: Any) -> Result:
         nonlocal before
         examples = [row.example for row in rows]
         result = evaluate(model, tokenizer, examples, task=task, settings=settings, progress=count, **how)

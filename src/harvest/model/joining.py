@@ -117,7 +117,7 @@ def with_matching(model: VideoTextModel) -> tuple[VideoTextModel, tuple[str, ...
 
 
 def with_frames(model: VideoTextModel, num_frames: int) -> VideoTextModel:
-    """The model for clips of so many frames, in place: positions that are computed go on, learned ones do not."""
+    """The model for clips of `num_frames` frames, in place. Computed positions are extended; learned ones are not."""
     old = model.config.video
     if num_frames == old.num_frames:
         return model

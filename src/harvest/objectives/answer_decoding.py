@@ -37,7 +37,7 @@ class AnswerDecodingConfig(Selection):
     """The official vocabulary: a JSON list, a JSON object from answers to numbers, or an answer a line. Without it the
     answers of the training set. Any list can be ranked afterwards."""
     num_answers: int | None = None
-    """Without a vocabulary: so many of the most frequent answers; None takes all."""
+    """Without a vocabulary: the number of most frequent answers that are taken; None takes all."""
 
     @property
     def needs(self) -> Needs:

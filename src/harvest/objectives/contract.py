@@ -161,4 +161,4 @@ class Needs:
     mini_world: str | None = None
     """The part of the mini-world that a tiny twin learns from; None: the recipe's, or clips with captions."""
     reading: Callable[[ModelConfig, int], Reading] = field(default=_no_text)
-    """What a step does with texts, of which each clip has so many."""
+    """What a step does with texts, by the sizes of the model and the number of texts a clip."""

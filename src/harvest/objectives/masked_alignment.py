@@ -43,7 +43,7 @@ class MaskedAlignmentConfig(Selection):
     selector: Selector = "attention"
     """What the student sees: with attention, what the teacher attends to, in each frame alike."""
     num_layers: Annotated[int, Range(least=1)] = 6
-    """The last so many layers are aligned, each through its own head."""
+    """Number of last layers that are aligned, each through its own head."""
     student_interval: Annotated[float, Range(above=0)] = 1.0
     """Blocks between two aligned layers of the student, counted back from the last."""
     teacher_interval: Annotated[float, Range(above=0)] = 1.0

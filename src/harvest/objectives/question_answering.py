@@ -37,7 +37,7 @@ class QuestionAnsweringConfig(Selection):
     """The official vocabulary: a JSON list, a JSON object from answers to numbers, or an answer a line. Without it the
     answers of the training set, the most frequent first."""
     num_answers: int | None = None
-    """Without a vocabulary: so many of the most frequent answers; None takes all."""
+    """Without a vocabulary: the number of most frequent answers that are taken; None takes all."""
     text_tower: Literal["frozen", "trained"] = "trained"
     head_dropout: Annotated[float, Range(least=0, below=1)] = 0.5
     drop_path: Annotated[float, Range(least=0, below=1)] = 0.0

@@ -30,7 +30,7 @@ def step_seed(seed: int, step: int) -> int:
 def choose_seen(
     model: VideoTextModel, selection: Selection, video: Tensor, *, generator: torch.Generator
 ) -> Kept:
-    """The tubelets of clips that a step sees, where need be those that the model itself attends to."""
+    """The tubelets of clips that a step sees. The selector "attention" follows the attention of the model itself."""
     return choose(
         selection,
         video,

@@ -115,9 +115,9 @@ class Index:
 
         `model` is needed once; `segmentation` is settled by the first run. `background` is a list, or a text file, of
         sentences that nothing in the library matches, against which scores are calibrated; the default is in everyday
-        English. The other `settings` are the fields of `building.Settings`: `rerank` has searches let the model's
-        matching head read so many first answers again, and calibrates that: a stricter and slower reading, for models
-        that have the head. 0 takes it back; None leaves it. `trust` names folders outside those indexed that links
+        English. The other `settings` are the fields of `building.Settings`: `rerank` is the number of first answers of a
+        search that the model's matching head orders again, and calibrates that: stricter and slower, for models that
+        have the head. 0 takes it back; None leaves it. `trust` names folders outside those indexed that links
         may lead into. `workers` decode ahead. `verify` reads every file to see whether it changed, where otherwise
         its size and time tell. `reindex` forgets all and starts anew, for another model or other settings. `repair`
         keeps what is whole of a damaged library, and indexes the rest again.
@@ -162,7 +162,7 @@ class Index:
         """The best `k` moments for exactly one of a sentence, a picture, a clip, or a moment ("more like this").
 
         `without` names what must not be there: moments that agree more with it than with the query are left out.
-        `rerank` lets the model's matching head read the first so many again and order them; None is what the library
+        `rerank` is the number of first answers that the model's matching head orders again; None is what the library
         was indexed for, 0 is never. An answer "is there" where at most
         `false_accept` of the background queries have a best moment that scores as high. Of moments that overlap
         only the best is given, and files of equal content count as one; `per_video` bounds the moments of a video.
@@ -432,7 +432,7 @@ class Index:
         per_video: int | None,
         notes: list[str],
     ) -> list[Near]:
-        """The best moments that do not overlap, `k` of them where there are so many."""
+        """The best moments that do not overlap, at most `k` of them."""
         store = self._library.store
         videos: frozenset[str] | None = None
         if where is not None and where != Where():

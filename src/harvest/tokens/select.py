@@ -40,7 +40,7 @@ class Selection:
 
 
 def budget_of(selection: Selection, grid: Grid) -> int:
-    """K: the tubelets that a selection sees of a clip. HarvestError where a clip has not so many."""
+    """K: the tubelets that a selection sees of a clip. HarvestError where a clip has fewer."""
     if selection.budget is not None:
         if selection.budget > grid.num_tubelets:
             raise HarvestError(

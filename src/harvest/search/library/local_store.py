@@ -280,7 +280,7 @@ class LocalStore:
     ) -> list[Near] | None:
         """Score rows of the tail with those that the approximate index proposes or, for a narrow filter, with all.
 
-        It gives at least `k` of its own or all that it has. None where so many of its rows near the query are gone or
+        It gives at least `k` of its own or all that it has. None where too many of its rows near the query are gone or
         not allowed that everything has to be read. The whole tail has `num_tail` allowed rows.
         """
         wanted = max(_CANDIDATES, 4 * k)

@@ -147,7 +147,7 @@ class SearchRequest(Asked):
         None,
         ge=0,
         le=MAX_RERANK,
-        description="Have so many read again by the model's matching head; without it, what the library is made for",
+        description="Number of first answers that the matching head orders again; without it, the library's own number",
     )
     false_accept: float = Field(
         0.05, gt=0, lt=1, description="Share of nonsense queries that may be answered"
