@@ -279,7 +279,7 @@ class Experiment:
 
 
 class _Run:
-    """The training loop without what selectors a run: no folder, no log, no checkpoints."""
+    """The training loop without what keeps a run: no folder, no log, no checkpoints."""
 
     def __init__(self, experiment: Experiment, arm: Arm, *, seed: int, steps: int, tuning_steps: int) -> None:
         base = experiment.config
