@@ -23,8 +23,9 @@ def test_fit_gives_the_middle_square(height: int, width: int, size: int) -> None
     out = fit_square(ramp(height, width), size)
     assert out.shape == (3, 3, size, size) and out.dtype == torch.uint8
     assert out[0].equal(out[2])
-    pixel = min(height, width) / size  # of the result, in the source: half a one may be cut off unevenly
-    for channel, side in ((0, width), (1, height)):
+    scaled_height, scaled_width = transforms.scaled_size(height, width, size, "crop")  # in whole pixels
+    for channel, side, scaled in ((0, width, scaled_width), (1, height, scaled_height)):
+        pixel = side / scaled  # of the result, in the source: half a one may be cut off unevenly
         mean = float(out[0, channel].float().mean())
         assert abs(mean - 125) <= (0.5 * pixel + 1) * 250 / (side - 1)
 
