@@ -241,6 +241,23 @@ def test_keys_alone(page: Any) -> None:
     assert page.locator("#help").is_visible()
 
 
+def test_a_search_right_after_closing_the_player_is_kept(page: Any) -> None:
+    page.fill("#text", SEEN)
+    page.wait_for_selector(".card .line svg >> visible=true")
+    page.locator(".media").first.click()
+    until(page, "document.querySelector('#player video').currentTime > 0")
+    page.evaluate("""() => {
+        const player = document.querySelector("#player");
+        player.addEventListener("close", () => document.querySelector(".card button.like").click(), { once: true });
+        player.close();
+    }""")
+    page.wait_for_selector("#like >> visible=true")
+    until(page, "location.hash.includes('moment=') && !history.state?.isPlayer")
+    page.go_back()
+    page.wait_for_selector("#like", state="hidden")
+    assert page.input_value("#text") == SEEN
+
+
 @pytest.mark.parametrize("name", ["old.avi", "hevc_with_sound.mp4"])  # refused; played without a picture
 def test_what_the_browser_does_not_play_comes_as_a_preview(page: Any, name: str) -> None:
     if not SHARED.is_dir() and name != "old.avi":

@@ -15,6 +15,7 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const text = $("#text"), form = $("#search"), list = $("#results"), status = $("#status"), answerBox = $("#answer");
 const player = $("#player"), film = $("#player video"), filters = $("#filters");
 
+let isLeaving = false; // the player is closed and its step in the history is not gone yet
 let like = null; // what is searched with in place of words: { moment | picture, name, image }
 let k = PAGE;
 let shown = []; // the moments of the list: { id, video, path, start_s, end_s, offset_s, hit, card }
@@ -101,6 +102,7 @@ function writeAddress({ isStep = false, play = null } = {}) {
   const number = FILTERS.filter((name) => form.elements[name].value.trim() && form.elements[name].value !== USUAL).length;
   $("#num-filters").hidden = !number;
   $("#num-filters").textContent = number;
+  if (isLeaving) return; // written when the player's step is gone
   if (address(play) !== (location.hash || location.pathname)) history[isStep && !history.state?.isPlayer ? "pushState" : "replaceState"](null, "", address(play));
   document.title = text.value.trim() && !like ? `${text.value.trim()} – Harvest` : "Harvest";
   isSettled = false;
@@ -126,6 +128,12 @@ async function readAddress() {
 
 // Back and forward: the player opens and closes, or another search is shown.
 async function onHistory() {
+  if (isLeaving) { // the player's step is gone; what was asked for meanwhile is a step of its own
+    isLeaving = false;
+    if (player.open) history.replaceState({ isPlayer: true }, "", address(shown[at].id ?? shown[at].video));
+    else writeAddress({ isStep: true });
+    return;
+  }
   const state = new URLSearchParams(location.hash.slice(1));
   const play = state.get("play");
   state.delete("play");
@@ -170,7 +178,7 @@ function moreLike(moment) {
   player.close();
   writeAddress({ isStep: true });
   scrollTo({ top: 0 });
-  search().then(() => $(".media", list)?.focus());
+  search().then(() => { if (document.activeElement === document.body) $(".media", list)?.focus(); });
 }
 
 async function withPicture(file) {
@@ -476,7 +484,7 @@ function play(place, from_s, { isNew = true } = {}) {
   $("[data-do=before]", player).disabled = place === 0;
   $("[data-do=next]", player).disabled = place === shown.length - 1;
   // Back closes the player: it is one step, whatever is played in it.
-  if (isNew) history[player.open ? "replaceState" : "pushState"]({ isPlayer: true }, "", address(moment.id ?? moment.video));
+  if (isNew && !isLeaving) history[player.open ? "replaceState" : "pushState"]({ isPlayer: true }, "", address(moment.id ?? moment.video));
   if (!player.open) player.showModal();
   load(film, moment, {
     from_s: from_s ?? moment.start_s,
@@ -514,7 +522,7 @@ film.addEventListener("timeupdate", () => {
 $(".line", player).addEventListener("click", (event) => seek(timeOf(event, $(".line", player), shown[at])));
 player.addEventListener("close", () => {
   unload(film);
-  if (history.state?.isPlayer) history.back();
+  if (history.state?.isPlayer) isLeaving = true, history.back(); // arrives later, as a popstate
   else if (new URLSearchParams(location.hash.slice(1)).has("play")) history.replaceState(null, "", address());
   $(".media", shown[at]?.card)?.focus({ preventScroll: false });
 });
