@@ -199,6 +199,20 @@ def test_a_clip_that_names_a_side_is_not_mirrored(tmp_path: Path, workers: int, 
     assert rising(flip_sides=True) == [{True, False}, {True, False}]
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_clip_whose_class_names_a_side_is_not_mirrored(tmp_path: Path, several: bool) -> None:
+    write_video(tmp_path / "a.mp4", torch.zeros(4, 3, 16, 16, dtype=torch.uint8), fps=4)
+    rows = [Example(str(n), str(tmp_path / "a.mp4"), start_s=n / 8, label=n) for n in range(2)]
+    if several:
+        rows = [dataclasses.replace(row, label=None, labels=(0,) if row.label else (0, 1)) for row in rows]
+    names = ("pushing something", "pushing something from left to right")
+    config = DataConfig(num_frames=2, flip=True)
+    dataset = ClipDataset(rows, config, image_size=16, encode_text=None, seed=0, class_names=names)
+    assert [dataset._may_mirror(n) for n in range(2)] == ([False, True] if several else [True, False])
+    dataset.config = dataclasses.replace(config, flip_sides=True)
+    assert all(dataset._may_mirror(n) for n in range(2))
+
+
 def test_a_part_of_a_long_caption(examples: list[Example]) -> None:
     long = "A dog runs. It stops at a tree. It looks up."
     rows = [dataclasses.replace(e, texts=(long,)) for e in examples]

@@ -64,6 +64,13 @@ def test_mirrored_clips_have_mirrored_boxes() -> None:
     flips = [[v.equal(p.flip(-1)) for v, p in zip(video, plain, strict=True)] for video in seen]
     assert {True, False} == {f for row in flips for f in row}
     assert one(batch(), 2).total.equal(one(batch(), 2).total)
+    seen.clear()
+    one.sided = list(range(len(one.head.config.names)))  # every action says left or right
+    for step in range(6):
+        one(batch(), step)
+    flips = [[v.equal(p.flip(-1)) for v, p in zip(video, plain, strict=True)] for video in seen]
+    assert {row[3] for row in flips} == {True, False}  # of a clip without actions
+    assert not any(any(row[:3]) for row in flips)
 
 
 def test_settings_that_cannot_be() -> None:

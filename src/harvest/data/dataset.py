@@ -74,7 +74,7 @@ class DataConfig:
     fit: Fit | None = None
     """Without random crops, how a picture becomes a square; None: as the model was trained. Boxes need squash."""
     flip: bool = False
-    """Mirror every other clip, but none whose caption or question names a side."""
+    """Mirror every other clip, but none whose caption, question, answer or class names a side."""
     flip_sides: bool = False
     """Mirror clips whose captions say left or right too, as the papers do."""
     side_languages: tuple[str, ...] = tuple(SIDE_WORDS)
@@ -162,6 +162,7 @@ class ClipDataset(Dataset):
         encode_text: EncodeText | None,
         seed: int,
         hard_texts: HardTextSource | None = None,
+        class_names: Sequence[str] = (),
         fit: Fit = "crop",
         interpolation: Interpolation = "bicubic",
     ) -> None:
@@ -192,6 +193,8 @@ class ClipDataset(Dataset):
             )
         self.config, self.image_size, self.seed = config, image_size, seed
         self.hard_texts = hard_texts
+        self.class_names = class_names
+        """Of `labels`, where they are numbers of classes."""
         self.encode_text = encode_text if encode_text is not None else _no_text
         self.num_clips = int(self.clip_of.max()) + 1
         self._first_caption = F.pad(self.num_texts.cumsum(0), (1, 0))
@@ -360,7 +363,16 @@ class ClipDataset(Dataset):
         config = self.config
         if not config.flip or config.flip_sides:
             return config.flip
-        return not names_a_side(self.examples[sample], config.side_languages)
+        example = self.examples[sample]
+        texts = (*example.texts, example.question or "", example.answer or "", *self._classes_of(sample))
+        return not names_a_side(texts, config.side_languages)
+
+    def _classes_of(self, sample: int) -> list[str]:
+        if not self.class_names:
+            return []
+        labels = self.labels[sample]
+        numbers = labels.nonzero().flatten().tolist() if labels.ndim else [int(labels)]
+        return [self.class_names[number] for number in numbers if number >= 0]
 
     def _video_of(
         self, epoch: int, sample: int, draw: _Draw, source: _Source

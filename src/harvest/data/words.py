@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
 
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import HarvestError
 
 SIDE_WORDS = {
     "en": "left right leftmost rightmost leftward leftwards rightward rightwards lefthand righthand clockwise"
@@ -43,9 +43,8 @@ def _sides(languages: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join([rf"\b(?:{'|'.join(spaced)})\b"] * bool(spaced) + others) or r"(?!)", re.I)
 
 
-def names_a_side(example: Example, languages: tuple[str, ...]) -> bool:
-    """Does a caption, question or answer of this row say left or right?"""
-    texts = (*example.texts, example.question or "", example.answer or "")
+def names_a_side(texts: Iterable[str], languages: tuple[str, ...] = tuple(SIDE_WORDS)) -> bool:
+    """Does one of these captions, questions, answers or class names say left or right?"""
     return any(_sides(languages).search(text) for text in texts)
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harvest.data.labels import boxed, read_class_names
+from harvest.data.words import names_a_side
 from harvest.interfaces import Batch, Example, HarvestError, Losses
 from harvest.model.heads import HeadConfig, build_head
 from harvest.model.regions import region_features
@@ -41,7 +42,7 @@ class DetectionConfig:
     drop_path: Annotated[float, Range(least=0, below=1)] = 0.2
     head_dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     flip: bool = True
-    """Mirror every other clip, and its boxes. Not for actions that say left and right."""
+    """Mirror every other clip, and its boxes; none with an action whose name says left or right."""
     drop_ratio: float = 0.0
     """0: regions are cut out of all tubelets."""
 
@@ -131,6 +132,7 @@ class Detection(nn.Module):
         self.model = model
         self.seed = seed
         self.table = BoxTable(clips, len(names))
+        self.sided = [number for number, name in enumerate(names) if names_a_side([name])]
         self.head = build_head(HeadConfig("boxes", tuple(names), model.config.video.width, several=True))
         freeze_unreached(self)
 
@@ -141,6 +143,9 @@ class Detection(nn.Module):
         video = batch.video
         if self.training and self.config.flip:
             mirrored = (torch.rand(B, generator=generator) < 0.5).to(device)
+            if self.sided:
+                sided = actions[:, self.sided].sum(dim=1).float()
+                mirrored &= torch.zeros(B, device=device).index_add(0, owner, sided) == 0
             video = torch.where(mirrored[:, None, None, None, None], video.flip(-1), video)
             boxes = torch.where(mirrored[owner, None], mirror(boxes), boxes)
         drop_path_scale = drop_path_of(

@@ -78,7 +78,7 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
         raise HarvestError("blend needs an image model to blend with: this run does not start from one")
     encode_text = None if tokenizer is None else needs.texts(model.config, tokenizer)
 
-    def dataset(rows: Sequence[Example], data: DataConfig) -> ClipDataset:
+    def dataset(rows: Sequence[Example], data: DataConfig, class_names: Sequence[str] = ()) -> ClipDataset:
         return ClipDataset(
             rows,
             data,
@@ -86,10 +86,11 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
             encode_text=encode_text,
             seed=config.loop.seed,
             hard_texts=needs.hard_texts,
+            class_names=class_names,
         )
 
     return Prepared(
-        dataset(examples, config.data),
+        dataset(examples, config.data, names),
         dataset(pictures, dataclasses.replace(config.data, num_frames=1)) if pictures else None,
         captions,
         model,
