@@ -378,7 +378,8 @@ def step_gflop(
 def video_mac(video: VideoEncoderConfig, kept: int) -> tuple[int, int]:
     """Forward MACs of a clip of which `kept` tubelets are seen: of the patch embedding, and of the blocks."""
     patches = kept * video.tubelet_size * 3 * video.patch_size**2 * video.width
-    return patches, video.depth * block_mac(num_seen(video, kept), video.width, video.mlp_width)
+    mlp_width = video.mlp_width * (3 if video.gated_mlp else 2) // 2  # a gate is a third matrix
+    return patches, video.depth * block_mac(num_seen(video, kept), video.width, mlp_width)
 
 
 def num_seen(video: VideoEncoderConfig, kept: int) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from harvest.interfaces import HarvestError
 from harvest.model.layers import MLP, Block, activate
 from harvest.model.video_text import VideoTextModel
 from harvest.ranges import Range, check_ranges
@@ -93,10 +94,16 @@ def adapt(model: VideoTextModel, config: AdaptConfig) -> None:
         tower.requires_grad_(False)
         if config.how == "lora":
             for block in blocks:
-                for linear in (block.attention.qkv, block.attention.out, block.mlp.up, block.mlp.down):
+                mlp = block.mlp
+                gates = [mlp.gate] if mlp.gate is not None else []
+                for linear in (block.attention.qkv, block.attention.out, mlp.up, mlp.down, *gates):
                     rows, columns = linear.weight.shape
                     parametrize.register_parametrization(linear, "weight", LowRank(rows, columns, config))
         elif config.how == "adapter" and name == "video":
+            if model.config.video.gated_mlp or model.config.video.inner_norms:
+                raise HarvestError(
+                    "adapt.how adapter widens plain MLPs; those of this tower are gated: take lora"
+                )
             for block in blocks:
                 block.mlp = WiderMLP(block.mlp, config.rank)  # type: ignore[assignment]
 
@@ -115,9 +122,11 @@ def merge(model: VideoTextModel) -> None:
             block.mlp = block.mlp.merged()
     if not added:
         return
-    if model.video.pool is not None:  # its MLP is as wide as those of the blocks: units that say nothing
-        widened = WiderMLP(model.video.pool.mlp, added).to(model.video.pool.mlp.up.weight)
-        model.video.pool.mlp = widened.merged()
+    pool = model.video.pool
+    if (
+        pool is not None and pool.mlp is not None and model.config.video.pool is None
+    ):  # its MLP is as wide as those of the blocks: units that say nothing
+        pool.mlp = WiderMLP(pool.mlp, added).to(pool.mlp.up.weight).merged()
     video = dataclasses.replace(model.config.video, mlp_width=model.config.video.mlp_width + added)
     model.config = dataclasses.replace(model.config, video=video)
     model.video.config = video

@@ -101,7 +101,7 @@ class BoxHead(nn.Module):
 
 def answer_width(model: VideoTextModel) -> int:
     words, video = model.config.text_tower, model.config.video
-    return words.width + video.width + words.embed_dim
+    return words.width + video.pooled_width + words.embed_dim
 
 
 def answer_features(model: VideoTextModel, video: VideoFeatures, text_ids: Tensor) -> Tensor:

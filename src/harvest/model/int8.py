@@ -49,7 +49,7 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def in_8_bits(blocks: Iterable[nn.Module]) -> None:
-    """Replace the four matrices of each transformer block, for good."""
+    """Replace the matrices of each transformer block, for good."""
     for block in blocks:
         assert isinstance(block, Block)
         attention, mlp = block.attention, block.mlp
@@ -58,6 +58,7 @@ def in_8_bits(blocks: Iterable[nn.Module]) -> None:
             (attention, "out", attention.out.bias),
             (mlp, "up", mlp.up.bias),
             (mlp, "down", mlp.down.bias),
+            *([(mlp, "gate", mlp.gate.bias)] if mlp.gate is not None else []),
         ):
             setattr(parent, name, Int8Linear(getattr(parent, name).weight, bias))
         attention.query_value_bias = None  # it is in the one bias now

@@ -16,11 +16,12 @@ from torch.utils.checkpoint import checkpoint
 MOST_WIDTH, MOST_DEPTH = 65_536, 512
 """Of a tower: what claims more is a damaged or hostile file."""
 
-Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "silu", "relu", "tanh"]
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
-    """CLIP was trained with `x * sigmoid(1.702 x)`; SigLIP with tanh-approximated GELU; UMT with exact GELU.
+    """CLIP was trained with `x * sigmoid(1.702 x)`; SigLIP with tanh-approximated GELU; UMT with exact GELU; gated MLPs
+    with SiLU; tanh is that of BERT's pooler.
 
     Where no gradient is asked for, `x` may be overwritten.
     """
@@ -28,7 +29,11 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
         if not torch.is_grad_enabled():
             return F.silu(x.mul_(1.702), inplace=True).mul_(1 / 1.702)
         return F.silu(x * 1.702) * (1 / 1.702)  # the same function, one kernel less to differentiate
-    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+    if kind in ("gelu", "gelu_tanh"):
+        return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+    if kind == "tanh":
+        return torch.tanh(x)
+    return F.silu(x) if kind == "silu" else F.relu(x)
 
 
 def sinusoid(num_positions: int, width: int) -> Tensor:
@@ -75,6 +80,44 @@ class SinusoidPositions(nn.Module):
         if num_positions > self.table.shape[0]:
             return sinusoid(num_positions, self.table.shape[1]).to(self.table.device)
         return self.table[:num_positions]
+
+
+class RotaryPositions(nn.Module):
+    """Rotary positions in two dimensions (EVA-02, arXiv 2303.11331): queries and keys are turned by where their patch is.
+
+    Of a head's channels the first half is turned by the row, the second by the column, in pairs of neighbours. Patch i of
+    G a side is at `(i + start) * reference_grid / G`. Patches alone are turned, prefix tokens are not.
+    """
+
+    table: Tensor
+
+    def __init__(self, grid: int, head_width: int, *, reference_grid: int, start: float) -> None:
+        super().__init__()
+        self.head_width, self.reference_grid, self.start = head_width, reference_grid, start
+        self.register_buffer("table", self._table(grid), persistent=False)
+
+    def _table(self, grid: int) -> Tensor:
+        bands = 10000.0 ** (-torch.arange(self.head_width // 4).double() / (self.head_width // 4))
+        places = (torch.arange(grid).double() + self.start) * self.reference_grid / grid
+        angles = places[:, None] * bands
+        rows, columns = angles[:, None].expand(-1, grid, -1), angles[None].expand(grid, -1, -1)
+        both = F.pad(torch.cat([rows, columns], dim=-1).flatten(0, 1), (0, 0, 0, 1))
+        return torch.stack([both.cos(), both.sin()], dim=1).float()
+
+    def forward(self, grid: int) -> Tensor:
+        """Cosine and sine for each patch, and behind the patches for what is not turned: `[G * G + 1, 2, d / 2]`."""
+        is_own = self.table.shape[0] == grid * grid + 1
+        return self.table if is_own else self._table(grid).to(self.table.device)
+
+
+def rotate(x: Tensor, rotation: Tensor | None) -> Tensor:
+    """Queries or keys `[B, M, N, d]` turned by `rotation` `[B or 1, N, 2, d / 2]` (cosine, sine), in fp32."""
+    if rotation is None:
+        return x
+    cos, sin = rotation[:, None].unbind(dim=3)
+    even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(dim=-1)
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
 
 
 class Segments(NamedTuple):
@@ -170,7 +213,16 @@ def _by_products(
 class Attention(nn.Module):
     """Multi-head self-attention through one fused projection and PyTorch's fused kernel."""
 
-    def __init__(self, width: int, num_heads: int, *, key_bias: bool = True, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        key_bias: bool = True,
+        dropout: float = 0.0,
+        norm_eps: float | None = None,
+    ) -> None:
+        """With `norm_eps` what the heads say is normalised before the last projection (EVA-02's sub-norm)."""
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
@@ -180,12 +232,19 @@ class Attention(nn.Module):
         # A bias of the keys shifts every score of a query alike: it changes nothing, and its gradient is rounding
         # noise, which AdamW would blow up to full steps. Where the reference has none, there is none.
         self.query_value_bias = None if key_bias else nn.Parameter(torch.zeros(2 * width))
+        self.norm = nn.LayerNorm(width, norm_eps) if norm_eps is not None else nn.Identity()
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x_BND: Tensor, mask: Tensor | Segments | None = None, *, causal: bool = False
+        self,
+        x_BND: Tensor,
+        mask: Tensor | Segments | None = None,
+        *,
+        causal: bool = False,
+        rotation: Tensor | None = None,
     ) -> Tensor:
-        """`mask` is boolean, True = may be attended to, of a shape that broadcasts to `[B, M, N, N]`."""
+        """`mask` is boolean, True = may be attended to, of a shape that broadcasts to `[B, M, N, N]`; `rotation` is
+        `rotate`'s."""
         B, N, D = x_BND.shape
         qkv = (
             self.qkv(x_BND)
@@ -193,18 +252,24 @@ class Attention(nn.Module):
             else F.linear(x_BND, self.qkv.weight, self.bias())
         )
         q, k, v = qkv.view(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, rotation), rotate(k, rotation)
         mixed = attend(q, k, v, mask, causal=causal, dropout=self.dropout if self.training else 0.0)
-        return self.out(mixed.transpose(1, 2).reshape(B, N, D))
+        return self.out(self.norm(mixed.transpose(1, 2).reshape(B, N, D)))
 
-    def at(self, x_BND: Tensor, rows_BK: Tensor) -> Tensor:
+    def at(self, x_BND: Tensor, rows_BK: Tensor, rotation: Tensor | None = None) -> Tensor:
         """What `forward` gives at the tokens `rows` alone, `[B, K, D]`; the others are only looked at."""
         (B, N, D), K = x_BND.shape, rows_BK.shape[1]
         weight, bias = self.qkv.weight, self.bias()
         q = F.linear(take(x_BND, rows_BK), weight[:D], bias[:D])
         key_value = F.linear(x_BND, weight[D:], bias[D:]).view(B, N, 2, self.num_heads, -1)
         k, v = key_value.permute(2, 0, 3, 1, 4)
-        mixed = attend(q.view(B, K, self.num_heads, -1).transpose(1, 2), k, v)
-        return self.out(mixed.transpose(1, 2).reshape(B, K, D))
+        q = q.view(B, K, self.num_heads, -1).transpose(1, 2)
+        if rotation is not None:
+            each = rotation.expand(B, -1, -1, -1).flatten(2)
+            at_rows = take(each, rows_BK).view(B, K, 2, -1)
+            q, k = rotate(q, at_rows), rotate(k, rotation)
+        mixed = attend(q, k, v)
+        return self.out(self.norm(mixed.transpose(1, 2).reshape(B, K, D)))
 
     def bias(self) -> Tensor:
         """Of queries, keys and values, `[3 D]`."""
@@ -213,10 +278,11 @@ class Attention(nn.Module):
         query, value = self.query_value_bias.chunk(2)
         return torch.cat([query, torch.zeros_like(query), value])
 
-    def first_rows(self, x_BND: Tensor, num_rows: int) -> Tensor:
+    def first_rows(self, x_BND: Tensor, num_rows: int, rotation: Tensor | None = None) -> Tensor:
         """Attention of the first `num_rows` tokens to all, mean over heads, fp32 `[B, num_rows, N]`.
 
-        Keys are not computed: a query times the key weights is multiplied with the tokens themselves.
+        Keys are not computed: a query times the key weights is multiplied with the tokens themselves; except keys that
+        are turned (the first tokens, of the prefix, are not).
         """
         B, N, D = x_BND.shape
         bias = self.bias()
@@ -224,6 +290,10 @@ class Attention(nn.Module):
             x_BND, weight = x_BND.float(), self.qkv.weight.float()
             q = F.linear(x_BND[:, :num_rows], weight[:D], bias[:D].float())
             q = q.view(B, num_rows, self.num_heads, -1) * (D // self.num_heads) ** -0.5
+            if rotation is not None:
+                k = F.linear(x_BND, weight[D : 2 * D], bias[D : 2 * D].float())
+                k = rotate(k.view(B, N, self.num_heads, -1).transpose(1, 2), rotation)
+                return (q.transpose(1, 2) @ k.transpose(2, 3)).softmax(dim=-1).mean(dim=1)
             key_weight = weight[D : 2 * D].view(self.num_heads, -1, D)
             queries = torch.einsum("brmd,mdc->brmc", q, key_weight)
             scores = queries.flatten(1, 2) @ x_BND.transpose(1, 2)  # [B, R * M, N]
@@ -271,18 +341,39 @@ class CrossAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, width: int, mlp_width: int, activation: Activation) -> None:
+    """Two layers; gated, the activation of a third multiplies the hidden units (SwiGLU). With `norm_eps` the hidden
+    units are normalised (EVA-02's sub-norm)."""
+
+    def __init__(
+        self,
+        width: int,
+        mlp_width: int,
+        activation: Activation,
+        *,
+        gated: bool = False,
+        norm_eps: float | None = None,
+        out_width: int | None = None,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
-        self.up = nn.Linear(width, mlp_width)
-        self.down = nn.Linear(mlp_width, width)
+        self.up = nn.Linear(width, mlp_width, bias=bias)
+        self.gate = nn.Linear(width, mlp_width, bias=bias) if gated else None
+        self.norm = nn.LayerNorm(mlp_width, norm_eps) if norm_eps is not None else nn.Identity()
+        self.down = nn.Linear(mlp_width, out_width or width, bias=bias)
         self.activation: Activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(activate(self.up(x), self.activation))
+        hidden = self.up(x)
+        if self.gate is None:
+            hidden = activate(hidden, self.activation)
+        else:
+            hidden = activate(self.gate(x), self.activation) * hidden
+        return self.down(self.norm(hidden))
 
 
-Norms = Literal["before", "after"]
-"""Where a block's norms stand: `x + branch(norm(x))`, as in CLIP, or `norm(x + branch(x))`, as in BERT."""
+Norms = Literal["before", "after", "branch"]
+"""Where a block's norms stand: `x + branch(norm(x))`, as in CLIP; `norm(x + branch(x))`, as in BERT; or
+`x + norm(branch(x))`, as in EVA-02's largest model."""
 
 
 class Block(nn.Module):
@@ -299,14 +390,17 @@ class Block(nn.Module):
         key_bias: bool = True,
         norms: Norms = "before",
         dropout: float = 0.0,
+        gated: bool = False,
+        inner_norms: bool = False,
     ) -> None:
         super().__init__()
         self.norms = norms
         self.dropout = dropout
+        inner_eps = norm_eps if inner_norms else None
         self.norm_attention = nn.LayerNorm(width, norm_eps)
-        self.attention = Attention(width, num_heads, key_bias=key_bias, dropout=dropout)
+        self.attention = Attention(width, num_heads, key_bias=key_bias, dropout=dropout, norm_eps=inner_eps)
         self.norm_mlp = nn.LayerNorm(width, norm_eps)
-        self.mlp = MLP(width, mlp_width, activation)
+        self.mlp = MLP(width, mlp_width, activation, gated=gated, norm_eps=inner_eps)
 
     def forward(
         self,
@@ -314,48 +408,74 @@ class Block(nn.Module):
         mask: Tensor | Segments | None = None,
         *,
         causal: bool = False,
+        rotation: Tensor | None = None,
         drop_path_scale: Tensor | None = None,
     ) -> Tensor:
-        """`drop_path_scale` `[2, B]` multiplies what attention and MLP add to each row (stochastic depth; norms before)."""
+        """`drop_path_scale` `[2, B]` multiplies what attention and MLP add to each row (stochastic depth; not with norms
+        after). `rotation` is `rotate`'s."""
         if self.norms == "after":
             attended = F.dropout(self.attention(x_BND, mask, causal=causal), self.dropout, self.training)
             x_BND = self.norm_attention(x_BND + attended)
             return self.norm_mlp(x_BND + F.dropout(self.mlp(x_BND), self.dropout, self.training))
-        attended = self.attention(self.norm_attention(x_BND), mask, causal=causal)
+        attended = self.attention(self._read(x_BND), mask, causal=causal, rotation=rotation)
+        if self.norms == "branch":
+            attended = self.norm_attention(attended)
         x_BND = x_BND + (
             attended
             if drop_path_scale is None
             else attended * drop_path_scale[0, :, None, None].to(attended.dtype)
         )
-        computed = self.mlp(self.norm_mlp(x_BND))
+        computed = self._thought(x_BND)
         return x_BND + (
             computed
             if drop_path_scale is None
             else computed * drop_path_scale[1, :, None, None].to(computed.dtype)
         )
 
-    def at(self, x_BND: Tensor, rows_BK: Tensor) -> Tensor:
-        """What `forward` gives at the tokens `rows` alone, `[B, K, D]` (norms before)."""
-        x_BKD = take(x_BND, rows_BK) + self.attention.at(self.norm_attention(x_BND), rows_BK)
-        return x_BKD + self.mlp(self.norm_mlp(x_BKD))
+    def at(self, x_BND: Tensor, rows_BK: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """What `forward` gives at the tokens `rows` alone, `[B, K, D]` (not with norms after)."""
+        attended = self.attention.at(self._read(x_BND), rows_BK, rotation)
+        x_BKD = take(x_BND, rows_BK) + (self.norm_attention(attended) if self.norms == "branch" else attended)
+        return x_BKD + self._thought(x_BKD)
+
+    def first_rows(self, x_BND: Tensor, num_rows: int, rotation: Tensor | None = None) -> Tensor:
+        """`Attention.first_rows` of what this block gets."""
+        return self.attention.first_rows(self._read(x_BND), num_rows, rotation)
+
+    def _read(self, x_BND: Tensor) -> Tensor:
+        """What attention gets."""
+        return x_BND if self.norms == "branch" else self.norm_attention(x_BND)
+
+    def _thought(self, x_BND: Tensor) -> Tensor:
+        """What the MLP adds."""
+        return self.norm_mlp(self.mlp(x_BND)) if self.norms == "branch" else self.mlp(self.norm_mlp(x_BND))
 
 
 class AttentionPooling(nn.Module):
-    """SigLIP's pooling head: one learned query attends to all tokens, then a residual MLP."""
+    """A learned query of width P attends to all tokens; then, with an `mlp_width`, a residual MLP (SigLIP)."""
 
     def __init__(
-        self, width: int, num_heads: int, mlp_width: int, activation: Activation, norm_eps: float
+        self,
+        width: int,
+        num_heads: int,
+        mlp_width: int,
+        activation: Activation,
+        norm_eps: float,
+        *,
+        pool_width: int | None = None,
     ) -> None:
+        """`pool_width` None: as wide as the tokens."""
         super().__init__()
-        self.probe = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.attention = CrossAttention(width, width, num_heads)
-        self.norm = nn.LayerNorm(width, norm_eps)
-        self.mlp = MLP(width, mlp_width, activation)
+        P = pool_width or width
+        self.probe = nn.Parameter(torch.randn(P) * P**-0.5)
+        self.attention = CrossAttention(P, width, num_heads)
+        self.norm = nn.LayerNorm(P, norm_eps) if mlp_width else nn.Identity()
+        self.mlp = MLP(P, mlp_width, activation) if mlp_width else None
 
     def forward(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`[B, N, D]` to `[B, D]`; `mask` `[B, N]` as in `attend`."""
-        pooled_BD = self.attention(self.probe.expand(x_BND.shape[0], 1, -1), x_BND, mask)[:, 0]
-        return pooled_BD + self.mlp(self.norm(pooled_BD))
+        """`[B, N, D]` to `[B, P]`; `mask` `[B, N]` as in `attend`."""
+        pooled_BP = self.attention(self.probe.expand(x_BND.shape[0], 1, -1), x_BND, mask)[:, 0]
+        return pooled_BP + self.mlp(self.norm(pooled_BP)) if self.mlp is not None else pooled_BP
 
     def weights(self, x_BND: Tensor) -> Tensor:
         """How much the probe attends to each token, mean over heads, fp32 `[B, N]`."""

@@ -29,6 +29,9 @@ class Look(NamedTuple):
     layers: dict[int, Tensor]  # outputs of the blocks that were asked for, [F, R + P, D]
     last: Tensor  # what the last block gets, [F, R + P, D]; what it gives where that is in `layers`
     num_prefix: int
+    rotation: (
+        Tensor | None
+    )  # what turns queries and keys, where positions are rotary; the same for all frames
 
 
 @torch.no_grad()
@@ -50,24 +53,24 @@ def look(
 def _look(
     teacher: VideoEncoder, frames: Tensor, layers: Sequence[int], attention: bool
 ) -> tuple[Look, Tensor | None]:
-    x_FPD, R = teacher.enter(frames, None)
+    x_FPD, R, rotation = teacher.enter(frames, None)
     final = teacher.config.depth - 1
     seen: dict[int, Tensor] = {}
     for i, block in enumerate(teacher.blocks[:final]):
-        x_FPD = block(x_FPD)
+        x_FPD = block(x_FPD, rotation=rotation)
         if i in layers:
             seen[i] = x_FPD
     if not attention:
-        return Look(seen, x_FPD, R), None
+        return Look(seen, x_FPD, R, rotation), None
     last = teacher.blocks[final]
     assert isinstance(last, Block)
     if R:
-        rows = last.attention.first_rows(last.norm_attention(x_FPD), R)
-        return Look(seen, x_FPD, R), rows[..., R:].mean(dim=1)
+        rows = last.first_rows(x_FPD, R, rotation)
+        return Look(seen, x_FPD, R, rotation), rows[..., R:].mean(dim=1)
     if teacher.pool is None:
         raise ValueError("this tower has neither a prefix nor a pooling query whose attention could be given")
-    seen[final] = last(x_FPD)
-    return Look(seen, x_FPD, R), teacher.pool.weights(teacher.norm_post(seen[final]))
+    seen[final] = last(x_FPD, rotation=rotation)
+    return Look(seen, x_FPD, R, rotation), teacher.pool.weights(teacher.norm_post(seen[final]))
 
 
 @torch.no_grad()
@@ -93,7 +96,7 @@ def _output(teacher: VideoEncoder, seen: Look, layer: int, rows: Tensor | None) 
         last = teacher.blocks[layer]
         assert isinstance(last, Block)
         if rows is not None:
-            return last.at(seen.last, rows)
-        return last(seen.last)[:, seen.num_prefix :]
+            return last.at(seen.last, rows, seen.rotation)
+        return last(seen.last, rotation=seen.rotation)[:, seen.num_prefix :]
     x = seen.layers[layer]
     return take(x, rows) if rows is not None else x[:, seen.num_prefix :]

@@ -32,12 +32,31 @@ from harvest.model.layers import (
     Activation,
     AttentionPooling,
     Block,
+    Norms,
+    RotaryPositions,
     Segments,
     SinusoidPositions,
     resize_positions,
 )
 from harvest.model.token_merging import merge_plan, merge_tokens
 from harvest.ranges import Range, check_ranges
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Sizes of a pooling query that are not its tower's."""
+
+    width: Annotated[int, Range(least=1, most=MOST_WIDTH)]
+    num_heads: Annotated[int, Range(least=1, most=1024)]
+    mlp_width: Annotated[int, Range(least=0, most=8 * MOST_WIDTH)]
+    """0: no MLP follows (CoCa)."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "video.pool")
+        if self.width % self.num_heads:
+            raise HarvestError(
+                f"video.pool.width {self.width} is not a multiple of num_heads {self.num_heads}"
+            )
 
 
 @dataclass(frozen=True)
@@ -60,8 +79,10 @@ class VideoEncoderConfig:
     """Class tokens: none (SigLIP), one a clip (released ViCLIP), or one a frame. Only with one a frame do T equal
     frames give exactly the image's embedding: T copies of every patch would outweigh a single class token."""
     pooling: Literal["prefix", "attention", "mean"] = "prefix"
-    """A clip's feature: its class tokens' mean (CLIP), a learned query's look at all tokens (SigLIP), or all tokens'
-    mean (UMT)."""
+    """A clip's feature: its class tokens' mean (CLIP), a learned query's look at all tokens, those of the prefix too
+    (SigLIP, PE), or all tokens' mean (UMT)."""
+    pool: PoolConfig | None = None
+    """None: the pooling query has the tower's own sizes."""
     attention: Literal["joint", "frame"] = "joint"
     """Tokens attend to all of the clip, or to those of their own time alone: an image tower looking at each frame."""
     pre_norm: bool = True
@@ -78,6 +99,15 @@ class VideoEncoderConfig:
     positions: Literal["factored", "joint", "sinusoid"] = "factored"
     """Learned, one for the place and one for the time; learned, one for each (time, place); or a fixed sinusoid over
     the number of the tubelet in the clip, which is computed for any number of frames (UMT)."""
+    rotary_grid: Annotated[int, Range(least=0, most=4096)] = 0
+    """Besides, queries and keys are turned by the place (`RotaryPositions`), as if there were so many patches a side.
+    0: they are not. Times turn nothing, so that a still clip stays an image."""
+    rotary_start: float = 0.0
+    norms: Norms = "before"
+    gated_mlp: bool = False
+    """EVA-02's SwiGLU."""
+    inner_norms: bool = False
+    """EVA-02's norms before the last layer of attention and of the MLP."""
     patch_bias: bool = False
     projection: bool = True
     projection_bias: bool = False
@@ -104,6 +134,12 @@ class VideoEncoderConfig:
             raise HarvestError(
                 f"video.pooling {self.pooling!r} and attention {self.attention!r} do not go with prefix {self.prefix!r}"
             )
+        if self.norms == "after" or (self.rotary_grid and self.width // self.num_heads % 4):
+            raise HarvestError(
+                "video.norms: not 'after'; heads with rotary positions are a multiple of 4 wide"
+            )
+        if self.pool is not None and self.pooling != "attention":
+            raise HarvestError("video.pool goes with pooling 'attention'")
         if self.pool_times and (self.pooling != "mean" or self.attention != "joint" or self.prefix != "none"):
             raise HarvestError("video.pool_times needs pooling 'mean', attention 'joint' and no prefix")
 
@@ -115,6 +151,11 @@ class VideoEncoderConfig:
     @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def pooled_width(self) -> int:
+        """Of a clip's feature before its projection."""
+        return self.pool.width if self.pool is not None else self.width
 
     @property
     def num_times(self) -> int:
@@ -170,6 +211,16 @@ class VideoEncoder(nn.Module):
             self.joint_positions = nn.Parameter(torch.randn(num_tubelets, D) * 0.02)
         else:
             self.sinusoid = SinusoidPositions(num_tubelets, D)
+        self.rotary = (
+            RotaryPositions(
+                math.isqrt(config.num_patches),
+                D // config.num_heads,
+                reference_grid=config.rotary_grid,
+                start=config.rotary_start,
+            )
+            if config.rotary_grid
+            else None
+        )
         self.prefix = nn.Parameter(torch.randn(D) * 0.02) if config.prefix != "none" else None
         self.norm_pre = nn.LayerNorm(D, config.norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
@@ -180,18 +231,25 @@ class VideoEncoder(nn.Module):
                 config.activation,
                 config.norm_eps,
                 key_bias=config.key_bias,
+                norms=config.norms,
+                gated=config.gated_mlp,
+                inner_norms=config.inner_norms,
             )
             for _ in range(config.depth)
         )
         self.norm_post = nn.LayerNorm(D, config.norm_eps) if config.post_norm else nn.Identity()
-        self.norm_pooled = nn.LayerNorm(D, config.norm_eps) if config.pooled_norm else nn.Identity()
+        P = config.pooled_width
+        self.norm_pooled = nn.LayerNorm(P, config.norm_eps) if config.pooled_norm else nn.Identity()
+        pool = config.pool or PoolConfig(D, config.num_heads, config.mlp_width)
         self.pool = (
-            AttentionPooling(D, config.num_heads, config.mlp_width, config.activation, config.norm_eps)
+            AttentionPooling(
+                D, pool.num_heads, pool.mlp_width, config.activation, config.norm_eps, pool_width=P
+            )
             if config.pooling == "attention"
             else None
         )
         self.projection = (
-            nn.Linear(D, config.embed_dim, bias=config.projection_bias)
+            nn.Linear(P, config.embed_dim, bias=config.projection_bias)
             if config.projection
             else nn.Identity()
         )
@@ -257,7 +315,7 @@ class VideoEncoder(nn.Module):
         wanted = tuple(range(config.depth)[layer] for layer in layers)
         B, grid = len(video), self.grid(video)
         per_frame = config.attention == "frame"
-        x, R = self.enter(video, keep)
+        x, R, rotation = self.enter(video, keep)
         plan = merge_plan(grid.num_tubelets, keep.budget, config.depth) if isinstance(keep, Merged) else None
         sizes = x.new_ones(B, grid.num_tubelets) if plan else None  # tubelets that each token stands for
         mask: Tensor | Segments | None = None
@@ -271,12 +329,12 @@ class VideoEncoder(nn.Module):
             scale = drop_path_scale[i] if drop_path_scale is not None else None
             if attention and i == config.depth - 1 and R:
                 assert isinstance(block, Block)
-                rows = block.attention.first_rows(block.norm_attention(x), R)
+                rows = block.first_rows(x, R, rotation)
                 weights = rows[..., R:].mean(dim=1)
             if self.checkpointing:
-                x = checkpoint(block, x, mask, drop_path_scale=scale, use_reentrant=False)
+                x = checkpoint(block, x, mask, rotation=rotation, drop_path_scale=scale, use_reentrant=False)
             else:
-                x = block(x, mask, drop_path_scale=scale)
+                x = block(x, mask, rotation=rotation, drop_path_scale=scale)
             if i in wanted and i < config.depth - 1:
                 seen[i] = self.norm_post(x[:, R:]).reshape(B, -1, config.width)
             if plan and sizes is not None and i + 1 < config.depth:
@@ -287,7 +345,7 @@ class VideoEncoder(nn.Module):
         x = self.norm_post(x)
         if isinstance(keep, Packed):
             return self._unpack(x[0], R, grid, keep)
-        if attention and self.pool is not None:
+        if attention and weights is None and self.pool is not None:
             weights = self.pool.weights(x[:, R:])
         if attention and weights is None:
             raise ValueError(
@@ -307,6 +365,11 @@ class VideoEncoder(nn.Module):
 
     def _check_choice(self, keep: Kept, asks_for_more: bool) -> None:
         is_apart = self.config.attention == "frame"
+        if isinstance(keep, Merged) and self.rotary is not None:
+            raise HarvestError(
+                "tokens of a tower with rotary positions cannot be merged: each has one place. Choose with "
+                "selector motion or random"
+            )
         if isinstance(keep, Packed) and is_apart:
             raise ValueError("attention 'frame' needs equally many kept tubelets of each time")
         if isinstance(keep, Packed) and asks_for_more:
@@ -333,7 +396,8 @@ class VideoEncoder(nn.Module):
         """
         tokens = x_BND[:, num_prefix:]
         if self.pool is not None:
-            return self.pool(tokens, sizes.log() if sizes is not None else None)
+            mask = F.pad(sizes, (num_prefix, 0), value=1.0).log() if sizes is not None else None
+            return self.pool(x_BND, mask)
         if self.config.pooling == "prefix":
             return x_BND[:, :num_prefix].mean(dim=1)
         if times_apart:
@@ -357,8 +421,9 @@ class VideoEncoder(nn.Module):
             torch.cat(tokens)[back], self.norm_pooled(torch.cat(pooled))[back], mask=mask[back]
         )
 
-    def enter(self, video: Tensor, keep: Kept) -> tuple[Tensor, int]:
-        """What the first block gets, `[B, R + K, D]`, and R, the number of prefix tokens in front.
+    def enter(self, video: Tensor, keep: Kept) -> tuple[Tensor, int, Tensor | None]:
+        """What the first block gets, `[B, R + K, D]`; R, the number of prefix tokens in front; and the rotation that
+        every block gets where positions are rotary.
 
         With attention "frame" every time is a row of its own, `[B * S, R + K / S, D]`. `Packed` clips lie behind each
         other in one row, each with its prefix tokens in front. `Merged` ones are all there.
@@ -375,7 +440,7 @@ class VideoEncoder(nn.Module):
                     keep.groups, torch.split(x_TD, [n * K for n, K in keep.groups]), strict=True
                 )
             ]
-            return self.norm_pre(torch.cat(parts)[None]), R
+            return self.norm_pre(torch.cat(parts)[None]), R, self._rotation_packed(keep, grid, R)
         kept = None if isinstance(keep, Merged) else keep
         x_BKD, times_BK = self.embed_tubelets(video, kept)
         B, K, D = x_BKD.shape
@@ -393,7 +458,30 @@ class VideoEncoder(nn.Module):
         if R:
             prefix = prefix_RD.expand(B, -1, -1).reshape(rows, R, D)
             x_BKD = torch.cat([prefix, x_BKD], dim=1)
-        return self.norm_pre(x_BKD), R
+        return self.norm_pre(x_BKD), R, self._rotation(kept, grid, R, rows)
+
+    def _rotation(self, kept: Tensor | None, grid: Grid, num_prefix: int, rows: int) -> Tensor | None:
+        """How the tokens of `rows` sequences are turned, `[rows or 1, R + K, 2, d / 2]`."""
+        if self.rotary is None:
+            return None
+        P, table = grid.num_patches, self.rotary(math.isqrt(grid.num_patches))
+        if kept is not None:
+            patches = (kept % P).reshape(rows, -1)
+        else:
+            times = 1 if self.config.attention == "frame" else grid.num_times
+            patches = torch.arange(P, device=table.device).repeat(times)[None]
+        return table[F.pad(patches, (num_prefix, 0), value=P)]
+
+    def _rotation_packed(self, packed: Packed, grid: Grid, num_prefix: int) -> Tensor | None:
+        if self.rotary is None:
+            return None
+        P, table = grid.num_patches, self.rotary(math.isqrt(grid.num_patches))
+        parts = torch.split(packed.keep % P, [n * K for n, K in packed.groups])
+        patches = [
+            F.pad(part.view(n, K), (num_prefix, 0), value=P).flatten()
+            for (n, K), part in zip(packed.groups, parts, strict=True)
+        ]
+        return table[torch.cat(patches)][None]
 
     def _prefix_tokens(self, num_times: int, times_SD: Tensor | None) -> Tensor:
         """The class tokens of a clip with their positions in time, `[R, D]`."""

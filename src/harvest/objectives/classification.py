@@ -113,8 +113,9 @@ class Classification(nn.Module):
         self.seed = seed
         self.selection: Selection = config
         video = model.config.video
+        width = video.pooled_width if config.head == "linear" else video.width
         self.head = build_head(
-            HeadConfig(config.head, tuple(names), video.width, several=several, num_heads=video.num_heads)
+            HeadConfig(config.head, tuple(names), width, several=several, num_heads=video.num_heads)
         )
         with torch.no_grad():
             self.head.linear.weight.mul_(config.head_scale)
