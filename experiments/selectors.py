@@ -38,6 +38,7 @@ from harvest.model.folder import save_model
 from harvest.model.matryoshka import shorten
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+from harvest.objectives.text_store import Captions, encode_texts
 from harvest.parallel import World
 from harvest.progress import bar
 from harvest.recipes.mini import mini_harvest
@@ -155,7 +156,7 @@ class Experiment:
         )
         self.sizes = prepared.model.config.video
         self._parts: dict[str, tuple[list[Example], list[Tensor]]] = {}
-        self.texts: tuple[Tensor | None, Tensor | None] | None = None
+        self.texts: Captions | None = None
 
     def run(self, arms: Sequence[Arm], *, seeds: Sequence[int], seconds: float) -> list[Outcome]:
         """Train and score what `results.json` does not hold yet."""
@@ -300,11 +301,12 @@ class _Run:
         objective = build_objective(self.config, self.model)
         assert isinstance(objective, PostPretraining) and tokenizer is not None
         if experiment.texts is None or arm.dims:  # the same frozen tower for all that do not turn its space
-            objective.fill_text_cache(tokenizer(dataset.captions()), dataset.caption_clips())
+            pooled = encode_texts(self.model, tokenizer(dataset.captions()))
+            objective.captions = Captions(len(pooled), pooled.__getitem__, dataset.clips_of_captions)
             if not arm.dims:
-                experiment.texts = objective.text_cache, objective.text_example
+                experiment.texts = objective.captions
         else:
-            objective.text_cache, objective.text_example = experiment.texts
+            objective.captions = experiment.texts
         self.objective = objective.train()
         self._take_step = OptimizerStep(
             self.objective,

@@ -98,6 +98,7 @@ class RunConfig:
         "data.changed_ok",
         "data.max_broken_ratio",
         "data.video_limit_s",
+        "objective.text_store",
         "loop.parallel",
         "loop.threads",
         "loop.save_every",

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from harvest.errors import HarvestError
 
 PART = ".part"
 """How the hidden name of a file ends that is still being written, beside the place it is to take."""
+WHOLE = "cache.json"
+"""In a folder that was filled file by file: what it is made of, written last."""
+_FILLING = "filling.json"
 
 
 @contextmanager
@@ -67,3 +74,59 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def begin_filling(folder: Path, made_of: Mapping[str, Any], what: str) -> bool:
+    """Before the first file of a folder that is filled file by file, over several runs if need be: note in
+    `filling.json` what it is made of, or see that it is the same that is noted. False where all is there already.
+
+    Raises HarvestError where the folder is of something else; `what` names the kind of folder.
+    """
+    if (folder / WHOLE).is_file():
+        check_made_of(folder, made_of, what)
+        return False
+    path = folder / _FILLING
+    if path.is_file():
+        _compare(path, made_of, what)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise HarvestError(
+            f"{folder} is not empty and holds no {_FILLING} that says what it is made of: give another folder for the"
+            f" {what}, or remove this one"
+        )
+    else:
+        write_file(path, json.dumps(made_of, indent=1))
+    return True
+
+
+def finish_filling(folder: Path, made_of: Mapping[str, Any]) -> None:
+    """Note that all files are there."""
+    write_file(folder / WHOLE, json.dumps(made_of, indent=1))
+    (folder / _FILLING).unlink(missing_ok=True)
+
+
+def check_made_of(folder: Path, made_of: Mapping[str, Any], what: str) -> None:
+    """Raise HarvestError unless a folder is whole and made of this."""
+    if not (folder / WHOLE).is_file():
+        raise HarvestError(f"{folder} is no finished {what}: it has no {WHOLE}")
+    _compare(folder / WHOLE, made_of, what)
+
+
+def _compare(path: Path, made_of: Mapping[str, Any], what: str) -> None:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise HarvestError(
+            f"{path} cannot be read: {error}. Remove {path.parent} to fill it anew."
+        ) from error
+    found = found if isinstance(found, dict) else {}
+    differ = [
+        f"{key}: {found.get(key)!r} there, {made_of.get(key)!r} now"
+        for key in sorted(found.keys() | made_of.keys())
+        if found.get(key) != made_of.get(key)
+    ]
+    if differ:
+        raise HarvestError(
+            f"{path.parent} is a {what} of something else:\n  "
+            + "\n  ".join(differ)
+            + "\nGive another folder, or remove this one."
+        )

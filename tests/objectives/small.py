@@ -23,6 +23,7 @@ from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignment
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
 from harvest.objectives.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+from harvest.objectives.text_store import Captions, encode_texts
 from harvest.parallel import World, meet, wrap
 
 WORDS, LENGTH = 40, 9
@@ -160,8 +161,15 @@ def objective_of(kind: str) -> nn.Module:
     made = PostPretraining(config, model, seed=0)
     if config.cache_texts:
         world = small_batch(12, captions=2)
-        made.fill_text_cache(world.text_ids.flatten(0, 1), world.example.repeat_interleave(2))
+        made.captions = encoded_captions(model, world)
     return made
+
+
+def encoded_captions(model: VideoTextModel, batch: Batch) -> Captions:
+    """All captions of a batch, in the order of their numbers."""
+    pooled = encode_texts(model, batch.text_ids.flatten(0, 1))
+    clips = batch.example.repeat_interleave(batch.text_ids.shape[1])
+    return Captions(len(pooled), pooled.__getitem__, clips.__getitem__)
 
 
 def loss_and_gradients(objective: nn.Module, step_of: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from small import END, PAD, START, WORDS, small_batch, small_model
+from small import END, PAD, START, WORDS, encoded_captions, small_batch, small_model
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -269,13 +269,7 @@ def with_gradients(made: PostPretraining, batch: Batch) -> tuple[Losses, dict[st
 def test_cached_captions_give_the_same_loss_and_gradients(captions: int) -> None:
     batch = small_batch(6, captions=captions)
     plain, cached = objective(), objective(cache_texts=True)
-    told = []
-    cached.fill_text_cache(
-        batch.text_ids.flatten(0, 1),
-        batch.example.repeat_interleave(batch.text_ids.shape[1]),
-        lambda done, of: told.append((done, of)),
-    )
-    assert told == [(6 * captions, 6 * captions)]
+    cached.captions = encoded_captions(cached.model, batch)
     shuffled = batch.rows([3, 0, 5, 1])  # a cache is looked up by the caption's number
     (a, a_gradients), (b, b_gradients) = with_gradients(plain, shuffled), with_gradients(cached, shuffled)
     torch.testing.assert_close(a.total, b.total, atol=1e-6, rtol=1e-6)
@@ -286,24 +280,22 @@ def test_cached_captions_give_the_same_loss_and_gradients(captions: int) -> None
 
 def test_a_cache_is_used_and_not_saved() -> None:
     batch, made = small_batch(3), objective(cache_texts=True)
-    made.fill_text_cache(
-        batch.text_ids.flatten(0, 1), batch.example.repeat_interleave(batch.text_ids.shape[1])
-    )
+    made.captions = encoded_captions(made.model, batch)
+    names = set(made.state_dict())
     assert len(seen_by(made, "encode_text", lambda: made(batch, 0))) == 1  # the masked ones
-    assert "text_cache" not in made.state_dict()
+    assert set(made.state_dict()) == names == set(objective().state_dict())
 
 
 def test_a_bank_of_cached_captions_joins_as_negatives() -> None:
     """The clip-to-text half sees batch and bank, the text-to-clip half the batch alone; own captions stay positives."""
     world, made = small_batch(8), objective(cache_texts=True, text_bank=5, masked_words_weight=0.0)
-    made.fill_text_cache(world.text_ids.flatten(0, 1), world.example)
+    made.captions = encoded_captions(made.model, world)
     batch = world.rows(slice(3))
     bank, again = made._bank(7), made._bank(7)
     assert bank is not None and again is not None and bank.pooled.shape == (5, 12)
     assert torch.equal(bank.pooled, again.pooled) and not torch.equal(bank.pooled, made._bank(8).pooled)
-    assert made.text_cache is not None
     video = made.model.encode_video(batch.video, keeps(made, 7, batch)).pooled
-    texts = torch.cat([made.text_cache[:3], bank.pooled])
+    texts = torch.cat([made.captions.pooled(torch.arange(3)), bank.pooled])
     owner, clips = [*batch.example.tolist(), *bank.example.tolist()], batch.example.tolist()
     scores = made.model.scores(video, texts).double()
     v2t = t2v = 0.0

@@ -14,9 +14,10 @@ from test_masked_alignment import objective_of
 
 from harvest.config import RunConfig
 from harvest.data.dataset import DataConfig
+from harvest.files import begin_filling, finish_filling
 from harvest.interfaces import Batch, HarvestError
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
-from harvest.objectives.teacher_cache import TeacherCache, begin, describe, fill, finish
+from harvest.objectives.teacher_cache import WHAT, TeacherCache, describe, fill
 
 CLIPS = 6
 
@@ -40,9 +41,9 @@ def cached(
     settings = {"share": share, "stored": stored, "seed": seed}
     numbers = [str(i) for i in range(CLIPS)]
     made_of = describe(objective.teaching, grid, fit="crop", clips=numbers, **settings)
-    begin(folder, made_of)
+    begin_filling(folder, made_of, WHAT)
     fill(folder, objective.teaching, shards, grid, device=torch.device("cpu"), **settings)
-    finish(folder, made_of)
+    finish_filling(folder, made_of)
     return TeacherCache(folder, made_of=made_of), made_of
 
 
@@ -137,11 +138,11 @@ def test_a_stopped_filling_of_something_else_is_not_taken_over(tmp_path: Path) -
     stop(tmp_path)
     for change in ({"crop": "squash"}, {"seed": 1}, {"teacher": "another"}):
         with pytest.raises(HarvestError, match=f"{next(iter(change))}: .*\n.*remove this one"):
-            begin(tmp_path, made_of | change)
-    begin(tmp_path, made_of)
+            begin_filling(tmp_path, made_of | change, WHAT)
+    begin_filling(tmp_path, made_of, WHAT)
     (tmp_path / "filling.json").unlink()
     with pytest.raises(HarvestError, match=r"no filling\.json"):
-        begin(tmp_path, made_of)
+        begin_filling(tmp_path, made_of, WHAT)
 
 
 def test_another_teacher_or_other_clips_are_another_cache(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel, compile_blocks
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.objectives.reach import random_batch
+from harvest.objectives.text_store import encode_texts
 from harvest.parallel import Precision
 from harvest.progress import bar
 from harvest.tokens import Selection, num_kept
@@ -295,12 +296,13 @@ def make_stepper(
         keep_memory()
     optimizer = build_optimizer(objective, OptimConfig(lr=1e-6))
     take_step = OptimizerStep(objective.train(), optimizer, device, precision)
+    stored: list[Tensor] = []  # the embeddings of the first captions, as a store has them
 
     def step(batch: Batch, selection: Selection, number: int) -> float:
-        if objective.config.cache_texts and (
-            objective.text_cache is None or len(objective.text_cache) < len(batch.caption)
-        ):
-            objective.fill_text_cache(batch.text_ids.flatten(0, 1), batch.example)
+        if objective.config.cache_texts:
+            if len(stored) < len(batch.caption):
+                stored[:] = encode_texts(objective.model, batch.text_ids.flatten(0, 1))
+            batch = batch._replace(pooled_texts=torch.stack(stored[: len(batch.caption)])[:, None])
         objective.selection = selection
         wait_for(device)
         before = time.perf_counter()

@@ -24,6 +24,7 @@ GROUPS = {
         "dataset": "list published training sets, or write a manifest of one",
         "check": "find broken, duplicate, short and silent clips of a manifest",
         "prepare": "pack a manifest's clips into tar shards that training reads fast",
+        "encode-texts": "encode a run's captions once, before it starts",
         "plan": "what a run will take: memory, clips a second, hours, workers",
         "train": "run a recipe, or resume a run",
     },
@@ -43,7 +44,7 @@ GROUPS = {
     },
 }
 COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}
-"""Every command, and what it does. `harvest NAME` calls `harvest.cli.NAME.NAME_command`, imported by that call."""
+"""Every command, and what it does. `harvest NAME` calls `harvest.cli.NAME.NAME_command`, - read as _, imported then."""
 
 _QUIET = ("-q", "--quiet")
 _SHORT = {"-o": "--out", "-m": "--model", "-k": "--k"}
@@ -52,7 +53,7 @@ _SHORT = {"-o": "--out", "-m": "--model", "-k": "--k"}
 def about() -> str:
     """The text of `harvest --help`."""
     groups = "\n".join(
-        f"\n{title}:\n" + "\n".join(f"  {name:<11}  {what}" for name, what in commands.items())
+        f"\n{title}:\n" + "\n".join(f"  {name:<12}  {what}" for name, what in commands.items())
         for title, commands in GROUPS.items()
     )
     return (
@@ -116,8 +117,9 @@ def _main(args: list[str]) -> int:
         set_quiet(True)
         rest = [arg for arg in rest if arg not in _QUIET]
     try:
-        module = importlib.import_module(f"harvest.cli.{name}")
-        getattr(module, f"{name}_command")(rest)
+        module_name = name.replace("-", "_")
+        module = importlib.import_module(f"harvest.cli.{module_name}")
+        getattr(module, f"{module_name}_command")(rest)
     except HarvestError as error:
         print(f"harvest: {error}", file=sys.stderr)
         return error.code if isinstance(error, RunStopped) else 2

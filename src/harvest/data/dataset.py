@@ -7,6 +7,8 @@ same epoch's order, and the batch names it with its reason.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -197,6 +199,8 @@ class ClipDataset(Dataset):
         """Of `labels`, where they are numbers of classes."""
         self.encode_text = encode_text if encode_text is not None else _no_text
         self.num_clips = int(self.clip_of.max()) + 1
+        self.pooled_texts: Callable[[Tensor], Tensor] | None = None
+        """Embeddings `[..., E]` of captions by their numbers: of a store, or none."""
         self._first_caption = F.pad(self.num_texts.cumsum(0), (1, 0))
         self._cache: _Cache | None = None
         self._refused: dict[int, Refused] = {}  # by sample, so that no broken video is tried twice
@@ -206,18 +210,34 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def captions(self) -> list[str]:
-        """All captions in the order of `Batch.caption`, for a cache of encoded texts."""
+    @property
+    def num_captions(self) -> int:
+        return int(self._first_caption[-1])
+
+    def captions(self, numbers: range | None = None) -> list[str]:
+        """Captions by the numbers of `Batch.caption`, all of them or some in a row, as they are shown."""
         if self.config.long_captions == "sentence":
             raise HarvestError(
                 "data.long_captions sentence draws anew each step, so that texts cannot be encoded once: take first, or"
                 " do without the cache of texts"
             )
-        return [self._part(text) for example in self.examples for text in example.texts]
+        return [self._part(self._text(number)) for number in numbers or range(self.num_captions)]
 
-    def caption_clips(self) -> Tensor:
-        """The clip of each of `captions()`, in the numbers of `Batch.example`: int64 `[captions]`."""
-        return self.clip_of.repeat_interleave(self.num_texts)
+    def captions_digest(self) -> str:
+        """What `captions` gives, as a digest: of shards, whose captions are not read for it, as their indexes say."""
+        digest = hashlib.blake2b(
+            f"{self.config.long_captions} {self.config.caption_words}".encode(), digest_size=16
+        )
+        if isinstance(self.examples, ShardSet):
+            digest.update(self.examples.digest().encode())
+        else:
+            for example in self.examples:
+                digest.update(json.dumps(example.texts).encode())
+        return digest.hexdigest()
+
+    def clips_of_captions(self, numbers: Tensor) -> Tensor:
+        """The clips of captions, in the numbers of `Batch.example`: int64 `[...]`."""
+        return self.clip_of[torch.searchsorted(self._first_caption, numbers, right=True) - 1]
 
     def id_of(self, sample: int) -> str:
         """A name for reports."""
@@ -320,6 +340,8 @@ class ClipDataset(Dataset):
             label=self.labels[samples],
         )
         cut = getattr(self.encode_text, "truncated", 0) - truncated
+        if self.pooled_texts is not None:
+            batch = batch._replace(pooled_texts=self.pooled_texts(caption))
         if self.hard_texts is not None:
             batch = batch._replace(hard_ids=self._hard_ids(self.hard_texts, rows))
         crops = torch.tensor([row.box for row in rows]) if self._crops_later else None

@@ -74,6 +74,8 @@ class Ready(NamedTuple):
     here: World
     read_clips: Callable[[Sequence[Example]], Any]
     """Batches (numbers from 0 on, video) of some rows, as the run shows them when nothing is drawn."""
+    folder: Path
+    """The run's."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ must be filled by looking at the video, which teaches the fusion of the two. The
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -23,8 +23,8 @@ from harvest.objectives.hard_texts import encode_hard_texts, hard_text_parts, ha
 from harvest.objectives.losses import masked_words
 from harvest.objectives.reach import freeze_unreached
 from harvest.objectives.seen import choose_seen, step_generator
+from harvest.objectives.text_store import Captions, TextType, open_texts
 from harvest.parallel import generator_for, mean_over_ranks
-from harvest.progress import bar
 from harvest.ranges import Range
 from harvest.tokens import DropRatio, Selection, mask_text
 from harvest.tokens.hard_negatives import RULES, Rule
@@ -48,7 +48,12 @@ class PostPretrainingConfig(Selection):
     starts with SigLIP's bias of -10 and scale of 10; raise their learning rate (optim.lr_factors)."""
     masked_words_weight: float = 1.0
     cache_texts: bool = False
-    """Encode all captions once, before the first step. Only with a frozen text tower; 4 * embed_dim bytes a caption."""
+    """Encode all captions once, into files that workers read a step's rows of. Only with a frozen text tower; `harvest
+    encode-texts` does it before a run."""
+    text_store: str | None = None
+    """Folder of the encoded captions, one folder in it for each tower and data set; None: beside the run's folder."""
+    text_store_type: TextType = "fp32"
+    """4 or 2 * embed_dim bytes a caption. fp16 is computed in the run's precision."""
     text_bank: int = 0
     """So many other cached captions, drawn afresh each step, are further negatives of every clip. A frozen tower
     makes them free, and they hold what a batch hardly ever does: captions that differ from the right one in little."""
@@ -109,20 +114,16 @@ class PostPretrainingConfig(Selection):
 
 
 def _cache_texts(objective: PostPretraining, ready: Ready) -> None:
-    if not objective.config.cache_texts or ready.tokenizer is None:
+    config = objective.config
+    if not config.cache_texts:
         return
-    dataset, device = ready.dataset, ready.here.device
-    with bar("encoding captions", quiet=not ready.here.is_main) as progress:
-        objective.fill_text_cache(
-            ready.tokenizer(dataset.captions()).to(device), dataset.caption_clips().to(device), progress
-        )
+    folder = ready.folder.parent if config.text_store is None else Path(config.text_store)
+    objective.captions = open_texts(objective.model, ready, folder, config.text_store_type)
+    ready.dataset.pooled_texts = objective.captions.pooled
 
 
 class PostPretraining(nn.Module):
     """Video-text contrastive loss over the global batch and masked words through the fusion decoder."""
-
-    text_cache: Tensor | None  # [captions, E]
-    text_example: Tensor | None  # [captions], the numbers of `Batch.example`
 
     def __init__(self, config: PostPretrainingConfig, model: VideoTextModel, *, seed: int) -> None:
         super().__init__()
@@ -137,8 +138,8 @@ class PostPretraining(nn.Module):
             raise HarvestError(
                 f"objective.dims: expected 1 to {size - 1}, less than the model's embeddings have, got {config.dims}"
             )
-        self.register_buffer("text_cache", None, persistent=False)
-        self.register_buffer("text_example", None, persistent=False)
+        self.captions: Captions | None = None
+        """Encoded before, with `cache_texts`."""
         if config.text_tower == "frozen":
             model.text.requires_grad_(False)
         if config.masked_words_weight > 0 and model.fusion is None:
@@ -147,22 +148,6 @@ class PostPretraining(nn.Module):
                 " --objective.masked-words-weight 0"
             )
         freeze_unreached(self, hides_words=config.masked_words_weight > 0)
-
-    @torch.no_grad()
-    def fill_text_cache(
-        self, text_ids: Tensor, example: Tensor, progress: Callable[[int, int], None] = lambda done, of: None
-    ) -> None:
-        """Encode every caption of the data set, int64 `[captions, L]`, in the order of `Batch.caption`.
-
-        `example` int64 `[captions]` says whose they are, in the numbers of `Batch.example`.
-        """
-        # Captions of like length share a batch, so that padding common to a batch can be left out.
-        places = self.model.text.word_mask(text_ids).sum(dim=1).argsort()
-        pooled = torch.empty(len(text_ids), self.model.config.text_tower.embed_dim, device=text_ids.device)
-        for start, chosen in zip(range(0, len(places), 512), torch.split(places, 512), strict=True):
-            pooled[chosen] = self.model.encode_text(text_ids[chosen]).pooled
-            progress(start + len(chosen), len(text_ids))
-        self.text_cache, self.text_example = pooled, example
 
     def forward(self, batch: Batch, step: int) -> Losses:
         generator = step_generator(self.seed, step)
@@ -247,16 +232,20 @@ class PostPretraining(nn.Module):
 
     def _bank(self, step: int) -> Bank | None:
         """Captions that join this step as negatives, the same on all ranks."""
-        if not self.config.text_bank or self.text_cache is None or self.text_example is None:
+        if not self.config.text_bank or self.captions is None:
             return None
-        generator, num_captions = generator_for(self.seed, step), len(self.text_cache)
-        chosen = torch.randint(num_captions, (self.config.text_bank,), generator=generator)
-        chosen = chosen.to(self.text_cache.device)
-        return Bank(self.text_cache[chosen], self.text_example[chosen])
+        generator, device = generator_for(self.seed, step), next(self.model.parameters()).device
+        chosen = torch.randint(self.captions.num, (self.config.text_bank,), generator=generator)
+        pooled, clips = self.captions.pooled(chosen), self.captions.clips(chosen)
+        return Bank(pooled.to(device).float(), clips.to(device))
 
     def _pooled_texts(self, batch: Batch) -> Tensor:
-        """Clean captions, `[B * C, E]`: from the cache, or encoded, without gradient where the tower is frozen."""
-        if self.text_cache is not None:
-            return self.text_cache[batch.caption.flatten()]
+        """Clean captions, `[B * C, E]`: as the batch brings them, from the store, or encoded, without gradient where the
+        tower is frozen."""
+        if len(batch.pooled_texts):
+            return batch.pooled_texts.flatten(0, 1).float()
+        if self.captions is not None:
+            caption = batch.caption.flatten()
+            return self.captions.pooled(caption.cpu()).to(caption.device).float()
         with torch.set_grad_enabled(self.config.text_tower == "trained" and torch.is_grad_enabled()):
             return self.model.encode_text(batch.text_ids.flatten(0, 1)).pooled

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harvest.files import new_file, write_file
+from harvest.files import WHOLE, begin_filling, check_made_of, finish_filling, new_file
 from harvest.interfaces import Example, Grid, HarvestError
 from harvest.model.video_text import compile_blocks
 from harvest.objectives.teaching import Teaching
@@ -39,16 +39,14 @@ if TYPE_CHECKING:
 Stored = Literal["fp16", "fp8"]
 DTYPES = {"fp16": torch.float16, "fp8": torch.float8_e4m3fn}
 CLIPS_A_SHARD = 64
+WHAT = "teacher cache"
 
 
 class TeacherCache:
     """Opened shards; `draw` picks what a step sees and gives the teacher's layers there."""
 
     def __init__(self, folder: Path, *, made_of: dict[str, Any]) -> None:
-        path = folder / "cache.json"
-        if not path.is_file():
-            raise HarvestError(f"{folder} is no finished teacher cache: it has no cache.json")
-        _compare(path, made_of)
+        check_made_of(folder, made_of, WHAT)
         self.place_of: dict[int, tuple[int, int]] = {}  # clip -> shard, row
         self.shards: list[Any] = []
         for number, shard in enumerate(sorted(folder.glob("shard-*.safetensors"))):
@@ -121,22 +119,6 @@ def check(selection: Selection, grid: Grid, *, num_stored: int) -> None:
         )
 
 
-def _compare(path: Path, made_of: dict[str, Any]) -> None:
-    """See that the file `path` of a cache says `made_of`."""
-    found = json.loads(path.read_text())
-    differ = [
-        f"{key}: {found.get(key)!r} there, {made_of.get(key)!r} now"
-        for key in sorted(found.keys() | made_of.keys())
-        if found.get(key) != made_of.get(key)
-    ]
-    if differ:
-        raise HarvestError(
-            f"{path.parent} is a teacher cache of something else:\n  "
-            + "\n  ".join(differ)
-            + "\nGive another folder, or remove this one."
-        )
-
-
 def describe(
     teaching: Teaching,
     grid: Grid,
@@ -166,20 +148,6 @@ def describe(
     }
 
 
-def begin(folder: Path, made_of: dict[str, Any]) -> None:
-    """Say what the shards to come are made of, or see that those of a stopped filling are made of the same."""
-    path = folder / "filling.json"
-    if path.is_file():
-        _compare(path, made_of)
-        return
-    if any(folder.glob("shard-*.safetensors")):
-        raise HarvestError(
-            f"{folder} holds shards of a teacher cache and no filling.json that says what they are made of: give"
-            " another folder, or remove this one"
-        )
-    write_file(path, json.dumps(made_of, indent=1))
-
-
 @torch.no_grad()
 def fill(
     folder: Path,
@@ -195,7 +163,7 @@ def fill(
 ) -> None:
     """Write the shards that are not there yet: (number, a function that gives (clip numbers, video) batches).
 
-    `begin` sees before that those that are there are made of the same.
+    `begin_filling` sees before that those that are there are made of the same.
     In each frame `share` of the places are stored, drawn in proportion to attention, the same ones in every run.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -243,12 +211,6 @@ def _look(
     }
 
 
-def finish(folder: Path, made_of: dict[str, Any]) -> None:
-    """Say what the shards are made of: the cache is whole from now on."""
-    write_file(folder / "cache.json", json.dumps(made_of, indent=1))
-    (folder / "filling.json").unlink(missing_ok=True)
-
-
 def prepare(objective: Any, ready: Ready) -> None:
     """What an objective with a teacher does before the first step: compile it, fill its cache and open it.
 
@@ -282,10 +244,10 @@ def prepare(objective: Any, ready: Ready) -> None:
         clips=[f"{clip.video} {clip.start_s} {clip.end_s}" for clip in clips],
         **how,
     )
-    if not (folder / "cache.json").exists():
+    if not (folder / WHOLE).exists():
         with sync_errors():
             if here.is_main:
-                begin(folder, made_of)
+                begin_filling(folder, made_of, WHAT)
 
         def batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
             for numbers, video in ready.read_clips(clips[start : start + CLIPS_A_SHARD]):
@@ -308,6 +270,6 @@ def prepare(objective: Any, ready: Ready) -> None:
             )
         barrier()
         if here.is_main:
-            finish(folder, made_of)
+            finish_filling(folder, made_of)
         barrier()
     teaching.cache = TeacherCache(folder, made_of=made_of)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from harvest.interfaces import Batch, HarvestError, Losses, RunStopped
 from harvest.machine import keep_memory
@@ -65,7 +64,7 @@ def train(config: RunConfig, run: Path) -> Path:
             say("this CPU has no bf16 instructions: computing in fp32, which is faster here")
         prepared = prepare(config, run, here)
         check_budgets(config, prepared.model)
-        objective: Any = _objective(config, prepared, here)
+        objective: Any = ready_objective(config, prepared, run, here)
         optimizer = build_optimizer(objective, config.optim)
         decay = config.loop.average_decay
         average = None if decay is None else WeightAverage(objective, decay=decay)
@@ -153,7 +152,7 @@ def _stages(config: RunConfig, first_step: int) -> str:
     return f"training: {', then '.join(parts)}{resumed}"
 
 
-def _objective(config: RunConfig, prepared: Prepared, here: World) -> nn.Module:
+def ready_objective(config: RunConfig, prepared: Prepared, run: Path, here: World) -> Any:
     """The objective on its device, its caches filled, compiled and sharded as the run says."""
     model = prepared.model
     objective = build_objective(config, model, prepared.given).to(here.device)
@@ -161,7 +160,8 @@ def _objective(config: RunConfig, prepared: Prepared, here: World) -> nn.Module:
         compile_blocks(model)
     model.video.checkpointing = config.loop.checkpointing
     read = partial(read_clips, config, model.config.video.squares)
-    config.objective.needs.prepare(objective, Ready(config, prepared.dataset, prepared.tokenizer, here, read))
+    ready = Ready(config, prepared.dataset, prepared.tokenizer, here, read, run)
+    config.objective.needs.prepare(objective, ready)
     if config.loop.parallel == "fsdp":
         shard(objective, here)
     return objective
