@@ -193,4 +193,4 @@ def test_the_command_encodes_before_a_run(
     assert "captions are encoded" in capsys.readouterr().out
     assert not (tmp_path / "run").exists() and len(list(tmp_path.glob("texts-*/cache.json"))) == 1
     assert main(["encode-texts", "harvest-b16", "--tiny"]) == 2
-    assert "--objective.cache-texts True" in capsys.readouterr().err
+    assert "--objective.cache-texts" in capsys.readouterr().err

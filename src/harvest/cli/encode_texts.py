@@ -13,7 +13,7 @@ objective.text_store names or beside the run's. Takes what `harvest train` takes
 several GPUs: torchrun --nproc-per-node 8 -m harvest encode-texts RECIPE …
 
   harvest encode-texts mini-harvest
-  harvest encode-texts harvest-b16 --objective.cache-texts True --objective.text-store-type fp16 \\
+  harvest encode-texts harvest-b16 --objective.cache-texts --objective.text-store-type fp16 \\
       --data.train results_10M_train.csv --data.videos /data/webvid --out runs/webvid
 """
 
@@ -25,9 +25,7 @@ def encode_texts_command(args: list[str]) -> None:
     out, args = take_option(args, "--out")
     config = config_of(args, command="encode-texts")
     if not getattr(config.objective, "cache_texts", False):
-        raise HarvestError(
-            f"{config.recipe} encodes captions at each step: give --objective.cache-texts True"
-        )
+        raise HarvestError(f"{config.recipe} encodes captions at each step: give --objective.cache-texts")
     from harvest.objectives.text_store import Captions
     from harvest.parallel import world
     from harvest.training.loop import ready_objective
