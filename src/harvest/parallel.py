@@ -77,10 +77,13 @@ def world() -> Iterator[World]:
         return
     _end_with_parent()
     global _last_group
+    store, rank, size = next(rendezvous("env://"))
+    # A launcher that starts lost ranks again keeps its store: what the lost ones left there leads to nobody.
+    store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if has_gpu:
-        dist.init_process_group("nccl")
+        dist.init_process_group("nccl", store=store, rank=rank, world_size=size)
     else:
-        meet(*next(rendezvous("env://")))
+        meet(store, rank, size)
     _last_group = dist.group.WORLD
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)

@@ -167,26 +167,11 @@ def test_torchrun_starts_a_run_again_that_lost_a_rank(runs: Path, tiny_run: Call
     config = killed_config(tiny_run)
     unbroken, run, asked = unbroken_run(2, config, runs), runs / "elastic", runs / "elastic.json"
     asked.write_text(to_json(config))
-    here = [
-        "--nnodes",
-        "1",
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "127.0.0.1:0",
-        "--local-addr",
-        "127.0.0.1",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *here,
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "2",
-    ]
+    launcher = (
+        "-m torch.distributed.run --nnodes 1 --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 --local-addr 127.0.0.1"
+        " --nproc-per-node 2 --max-restarts 1"
+    )
+    command = [sys.executable, *launcher.split()]
     agent = subprocess.Popen(
         [*command, "-m", "harvest", "train", "--config", str(asked), "--out", str(run)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
