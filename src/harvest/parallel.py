@@ -6,6 +6,8 @@ rank). No generator lives across steps, so a stopped run repeats the unbroken on
 
 from __future__ import annotations
 
+import atexit
+import gc
 import hashlib
 import os
 import signal
@@ -40,6 +42,15 @@ MEETINGS = 3
 # DDP's reducer holds the group too. Were it the last to let go, gloo would end its threads while this one holds
 # Python's lock, for which those may be waiting: neither would ever end. The group itself is let go without the lock.
 _last_group: dist.ProcessGroup | None = None
+
+
+@atexit.register
+def _let_go() -> None:
+    """End gloo's threads while Python still runs: one that asks for Python's lock later aborts the process."""
+    global _last_group
+    if _last_group is not None:
+        gc.collect()  # modules and works that refer to the group
+        _last_group = None
 
 
 @dataclass(frozen=True)
