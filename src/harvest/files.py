@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -68,6 +69,48 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_file(path: Path, *, most: int | None = None) -> None:
+    """HarvestError unless `path` is a regular file of at most `most` bytes that is not a git-lfs pointer."""
+    try:
+        if not path.is_file():
+            raise HarvestError(
+                f"{path}: no such file" if not path.exists() else f"{path} is not a regular file"
+            )
+        if most is not None and path.stat().st_size > most:
+            raise HarvestError(f"{path} has {path.stat().st_size:,} bytes: at most {most:,} are read")
+        with path.open("rb") as file:
+            start = file.read(40)
+    except OSError as error:
+        raise HarvestError(f"{path} cannot be read: {error.strerror or error}") from error
+    if start.startswith(b"version https://git-lfs"):
+        raise HarvestError(
+            f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder, or download it again"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksums_of(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file in a folder, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+
+
+def check_checksums(folder: Path, written: Mapping[str, str]) -> None:
+    """HarvestError for the first file of a folder that is not what `checksums_of` found when it was written."""
+    for name, checksum in written.items():
+        check_file(folder / name)
+        try:
+            found = sha256_of(folder / name)
+        except OSError as error:
+            raise HarvestError(f"{folder / name} cannot be read: {error.strerror or error}") from error
+        if found != checksum:
+            raise HarvestError(f"{folder / name} has changed since it was written (its checksum differs)")
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -114,7 +157,7 @@ def check_made_of(folder: Path, made_of: Mapping[str, Any], what: str) -> None:
 def _compare(path: Path, made_of: Mapping[str, Any], what: str) -> None:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise HarvestError(
             f"{path} cannot be read: {error}. Remove {path.parent} to fill it anew."
         ) from error

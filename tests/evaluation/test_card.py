@@ -105,7 +105,9 @@ def test_a_folder_with_other_things_is_left_alone(world: World, scored: Result, 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "split": {}}'])
 def test_what_is_no_card(text: str, tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text(text)
-    with pytest.raises(HarvestError, match="is not a benchmark card"):
+    with pytest.raises(
+        HarvestError, match=r"card.json(: the file must be an object| is not (a benchmark card|JSON))"
+    ):
         read_card(tmp_path)
     with pytest.raises(HarvestError, match="cannot read the card"):
         read_card(tmp_path / "no.json")
@@ -122,7 +124,9 @@ def test_damaged_credits_are_refused_by_name(
         start = int(place * len(content))
         content[start : start + 60] = bytes(255 - byte for byte in content[start : start + 60])
     path.write_bytes({"cut": content[: len(content) // 2], "empty": b""}.get(str(place), content))
-    with pytest.raises(HarvestError, match="is not a benchmark card"):
+    with pytest.raises(
+        HarvestError, match=r"card.json(: the file must be an object| is not (a benchmark card|JSON))"
+    ):
         read_card(tmp_path / "card")
 
 

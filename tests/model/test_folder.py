@@ -67,6 +67,9 @@ def test_changed_weights_are_found_by_the_fingerprint(saved, name):
     tensors = load_file(folder / "model.safetensors")
     tensors[name] = tensors[name].flip(0)
     save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(HarvestError, match="checksum differs"):
+        load_model(folder)
+    change_config(folder, format=1)  # whose folders have no checksums
     with pytest.raises(HarvestError, match="another embedding"):
         load_model(folder)
     load_model(folder, check=False)
@@ -77,6 +80,7 @@ def test_missing_and_extra_tensors_are_listed(saved):
     tensors = load_file(folder / "model.safetensors")
     tensors["stranger"] = tensors.pop("log_scale")
     save_file(tensors, folder / "model.safetensors")
+    change_config(folder, format=1)
     with pytest.raises(HarvestError, match=r"(?s)missing \(1\): log_scale.*left over \(1\): stranger"):
         load_model(folder)
 
@@ -85,7 +89,45 @@ def test_damaged_weights(saved):
     folder, _, _ = saved
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(HarvestError, match="checksum differs"):
+        load_model(folder)
+    change_config(folder, format=1)
     with pytest.raises(HarvestError, match="not a readable safetensors"):
+        load_model(folder)
+
+
+def test_what_changed_since_it_was_written_is_named(saved):
+    """A lowest bit that the fingerprint cannot see, another tokenizer, other sizes, a file too many."""
+    folder, _, _ = saved
+
+    def flip(name, place):
+        content = bytearray((folder / name).read_bytes())
+        content[place] ^= 1
+        (folder / name).write_bytes(content)
+
+    for name, place in (("model.safetensors", -4), ("tokenizer.json", -5)):
+        flip(name, place)
+        with pytest.raises(HarvestError, match=f"{name} has changed"):
+            load_model(folder)
+        flip(name, place)
+    load_model(folder)
+    (folder / "head.json").write_text("{}")
+    with pytest.raises(HarvestError, match=r"added files: head.json"):
+        load_model(folder)
+    (folder / "head.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["video"]["pixel_mean"][0] += 1e-6
+    change_config(folder, model=config["model"], recipe="another", licence="free to change")
+    with pytest.raises(HarvestError, match="its sizes have changed"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("values", [[float("nan")] * 16, [0.1], "x", [None] * 16, [True] * 16])
+def test_a_fingerprint_that_is_none(saved, values):
+    folder, _, _ = saved
+    fingerprint = json.loads((folder / "config.json").read_text())["fingerprint"]
+    change_config(folder, fingerprint=fingerprint | {"clip": values})
+    with pytest.raises(HarvestError, match="fingerprint"):
         load_model(folder)
 
 

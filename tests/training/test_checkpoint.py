@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -83,12 +83,53 @@ def test_a_checkpoint_of_another_model_lists_the_keys(tmp_path: Path) -> None:
         other.load()
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a bit of the moments": lambda newest: flip(newest / "moments.safetensors", -3),
+    "a bit of the weights": lambda newest: flip(newest / "weights.safetensors", -3),
+    "half of the weights": lambda newest: (newest / "weights.safetensors").write_bytes(b"half"),
+    "no moments": lambda newest: (newest / "moments.safetensors").unlink(),
+    "no state": lambda newest: (newest / "state.json").unlink(),
+    "junk": lambda newest: (newest / "state.json").write_text("{"),
+    "another step": lambda newest: (newest / "state.json").write_text('{"step": 1, "checksums": {}}'),
+    "no checksums": lambda newest: (newest / "state.json").write_text('{"step": 2}'),
+    "empty": lambda newest: [path.unlink() for path in newest.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(tmp_path)
+    run.step()
     run.save(1)
-    (tmp_path / "checkpoints" / "step-00000001" / "weights.safetensors").write_bytes(b"half")
-    with pytest.raises(HarvestError, match="step-00000001 cannot be read"):
+    kept = run.layer.weight.clone()
+    run.step()
+    run.save(2)
+    DAMAGES[damage](tmp_path / "checkpoints" / "step-00000002")
+    with pytest.raises(HarvestError, match="step-00000002"):
+        newest_weights(tmp_path)
+    assert run.load() == 1 and torch.equal(run.layer.weight, kept)
+    assert "damaged-step-00000002; going on from step-00000001" in capsys.readouterr().err
+    assert run.names() == ["damaged-step-00000002", "step-00000001"]
+    run.save(2)
+    assert run.load() == 2
+
+
+def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.step()
+    run.save(1)
+    flip(tmp_path / "checkpoints" / "step-00000001" / "moments.safetensors", -3)
+    with pytest.raises(HarvestError, match=r"moments.safetensors has changed.*no whole checkpoint"):
         run.load()
+    assert run.names() == ["step-00000001"]
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

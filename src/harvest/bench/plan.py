@@ -31,7 +31,6 @@ from harvest.bench.step import (
 from harvest.bench.work import KNOWN, OPTIONS, gflop_of, reading_of, teacher_of
 from harvest.config import RunConfig, StartConfig, from_dict
 from harvest.interfaces import Grid, HarvestError
-from harvest.model.importing.files import read_json
 from harvest.model.importing.sources import find_local
 from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
@@ -40,6 +39,7 @@ from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.objectives.reach import random_batch
 from harvest.recipes import RECIPES
+from harvest.settings import read_json
 from harvest.tokens import Selection, budget_of
 
 

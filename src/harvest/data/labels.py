@@ -31,7 +31,7 @@ def read_class_names(path: str | Path) -> list[str]:
     elif text.lstrip().startswith(("[", "{")):
         try:
             value = json.loads(text, object_pairs_hook=_Pairs)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             kind = "list" if text.lstrip().startswith("[") else "object"
             raise HarvestError(f"{path} begins as a JSON {kind} and is none: {error}") from error
         names = _in_order(path, _numbered(value)) if isinstance(value, _Pairs) else value

@@ -29,9 +29,10 @@ from harvest.data.guard import Guard, Lost
 from harvest.data.rows import video_of
 from harvest.data.shards import INDEX, ShardIndex, index_path, read_index, shard_path, write_index
 from harvest.data.video import IMAGE_SUFFIXES, VideoError, read_clip, transcode, write_pictures
-from harvest.files import new_file, write_file
+from harvest.files import new_file, sha256_of, write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
 from harvest.ranges import Range, check_ranges
+from harvest.settings import read_json
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def verify(out: Path, *, progress: OnProgress = lambda done, of: None) -> list[s
             wrong.append(
                 f"{shard.name}: {shard.stat().st_size} bytes, {read_index(index).num_bytes} were written"
             )
-        elif _sha256(shard) != read_index(index).sha256:
+        elif sha256_of(shard) != read_index(index).sha256:
             wrong.append(f"{shard.name}: its bytes have changed since it was written")
         progress(done, len(shards))
     return wrong
@@ -163,7 +164,7 @@ def _claim(out: Path, examples: Sequence[Example], config: PrepareConfig) -> Non
     path = out / "prepare.json"
     try:
         if path.exists():
-            found = json.loads(path.read_text())
+            found = read_json(path)
             differs = sorted(key for key in asked if found.get(key) != asked[key] and key != "video_limit_s")
             if differs:
                 raise HarvestError(
@@ -206,7 +207,7 @@ def _write_shard(shard: Path, examples: Sequence[Example], first: int, config: P
             file.write(bytes(1024))  # the end of a tar
             num_bytes = file.tell()
             file.flush()
-            sha256 = _sha256(part)
+            sha256 = sha256_of(part)
     finally:
         if isinstance(encode, Guard):
             encode.close()
@@ -264,8 +265,3 @@ def _tar_member(name: str, content: bytes) -> bytes:
     header.size, header.mode, header.mtime = len(content), 0o644, 0
     padding = bytes(-len(content) % 512)
     return header.tobuf(tarfile.USTAR_FORMAT) + content + padding
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

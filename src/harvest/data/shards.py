@@ -45,6 +45,7 @@ from harvest.data.sidecars import json_of, label_beside, texts_beside
 from harvest.data.video import IMAGE_SUFFIXES, PackedVideo, VideoError
 from harvest.files import write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
+from harvest.settings import parse
 
 _PICTURES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _DOTTED = re.compile(
@@ -427,15 +428,15 @@ def read_index(path: Path) -> ShardIndex:
 
 def _from_json(data: bytes, where: str) -> ShardIndex:
     try:
-        index = ShardIndex(**json.loads(data))
+        index: ShardIndex = parse(ShardIndex, data, where=where)
         columns = (index.offsets, index.sizes, index.num_texts, index.labels)
         is_whole = len({len(column) for column in columns}) == 1 and all(
-            isinstance(number, int) and -1 <= number < 2**62 for column in columns for number in column
+            -1 <= number < 2**62 for column in columns for number in column
         )
         stretches = zip(index.offsets, index.sizes, strict=True)
         if not is_whole or any(o < 0 or s < 0 or o + s > index.num_bytes for o, s in stretches):
             raise ValueError("stretches outside the shard")
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, HarvestError) as error:
         raise HarvestError(f"{where} is not an index of a shard: remove it, it is made anew") from error
     return index
 

@@ -7,10 +7,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from harvest.files import write_file
+from harvest.settings import read_settings
 
 PARTS = ("world", "image_scores", "train", "video_scores", "library", "report")
+
+
+class _Kept(NamedTuple):
+    parts: dict[str, float] = {}  # noqa: RUF012  copied before it is written to
+    running_since: dict[str, float] = {}  # noqa: RUF012
 
 
 class Seconds:
@@ -18,9 +25,8 @@ class Seconds:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        self.parts: dict[str, float] = kept.get("parts", {})
-        self._since: dict[str, float] = kept.get("running_since", {})
+        kept: _Kept = read_settings(_Kept, path) if path.exists() else _Kept()
+        self.parts, self._since = dict(kept.parts), dict(kept.running_since)
 
     @contextmanager
     def measure(self, name: str, *, is_added: bool = False) -> Iterator[None]:

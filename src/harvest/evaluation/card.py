@@ -31,6 +31,7 @@ from harvest.files import new_folder
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import digest_of
 from harvest.model.video_text import VideoTextModel
+from harvest.settings import read_settings
 
 FORMAT = 1
 TEMPLATE = Path(__file__).with_name("card.html.j2")
@@ -176,7 +177,7 @@ def read_card(path: str | Path) -> tuple[Card, Result]:
     path = Path(path)
     path = path / "card.json" if path.is_dir() else path
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_settings(dict[str, Any], path)
         if values["format"] > FORMAT:
             raise HarvestError(f"{path} was written by a newer Harvest: update Harvest")
         split = ScoredRows(**values.pop("split"))

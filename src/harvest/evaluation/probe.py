@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from harvest.model.heads import AttentiveHead, HeadConfig
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision, generator_for, world_rank_size
 from harvest.ranges import Range, check_ranges
+from harvest.settings import read_settings
 
 Kind = Literal["linear", "attentive"]
 PENALTIES = tuple(10.0**power for power in range(-5, 2))
@@ -199,6 +200,13 @@ def draw_shots(label: Tensor, shots: int, num_classes: int, generator: torch.Gen
 # ---- features, once ----------------------------------------------------------------------------------------------
 
 
+class _Notes(NamedTuple):
+    """What lies beside stored features."""
+
+    row: list[int]
+    broken: dict[str, str]
+
+
 def read_features(
     model: VideoTextModel,
     examples: Sequence[Example],
@@ -213,10 +221,13 @@ def read_features(
         path = cache / f"{_key(model, examples, kind, reading.num_frames, reading.precision)}.npy"
     clip_of = clip_numbers(examples)
     if path is not None and path.is_file():
-        notes = json.loads(path.with_suffix(".json").read_text())
-        values = torch.from_numpy(np.load(path, mmap_mode="c"))
-        row = torch.tensor(notes["row"])[clip_of]
-        return Collected((values,), row, torch.empty(0, dtype=torch.int64), notes["broken"])
+        notes: _Notes = read_settings(_Notes, path.with_suffix(".json"))
+        try:
+            values = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise HarvestError(f"{path} cannot be read: {error}. Remove it: it is made anew") from error
+        row = torch.tensor(notes.row)[clip_of]
+        return Collected((values,), row, torch.empty(0, dtype=torch.int64), notes.broken)
 
     def encode(rows: Rows, video: Tensor) -> tuple[Tensor]:
         features = model.video_features(video)

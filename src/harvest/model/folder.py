@@ -1,6 +1,6 @@
 """The model folder: weights, sizes, tokenizer and a fingerprint that is checked on load.
 
-model/config.json        sizes, normalisation, frame sampling, tokenizer settings, licence, fingerprint
+model/config.json        sizes, normalisation, frame sampling, tokenizer settings, licence, fingerprint, checksums
 model/model.safetensors  every tensor; load or fail
 model/tokenizer.json     as the `tokenizers` library writes it; absent where there is no text tower
 model/head.json          of a fine-tuned model: what its head tells apart, beside head.safetensors
@@ -11,27 +11,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from harvest.files import new_folder
+from harvest.files import check_checksums, checksums_of, new_folder
 from harvest.interfaces import HarvestError
 from harvest.model.heads import Head, HeadConfig, build_head
-from harvest.model.importing.files import read_json, read_tensors
+from harvest.model.importing.files import read_tensors
 from harvest.model.importing.vocabularies import read_tokenizer
 from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer, TokenizerConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
+from harvest.settings import from_dict, read_json, read_settings
 
-FORMAT = 1
+FORMAT = 2
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "head.json", "head.safetensors")
 SENTENCE = "a red circle moves to the left"
 FINGERPRINT_TOLERANCE = 2e-3
@@ -108,6 +107,7 @@ def save_model(
                 own = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
                 safetensors.torch.save_file(own, temporary / "head.safetensors")
                 (temporary / "head.json").write_text(json.dumps(dataclasses.asdict(head.config), indent=1))
+            config["checksums"] = checksums_of(temporary) | {"config.json": _settings_checksum(config)}
             (temporary / "config.json").write_text(json.dumps(config, indent=1))
     except (OSError, safetensors.SafetensorError) as error:
         raise HarvestError(f"could not write the model folder {folder}: {error}") from error
@@ -129,36 +129,58 @@ def check_room(folder: Path) -> None:
 
 def _is_own(config: Path) -> bool:
     try:
-        return "format" in json.loads(config.read_text())
-    except (OSError, ValueError):
+        return "format" in read_json(config)
+    except HarvestError:
         return False
+
+
+def _settings_checksum(config: Mapping[str, Any]) -> str:
+    decisive = [config.get("model"), config.get("tokenizer")]
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def _check_files(folder: Path, config: Mapping[str, Any]) -> None:
+    """See that a folder's files are those that were written; folders of format 1 have no checksums."""
+    if config["format"] < 2:
+        return
+    where = str(folder / "config.json")
+    written = dict(from_dict(dict[str, str], config.get("checksums"), where=where, path="checksums"))
+    if written.pop("config.json", None) != _settings_checksum(config):
+        raise HarvestError(f"{where}: its sizes have changed since it was written (their checksum differs)")
+    wanted = {path.name for path in folder.iterdir() if path.name in FILES} - {"config.json"}
+    if written.keys() != wanted:
+        raise HarvestError(f"{folder}: missing or added files: {', '.join(sorted(wanted ^ written.keys()))}")
+    check_checksums(folder, written)
 
 
 def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tokenizer | None]:
     """Open a model folder in eval mode; load or fail. The tokenizer is None where there is no text tower.
 
-    With `check`, the embeddings of a built-in clip and sentence are compared with those written when it was saved.
+    With `check`, checksums, and the embeddings of a built-in clip and sentence, are compared with those written when
+    it was saved.
     """
     config = read_json(folder / "config.json")
     kind = config.get("format")
-    if not isinstance(kind, int) or not isinstance(config.get("model"), dict):
+    if type(kind) is not int or not isinstance(config.get("model"), dict):
         raise HarvestError(f"{folder} is not a Harvest model folder: it has no config.json of one")
     if kind > FORMAT:
         raise HarvestError(f"{folder} was written by a newer Harvest (format {kind}): update Harvest")
     where = str(folder / "config.json")
-    sizes = _typed(ModelConfig, config["model"], where, "model")
+    sizes: ModelConfig = from_dict(ModelConfig, config["model"], where=where, path="model")
     if (sizes.text is None) != (config.get("tokenizer", 0) is None):
         raise HarvestError(f"{where}: a tokenizer goes with a text tower, and none without one")
     wanted = ["model.safetensors", *(["tokenizer.json"] if sizes.text is not None else [])]
     for name in wanted:
         if not (folder / name).exists():
             raise HarvestError(f"{folder} is not a Harvest model folder: it has no {name}")
+    if check:
+        _check_files(folder, config)
     tensors = read_tensors(folder / "model.safetensors")[0]
     with torch.device("meta"):  # before anything is allocated: a config may claim more than there is
         check_shapes(VideoTextModel(sizes), tensors, source=str(folder))
     tokenizer = None
     if sizes.text is not None:
-        settings = _typed(TokenizerConfig, config.get("tokenizer"), where, "tokenizer")
+        settings = from_dict(TokenizerConfig, config.get("tokenizer"), where=where, path="tokenizer")
         tokenizer = Tokenizer(read_tokenizer(folder / "tokenizer.json"), settings)
         _check_tokenizer(tokenizer, sizes.text, folder)
     model = VideoTextModel(sizes)
@@ -178,40 +200,6 @@ def _check_tokenizer(tokenizer: Tokenizer, text: TextEncoderConfig, folder: Path
         )
 
 
-def _typed(kind: Any, values: Any, where: str, path: str) -> Any:
-    """A dataclass from JSON: every value of its field's type, what an older Harvest did not write by its default."""
-    if not isinstance(values, dict):
-        raise HarvestError(f"{where}: {path} must be an object with settings, got {values!r}")
-    hints, given = get_type_hints(kind), {}
-    for key, value in values.items():
-        if key not in hints:
-            raise HarvestError(f"{where}: {path} has a setting {key!r} that this Harvest does not know")
-        given[key] = _value(hints[key], value, where, f"{path}.{key}")
-    try:
-        return kind(**given)
-    except (TypeError, HarvestError) as error:
-        raise HarvestError(f"{where}: {path}: {error}") from error
-
-
-def _value(hint: Any, value: Any, where: str, path: str) -> Any:
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for kind in kinds:
-        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-            return _typed(kind, value, where, path)
-        if get_origin(kind) is tuple and isinstance(value, list):
-            of = get_args(kind)[0]
-            return tuple(_value(of, part, where, path) for part in value)
-        if get_origin(kind) is Literal and value in get_args(kind):
-            return value
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if kind is float and is_number and math.isfinite(value):
-            return float(value)
-        if kind in (int, str, bool, NoneType) and type(value) is kind:
-            return value
-    expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
-    raise HarvestError(f"{where}: {path} must be {expected}, got {value!r}")
-
-
 def load_head(folder: Path) -> Head:
     """The head of a fine-tuned model's folder, in eval mode; HarvestError where there is none."""
     if not (folder / "head.json").is_file():
@@ -220,7 +208,7 @@ def load_head(folder: Path) -> Head:
             " that do so (ft-…)"
         )
     try:
-        config = _typed(HeadConfig, read_json(folder / "head.json"), str(folder / "head.json"), "head")
+        config = read_settings(HeadConfig, folder / "head.json")
         tensors = read_tensors(folder / "head.safetensors")[0]
     except HarvestError as error:
         raise HarvestError(f"{folder}: its head cannot be read: {error}") from error
@@ -251,13 +239,11 @@ def _check_fingerprint(folder: Path, written: Any, seen: dict[str, list[float]])
         raise HarvestError(
             f"{folder}/config.json: fingerprint must hold the embeddings of {' and '.join(seen)}"
         )
+    where = f"{folder}/config.json"
     for name, vector in seen.items():
-        values = written[name]
-        is_like = isinstance(values, list) and len(values) == len(vector)
-        if not is_like or not all(isinstance(value, int | float) for value in values):
-            raise HarvestError(
-                f"{folder}/config.json: the fingerprint of the {name} is not {len(vector)} numbers"
-            )
+        values = from_dict(list[float], written[name], where=where, path=f"fingerprint.{name}")
+        if len(values) != len(vector):
+            raise HarvestError(f"{where}: the fingerprint of the {name} is not {len(vector)} numbers")
         off = max(abs(a - b) for a, b in zip(values, vector, strict=True))
         if not off <= FINGERPRINT_TOLERANCE:  # nor where it is not a number
             raise HarvestError(

@@ -15,7 +15,6 @@ from harvest.interfaces import HarvestError
 from harvest.model.alignment import init_xavier
 from harvest.model.fusion import FusionConfig
 from harvest.model.importing.bert import TextTower, load_bert
-from harvest.model.importing.files import read_json
 from harvest.model.importing.pretrained import load_any, load_pretrained
 from harvest.model.importing.sources import find_model
 from harvest.model.importing.tables import ImportReport
@@ -27,6 +26,7 @@ from harvest.model.tokenizer import Tokenizer, train_tokenizer
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.progress import say
 from harvest.ranges import Range, check_ranges
+from harvest.settings import read_json
 
 if TYPE_CHECKING:
     from harvest.config import RunConfig

@@ -3,10 +3,12 @@
 RUN/checkpoints/step-00001200/weights.safetensors   the objective's state
                               moments.safetensors   AdamW's moments, by the parameters' names
                               average.safetensors   the moving average of the weights, where there is one
-                              state.json            the step, written last
+                              state.json            the step and the files' checksums, written last
 
 A run that is sharded over its ranks (FSDP2) writes `state/` instead of the first three, by PyTorch's distributed
 checkpoint: every rank its shares, in parallel. Either is read by any number of ranks, sharded or not.
+
+A damaged checkpoint is renamed to `damaged-step-…`, and the run goes on from the one before.
 """
 
 from __future__ import annotations
@@ -21,16 +23,18 @@ from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from harvest.files import new_folder
+from harvest.files import check_checksums, checksums_of, new_folder
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_strictly
 from harvest.parallel import is_shard, is_sharded, shard_like, side_group, sync_errors, world_rank_size
+from harvest.progress import say
+from harvest.settings import read_settings
 from harvest.training.average import WeightAverage
 
 if TYPE_CHECKING:
@@ -38,6 +42,14 @@ if TYPE_CHECKING:
 
 FILES = {"objective": "weights", "moments": "moments", "average": "average"}
 """What a name in `_state` begins with, and the file it goes to."""
+
+
+class State(NamedTuple):
+    """What a checkpoint's state.json says."""
+
+    step: int
+    checksums: Mapping[str, str]
+    """The SHA-256 of every other file, by its path in the checkpoint's folder."""
 
 
 class CheckpointWriter:
@@ -157,7 +169,7 @@ class CheckpointWriter:
             if is_main:
                 with new_folder(folder) as whole:
                     os.rename(temporary / "state", whole / "state")
-                    (whole / "state.json").write_text(json.dumps({"step": step}))
+                    _write_state(whole, step)
                 temporary.rmdir()
 
         return finish
@@ -169,7 +181,12 @@ def _write_whole(folder: Path, step: int, state: Mapping[str, Tensor]) -> None:
             part = _part(state, kind)
             if part or kind != "average":
                 safetensors.torch.save_file(part, temporary / f"{file}.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"step": step}))
+        _write_state(temporary, step)
+
+
+def _write_state(folder: Path, step: int) -> None:
+    state = json.dumps(State(step, checksums_of(folder))._asdict(), indent=1)
+    (folder / "state.json").write_text(state)
 
 
 def _part(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
@@ -227,14 +244,59 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None = None,
 ) -> int | None:
-    """Fill objective, optimizer and average from the newest checkpoint of a run; its step, or None if there is none."""
+    """Fill objective, optimizer and average from the newest whole checkpoint of a run, and give its step; None without
+    one. Every rank must call it.
+
+    HarvestError where there are checkpoints and all are damaged.
+    """
+    with sync_errors():
+        if world_rank_size()[0] == 0:
+            _set_damaged_aside(run / "checkpoints")
     checkpoints = _checkpoints(run / "checkpoints")
     if not checkpoints:
         return None
     newest = checkpoints[-1]
     load = _load_shares if (newest / "state").is_dir() else _load_whole
     load(newest, objective, optimizer, average)
-    return int(json.loads((newest / "state.json").read_text())["step"])
+    return _step_of(newest)
+
+
+def _set_damaged_aside(folder: Path) -> None:
+    """Rename the newest checkpoints that are damaged, so that the newest left is whole."""
+    checkpoints = _checkpoints(folder)
+    damaged: list[tuple[Path, HarvestError]] = []
+    while checkpoints:
+        try:
+            _check_whole(checkpoints[-1])
+            break
+        except HarvestError as error:
+            damaged.append((checkpoints.pop(), error))
+    if damaged and not checkpoints:
+        raise HarvestError(
+            f"{damaged[0][1]}. {folder} has no whole checkpoint: restore one, or remove the folder to start afresh"
+        )
+    for path, what in damaged:
+        aside = path.with_name(f"damaged-{path.name}")
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        except OSError as reason:
+            raise HarvestError(f"{what}. {path} cannot be renamed: {reason.strerror}") from reason
+        say(f"{what}. It is kept as {aside.name}; going on from {checkpoints[-1].name}")
+
+
+def _check_whole(folder: Path) -> None:
+    """HarvestError unless a checkpoint's files are those that were written."""
+    state: State = read_settings(State, folder / "state.json")
+    if state.step != _step_of(folder):
+        raise HarvestError(f"{folder / 'state.json'} is of step {state.step}")
+    if not state.checksums:
+        raise HarvestError(f"{folder / 'state.json'} has no checksums")
+    check_checksums(folder, state.checksums)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _load_whole(
@@ -311,6 +373,7 @@ def newest_weights(run: Path) -> dict[str, Tensor]:
     if not checkpoints:
         return {}
     newest = checkpoints[-1]
+    _check_whole(newest)
     try:
         if not (newest / "state").is_dir():
             return safetensors.torch.load_file(newest / "weights.safetensors")

@@ -6,12 +6,15 @@ import json
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tensorboardX import SummaryWriter
 
 from harvest.bars import columns
-from harvest.files import write_file
+from harvest.errors import HarvestError
+from harvest.files import check_file, write_file
 from harvest.progress import is_quiet, say
+from harvest.settings import from_dict, parse
 
 
 class RunLog:
@@ -73,11 +76,24 @@ class RunLog:
     def _keep_lines_before(self, step: int) -> None:
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text().splitlines():
+        check_file(self.path)
+        *lines, last = self.path.read_bytes().split(b"\n")
+        if last:  # a kill while writing leaves half a line at the end
+            say(f"the last line of {self.path} was cut short: it is removed")
+        kept, damaged = [], 0
+        for line in lines:
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                break  # a kill while writing leaves half a line at the end
-        write_file(self.path, "".join(kept))
+                if _step_of(line) > step:
+                    continue
+            except HarvestError:
+                damaged += 1
+            kept.append(line + b"\n")
+        if damaged:
+            say(f"{damaged} lines of {self.path} cannot be read; they are kept as they are")
+        write_file(self.path, b"".join(kept))
+
+
+def _step_of(line: bytes) -> int:
+    numbers: dict[str, Any] = parse(dict[str, Any], line, where="the line")
+    step: int = from_dict(int, numbers.get("step"), where="the line", path="step")
+    return step

@@ -24,13 +24,12 @@ from harvest.files import PART, write_file
 from harvest.interfaces import Example, HarvestError
 from harvest.model.adaptation import merge
 from harvest.model.folder import save_model
-from harvest.model.importing.files import read_json
 from harvest.model.inflation import blend
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import World, merge_over_ranks, sync_errors
 from harvest.progress import say
-from harvest.settings import differences, read_settings, to_json
+from harvest.settings import differences, read_json, read_settings, to_json
 from harvest.training.prepare import Loader, Prepared
 
 if TYPE_CHECKING:
@@ -167,10 +166,13 @@ def stop_signals() -> Iterator[Stop]:
 def read_broken(run: Path) -> dict[str, Refused]:
     """What this run could not read before it was stopped: it stays left out, so that the order is the same again."""
     path = run / "broken.json"
+    if not path.exists():
+        return {}
     try:
-        return {id: Refused(**why) for id, why in read_json(path).items()}
-    except TypeError as error:
-        raise HarvestError(f"{path} does not say why videos were left out ({error}): restore it") from error
+        known: dict[str, Refused] = read_settings(dict[str, Refused], path)
+    except HarvestError as error:
+        raise HarvestError(f"{error}. It says which videos this run leaves out: restore it") from error
+    return known
 
 
 def write_broken(run: Path, loader: Loader, here: World) -> None:

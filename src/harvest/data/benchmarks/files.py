@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvest.interfaces import HarvestError
+from harvest.settings import parse
 
 _HEAD = 2**16  # of a file to recognise it by, characters
 
@@ -170,12 +170,7 @@ class Files:
         text = self.text(path)
         if path.suffix.lower() == ".jsonl":
             text = "[" + ",".join(line for line in text.splitlines() if line.strip()) + "]"
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise HarvestError(
-                f"{self.name}: {path} is not JSON ({error.msg}, line {error.lineno})"
-            ) from error
+        value = parse(Any, text, where=f"{self.name}: {path}")
         if not isinstance(value, (list, dict)) or not value:
             raise HarvestError(f"{self.name}: {path} holds no rows")
         return value

@@ -24,6 +24,7 @@ from harvest.data.miniworld.motions import LABELS
 from harvest.data.miniworld.scenes import rng_for, sample
 from harvest.data.miniworld.splits import MOST_RETRIEVAL, SPLITS, MiniWorld, MiniWorldConfig, make_clip
 from harvest.files import write_file
+from harvest.settings import read_json
 
 _VERSION = 3  # raise it when the same config would give other files
 _CLIPS_PER_JOB = 100  # part of the config, so to say: see _Encoder
@@ -137,7 +138,7 @@ def write_miniworld(
     mark = folder / "world.json"
     wanted = {"version": _VERSION, "config": asdict(config)}
     if mark.exists():
-        found = json.loads(mark.read_text(encoding="utf-8"))
+        found = read_json(mark)
         if found == wanted:
             return world
         raise HarvestError(

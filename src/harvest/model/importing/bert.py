@@ -16,11 +16,12 @@ from torch import Tensor
 from harvest.interfaces import HarvestError
 from harvest.model.fusion import FusionConfig
 from harvest.model.importing.assembly import check_tokenizer
-from harvest.model.importing.files import read_folder, read_json
+from harvest.model.importing.files import read_folder
 from harvest.model.importing.tables import ImportReport, Row, Table, layer_rows, rename, stack_depth
 from harvest.model.importing.vocabularies import bert_ids, bert_tokenizer, find_vocabulary
 from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer
+from harvest.settings import read_json
 
 BLOCK = {
     "norm_attention": ("attention.output.LayerNorm.{}",),

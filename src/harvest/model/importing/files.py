@@ -6,7 +6,6 @@ Weights come from safetensors or `torch.load(weights_only=True)`, out of the wra
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -20,14 +19,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from harvest.files import check_file
 from harvest.interfaces import HarvestError
+from harvest.settings import read_json
 
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile, FSDP and checkpointing put into names, at any depth."""
 OUTER = ("module.", "model.", "clip.")
 """What a whole state dict may stand under: DDP's, Lightning's and wrappers' own."""
-MOST_JSON = 256 << 20
-"""Bytes of a settings or tokenizer file; the largest vocabularies take 40 million."""
 MOST_HEADER = 32 << 20
 """Bytes of a safetensors header; 10,000 tensors take one million."""
 _BESIDE_WEIGHTS: list[Any] = [
@@ -52,37 +51,6 @@ _BROKEN = (
     zipfile.BadZipFile,
 )
 """What `torch.load` raises for damaged files."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is no file. HarvestError where it is no object in UTF-8."""
-    if not path.is_file():
-        return {}
-    check_file(path, most=MOST_JSON)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise HarvestError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise HarvestError(f"{path}: expected a JSON object")
-    return content
-
-
-def check_file(path: Path, *, most: int | None = None) -> None:
-    """HarvestError unless `path` is a regular file of at most `most` bytes that is not a git-lfs pointer."""
-    if not path.is_file():
-        raise HarvestError(f"{path}: no such file" if not path.exists() else f"{path} is not a regular file")
-    if most is not None and path.stat().st_size > most:
-        raise HarvestError(f"{path} has {path.stat().st_size:,} bytes: at most {most:,} are read")
-    try:
-        with path.open("rb") as file:
-            start = file.read(40)
-    except OSError as error:
-        raise HarvestError(f"{path} cannot be read: {error}") from error
-    if start.startswith(b"version https://git-lfs"):
-        raise HarvestError(
-            f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder, or download it again"
-        )
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:

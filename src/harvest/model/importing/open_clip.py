@@ -10,11 +10,12 @@ from harvest.interfaces import HarvestError
 from harvest.model.importing import preprocessing, siglip
 from harvest.model.importing.assembly import ImportOptions, Loaded
 from harvest.model.importing.clip import Stated, from_state_dict
-from harvest.model.importing.files import read_folder, read_json
+from harvest.model.importing.files import read_folder
 from harvest.model.importing.preprocessing import read_open_clip
 from harvest.model.importing.vocabularies import clip_tokenizer, hub_tokenizer
 from harvest.model.layers import Activation
 from harvest.model.tokenizer import Tokenizer
+from harvest.settings import read_json
 
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 WITHOUT_EFFECT = {

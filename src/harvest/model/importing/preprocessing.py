@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harvest.interfaces import Fit, HarvestError, Interpolation
-from harvest.model.importing.files import read_json
+from harvest.settings import read_json
 
 Triple = tuple[float, float, float]
 

@@ -15,13 +15,14 @@ from harvest.interfaces import HarvestError
 from harvest.model.folder import load_model
 from harvest.model.importing import clip, open_clip, siglip
 from harvest.model.importing.assembly import ImportOptions, Loaded, adjust, complete
-from harvest.model.importing.files import read_json, read_tensors
+from harvest.model.importing.files import read_tensors
 from harvest.model.importing.sources import find_model
 from harvest.model.importing.tables import ImportReport
 from harvest.model.importing.umt import is_umt, load_umt
 from harvest.model.importing.vocabularies import clip_tokenizer
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import NO_TEXT_TOWER, VideoTextModel
+from harvest.settings import read_json
 
 FAMILIES = {
     "clip": clip.from_transformers,

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from harvest.interfaces import HarvestError
-from harvest.model.importing.files import read_json
+from harvest.settings import read_json
 
 MINI_IMAGE = Path(__file__).parents[2] / "weights" / "mini-image"
 """The image model of the mini-world, shipped with Harvest."""

@@ -9,9 +9,10 @@ from typing import Any
 
 import tokenizers
 
+from harvest.files import check_file
 from harvest.interfaces import HarvestError
-from harvest.model.importing.files import check_file, read_json
 from harvest.model.tokenizer import Clean, Tokenizer, TokenizerConfig
+from harvest.settings import read_json
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MOST_MERGES = 64 << 20

@@ -20,6 +20,7 @@ from harvest.search.asking.reranking import Reranker
 from harvest.search.library.folder import Library, Model
 from harvest.search.library.store import Floats, Store, apart
 from harvest.search.results import Match
+from harvest.settings import parse
 
 LEAST = 20  # sentences: with fewer, no chance below 5 % could be told
 BANK_SIZE = 512
@@ -206,7 +207,10 @@ def calibrate(
 ) -> None:
     """Embed the bank of background queries, if it is new, and note how high each scores in the library now."""
     database = library.database
-    stored, texts = database.get("background"), json.loads(database.get("background_texts") or b"[]")
+    stored = database.get("background")
+    texts: Sequence[str] = parse(
+        tuple[str, ...], database.get("background_texts") or b"[]", where=str(database.path)
+    )
     new_texts: tuple[str, ...] = ()
     if background is not None:
         new_texts = tuple(background)

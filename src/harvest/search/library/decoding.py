@@ -22,6 +22,7 @@ from torch import Tensor
 
 from harvest.data.guard import Guard, Lost
 from harvest.data.video import VideoError
+from harvest.data.video.guarded import MAX_BYTES
 from harvest.interfaces import HarvestError, Squares
 from harvest.search.library.segmentation import Cut, Segmentation, Window, windows
 
@@ -35,11 +36,14 @@ T = TypeVar("T")
 class Decoders:
     """A few processes that decode. Use it in a `with`; calls come from several threads.
 
-    What a file does to its process, or an error that nobody foresaw, is a VideoError of that file.
+    What a file does to its process, memory beyond `MAX_BYTES`, or an error that nobody foresaw, is a VideoError of
+    that file.
     """
 
     def __init__(self, count: int, *, limit_s: float = LIMIT_S) -> None:
-        self._all = [Guard(_call, limit_s=limit_s, max_calls=2**62) for _ in range(count)]
+        self._all = [
+            Guard(_call, limit_s=limit_s, max_calls=2**62, max_bytes=MAX_BYTES) for _ in range(count)
+        ]
         self._free: queue.Queue[Guard] = queue.Queue()
         self._files = dict.fromkeys(self._all, 0)
         self._forking = threading.Lock()  # or a child would hold another's pipe open

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +33,7 @@ from harvest.search.library.database import Database
 from harvest.search.library.local_store import LocalStore
 from harvest.search.library.segmentation import Segmentation
 from harvest.search.library.store import Store
+from harvest.settings import from_dict, parse
 
 FORMAT = 2
 _EVERYDAY_WORDS = [
@@ -100,13 +102,14 @@ class Facts:
 
     @staticmethod
     def from_json(text: bytes, folder: Path) -> Facts:
+        where = "its facts"
         try:
-            values = json.loads(text)
-            found = values.pop("format")
+            values: dict[str, Any] = parse(dict[str, Any], text, where=where)
+            found = from_dict(int, values.get("format"), where=where, path="format")
             if found == FORMAT:
-                segmentation = Segmentation(**values.pop("segmentation"))
-                return Facts(**{**values, "segmentation": segmentation, "trust": tuple(values["trust"])})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+                facts: Facts = from_dict(Facts, values, where=where)
+                return facts
+        except HarvestError as error:
             raise HarvestError(
                 f"{folder}: its facts are damaged ({error}): index anew with --reindex"
             ) from error

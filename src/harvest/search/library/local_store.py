@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from harvest.files import new_file
 from harvest.search.library.database import GRAPHS, MAKE_ROOM, Damaged, Database, checksum
 from harvest.search.library.store import Entry, Floats, Near, Spans, Unavailable
+from harvest.settings import parse
 
 EXACT_MOST = 100_000  # moments that are searched exactly, in memory
 _CANDIDATES = 64  # of the approximate index at least
@@ -160,7 +161,11 @@ class LocalStore:
     def _noted(self) -> _Graph | None:
         """The approximate index that the database names."""
         stored = self.database.get("vectors")
-        return None if stored is None else _Graph(*json.loads(stored))
+        return (
+            None
+            if stored is None
+            else _Graph(*parse(tuple[str, int, int, int], stored, where=str(self.database.path)))
+        )
 
     def _path_of(self, noted: _Graph | None, *, is_thorough: bool = False) -> Path | None:
         """The approximate index's file, if it is what was written: by its size and time or, where the time differs or

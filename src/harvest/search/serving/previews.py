@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
 
-from harvest.data.video import VideoError, read_frames, write_video
+from harvest.data.video import VideoError, probe, read_frames, write_video
 from harvest.data.video.opening import opened
 from harvest.data.video.source import as_source
 from harvest.files import new_file
 from harvest.interfaces import HarvestError
 
 FPS = 12.5
-HEIGHT = 288
+SHORT_SIDE = 288
+MOST_PIXELS = 640 * 360  # of a picture: all of them are held in memory
 LONGEST_S = 20.0
 _RATE = 44_100  # samples a second
 _AAC_FRAME = 1024  # samples
@@ -29,7 +31,10 @@ def write_preview(path: Path, out: Path, *, start_s: float, end_s: float) -> Non
     length_s = min(end_s - start_s, LONGEST_S)
     count = max(1, round(length_s * FPS))
     times_s = start_s + (torch.arange(count, dtype=torch.float64) + 0.5) / FPS
-    frames = read_frames(path, times_s, image_size=HEIGHT, fit=None).frames
+    info = probe(path)
+    short, long = sorted((info.width, info.height))
+    size = max(2, min(SHORT_SIDE, math.isqrt(MOST_PIXELS * short // long)))
+    frames = read_frames(path, times_s, image_size=size, fit=None).frames
     height, width = (side - side % 2 for side in frames.shape[-2:])
     try:
         write_video(out, frames[..., :height, :width], fps=FPS, crf=24)
