@@ -172,6 +172,15 @@ def generator_for(seed: int, *numbers: int, device: torch.device | str = "cpu") 
     return torch.Generator(device=device).manual_seed(seed_for(seed, *numbers))
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, without waiting for what a GPU has still to compute: copied from pinned memory."""
+    if tensor.device == device or device.type == "cpu":
+        return tensor.to(device)
+    if tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """bf16 autocast, or nothing for fp32 and where the device computes bf16 slower than fp32 (`computed_in`)."""
     if computed_in(device, precision) == "fp32":

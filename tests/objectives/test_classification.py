@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from harvest.objectives.classification import (
     erase,
     targets,
 )
+from harvest.parallel import World
+from harvest.recipes import tiny
+from harvest.training.prepare import prepare
 
 PLAIN = ClassificationConfig(mixup=0.0, cutmix=0.0, random_erasing=0.0, drop_path=0.0, head_scale=1.0)
 NAMES = ("a", "b", "c")
@@ -111,10 +115,15 @@ def test_erasing_takes_one_box_of_all_frames() -> None:
     assert video.unique().tolist() == [9.0]
 
 
-def test_targets_by_hand_and_a_row_without_a_label() -> None:
+def test_targets_by_hand() -> None:
     assert targets(torch.tensor([1]), 4, smoothing=0.2)[0].tolist() == pytest.approx([0.05, 0.85, 0.05, 0.05])
-    with pytest.raises(HarvestError, match="label in every row"):
-        targets(torch.tensor([0, -1]), 2, smoothing=0.0)
+
+
+def test_pictures_without_labels_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    config = tiny("mini-actions")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, images="mini-world/stills"))
+    with pytest.raises(HarvestError, match=r"data\.images"):
+        prepare(config, tmp_path, World())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from small import PAD, START, small_batch, small_model, stage2_model
+from small import PAD, START, loss_and_gradients, small_batch, small_model, stage2_model
 from torch import Tensor
 
 from harvest.data.read_once import clip_numbers
@@ -17,6 +17,7 @@ from harvest.model.inflation import as_teacher
 from harvest.objectives.contrast import contrast
 from harvest.objectives.losses import negatives
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
+from harvest.tokens import words
 from harvest.training.optim import OptimConfig, build_optimizer
 
 
@@ -315,3 +316,30 @@ def test_a_model_that_lacks_a_head() -> None:
         Multimodal(config, image, None, seed=0)
     with pytest.raises(HarvestError, match="fills in words"):
         Multimodal(dataclasses.replace(config, matching_weight=0), image, None, seed=0)
+
+
+@pytest.mark.parametrize("weights", [{}, {"contrastive_weight": 0.0, "alignment_weight": 0.0}])
+def test_hidden_words_by_a_fixed_number_of_places_are_the_same_loss(
+    weights: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the host does not wait to know their number."""
+    found = []
+    for is_fixed in (False, True):
+        if is_fixed:
+            monkeypatch.setattr(words, "_num_asked", lambda hidden, most: most)
+        objective = objective_of(**weights)
+        found.append(loss_and_gradients(objective, objective, small_batch(6)))
+    exact, fixed = found
+    for name, tensor in exact.items():
+        torch.testing.assert_close(fixed[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_of_one_video_asks_for_no_match() -> None:
+    objective = objective_of(alignment_weight=0.0, selector="random", masked_words_weight=0.0)
+    batch = small_batch(4)
+    batch = batch._replace(example=torch.zeros_like(batch.example))
+    losses = objective(batch, 0)
+    losses.total.backward()
+    assert losses.parts["vtm"] == 0
+    head = objective.model.fusion.head_match
+    assert head is not None and (head.weight.grad == 0).all()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.interfaces import Fit, HarvestError, Interpolation
+from harvest.parallel import send
 
 
 def fit_square(
@@ -98,7 +99,7 @@ def crop_batch(video: Tensor, boxes: Tensor, image_size: int) -> Tensor:
     levels of it, which rounds in between, for boxes of whole pixels.
     """
     _, T, C, H, W = video.shape
-    boxes = boxes.to(video.device, torch.float32)
+    boxes = send(boxes, video.device).to(torch.float32)
     rows = _weights(boxes[:, 0] * H, boxes[:, 2] * H, H, image_size)  # [B, S, H]
     columns = _weights(boxes[:, 1] * W, boxes[:, 3].abs() * W, W, image_size)  # [B, S, W]
     columns = torch.where((boxes[:, 3] < 0)[:, None, None], columns.flip(1), columns)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from harvest.interfaces import HarvestError, VideoFeatures
 from harvest.model.layers import AttentionPooling
 from harvest.model.video_text import VideoTextModel
+from harvest.parallel import send
 
 
 @dataclass(frozen=True)
@@ -135,4 +136,4 @@ def dropout(x: Tensor, rate: float, generator: torch.Generator) -> Tensor:
     if rate == 0:
         return x
     kept = torch.rand(x.shape, generator=generator, device=generator.device) >= rate
-    return x * (kept / (1 - rate)).to(x)
+    return x * send(kept / (1 - rate), x.device).to(x)

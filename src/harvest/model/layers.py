@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
+from harvest.parallel import send
+
 MOST_WIDTH, MOST_DEPTH = 65_536, 512
 """Of a tower: what claims more is a damaged or hostile file."""
 
@@ -67,7 +69,7 @@ def resize_positions(table_ND: Tensor, num_patches: int, *, num_times: int = 1) 
 
 
 class SinusoidPositions(nn.Module):
-    """A sinusoid table kept on the device, in no state dict; computed anew where more positions are asked for."""
+    """A sinusoid table kept on the device, in no state dict; extended where more positions are asked for."""
 
     table: Tensor
 
@@ -78,7 +80,8 @@ class SinusoidPositions(nn.Module):
     def forward(self, num_positions: int) -> Tensor:
         """`[num_positions, D]`."""
         if num_positions > self.table.shape[0]:
-            return sinusoid(num_positions, self.table.shape[1]).to(self.table.device)
+            with torch.inference_mode(False):  # it is kept for later, for training too
+                self.table = send(sinusoid(num_positions, self.table.shape[1]), self.table.device)
         return self.table[:num_positions]
 
 
@@ -133,7 +136,7 @@ class Segments(NamedTuple):
     def of(cls, groups: Sequence[tuple[int, int]], device: torch.device) -> Segments:
         lengths = [length for count, length in groups for _ in range(count)]
         ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-        return cls(tuple(groups), ends.to(device, non_blocking=True))
+        return cls(tuple(groups), send(ends, device))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # its shapes change with every batch

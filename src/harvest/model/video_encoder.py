@@ -39,6 +39,7 @@ from harvest.model.layers import (
     resize_positions,
 )
 from harvest.model.token_merging import merge_plan, merge_tokens
+from harvest.parallel import send
 from harvest.ranges import Range, check_ranges
 
 
@@ -414,7 +415,7 @@ class VideoEncoder(nn.Module):
             seen = part.view(n, R + K, -1)
             pooled.append(self._pooled(seen, R, grid))
             tokens.append(F.pad(seen[:, R:], (0, 0, 0, longest - K)))
-        counts = torch.tensor([K for n, K in groups for _ in range(n)], device=packed.clips.device)
+        counts = send(torch.tensor([K for n, K in groups for _ in range(n)]), packed.clips.device)
         mask = torch.arange(longest, device=counts.device) < counts[:, None]
         back = packed.clips.argsort()
         return VideoFeatures(
@@ -532,7 +533,7 @@ class VideoEncoder(nn.Module):
         """Tokens `[sum of K, D]` with their positions, in time the mean over the run that each stands for."""
         grid = self.grid(video)
         S, P, keep = grid.num_times, grid.num_patches, packed.keep
-        counts = torch.tensor([K for n, K in packed.groups for _ in range(n)], device=packed.clips.device)
+        counts = send(torch.tensor([K for n, K in packed.groups for _ in range(n)]), packed.clips.device)
         rows = packed.clips.repeat_interleave(counts, output_size=len(keep))
         pixels = self._pixels(video)[rows, keep // P, keep % P // (G := math.isqrt(P)), keep % P % G]
         x_TD = self.patches(self.normalise(pixels).flatten(1))

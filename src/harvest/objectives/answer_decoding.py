@@ -23,7 +23,7 @@ from harvest.objectives.questions import answered_rows
 from harvest.objectives.reach import freeze_unreached
 from harvest.objectives.seen import check_seen, drop_path_of, seeded_dropout, step_generator, step_seed
 from harvest.ranges import Range
-from harvest.tokens import Selection, choose
+from harvest.tokens import Selection, at_hidden, choose
 
 if TYPE_CHECKING:
     from harvest.config import RunConfig
@@ -82,7 +82,7 @@ class AnswerDecoding(nn.Module):
         freeze_unreached(self, hides_words=False)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        generator = step_generator(self.seed, step)
+        generator = step_generator(self.seed, step, device=batch.video.device)
         model, B = self.model, len(batch.video)
         drop_path_scale = drop_path_of(
             model, batch.video, rate=self.config.drop_path, is_training=self.training, generator=generator
@@ -94,6 +94,7 @@ class AnswerDecoding(nn.Module):
             ids, mask = self.answer_ids[batch.label], self.answer_mask[batch.label]
             logits = model.decode_answers(model.fuse(video, text), text, ids[:, :-1])
         asked = mask[:, 1:]
-        nll = F.cross_entropy(logits[asked].float(), ids[:, 1:][asked], reduction="sum") / B
+        said, targets = at_hidden(logits, ids[:, 1:], asked, most=asked.numel())
+        nll = F.cross_entropy(said.float(), targets, reduction="sum") / B
         right = (logits.argmax(dim=-1) == ids[:, 1:]).logical_or(~asked).all(dim=1).float().mean()
         return Losses(nll, {"answer": nll.detach(), "answers_right": right.detach()})

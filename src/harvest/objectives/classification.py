@@ -123,7 +123,7 @@ class Classification(nn.Module):
         freeze_unreached(self)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        generator = step_generator(self.seed, step)
+        generator = step_generator(self.seed, step, device=batch.video.device)
         target = targets(batch.label, len(self.head.config.names), smoothing=self._smoothing)
         video = batch.video
         if self.training:
@@ -160,7 +160,8 @@ class Classification(nn.Module):
         if config.random_erasing > 0:
             # Noise is drawn where the pixels are: a batch of it would be slow to bring there.
             noise = step_generator(self.seed, step, device=video.device)
-            video = erase(video, chance=config.random_erasing, generator=generator, noise=noise)
+            host = generator if generator.device.type == "cpu" else step_generator(self.seed, step)
+            video = erase(video, chance=config.random_erasing, generator=host, noise=noise)
         if config.mixup > 0 or config.cutmix > 0:
             draws = np.random.default_rng(step_seed(self.seed, step))
             mix = draw_mix(video.shape[-2:], mixup=config.mixup, cutmix=config.cutmix, draws=draws)
@@ -175,9 +176,8 @@ def targets(label: Tensor, num_classes: int, *, smoothing: float) -> Tensor:
     """
     if label.ndim == 2:
         return F.pad(label.float(), (0, num_classes - label.shape[1]))
-    if (label < 0).any():
-        raise HarvestError("classification needs a label in every row, and some row has none")
-    return F.one_hot(label, num_classes).float() * (1 - smoothing) + smoothing / num_classes
+    is_class = label[:, None] == torch.arange(num_classes, device=label.device)
+    return is_class.float() * (1 - smoothing) + smoothing / num_classes
 
 
 def erase(video: Tensor, *, chance: float, generator: torch.Generator, noise: torch.Generator) -> Tensor:

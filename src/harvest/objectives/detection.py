@@ -25,7 +25,7 @@ from harvest.model.video_text import VideoTextModel
 from harvest.objectives.contract import Given, Needs
 from harvest.objectives.reach import freeze_unreached
 from harvest.objectives.seen import drop_path_of, seeded_dropout, step_generator, step_seed
-from harvest.parallel import mean_over_ranks
+from harvest.parallel import mean_over_ranks, send
 from harvest.ranges import Range, check_ranges
 from harvest.tokens import Selection
 
@@ -107,7 +107,8 @@ class BoxTable(nn.Module):
     def of(self, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes `[R, 4]`, their actions `[R, A]` and whose they are in the batch `[R]`, of clips `[B]`."""
         count = self.starts[clip + 1] - self.starts[clip]
-        owner = torch.arange(len(clip), device=clip.device).repeat_interleave(count)
+        num_boxes = int(count.sum())  # the host reads it: what is computed has its size
+        owner = torch.arange(len(clip), device=clip.device).repeat_interleave(count, output_size=num_boxes)
         first = count.cumsum(0) - count
         rows = self.starts[clip][owner] + torch.arange(len(owner), device=clip.device) - first[owner]
         return self.boxes[rows], self.actions[rows], owner
@@ -137,14 +138,14 @@ class Detection(nn.Module):
         freeze_unreached(self)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        generator = step_generator(self.seed, step)
         B, device = len(batch.video), batch.video.device
+        generator = step_generator(self.seed, step, device=device)
         boxes, actions, owner = self.table.of(batch.example)
         video = batch.video
         if self.training and self.config.flip:
-            mirrored = (torch.rand(B, generator=generator) < 0.5).to(device)
+            mirrored = send(torch.rand(B, generator=generator, device=generator.device) < 0.5, device)
             if self.sided:
-                sided = actions[:, self.sided].sum(dim=1).float()
+                sided = actions[:, send(torch.tensor(self.sided), device)].sum(dim=1).float()
                 mirrored &= torch.zeros(B, device=device).index_add(0, owner, sided) == 0
             video = torch.where(mirrored[:, None, None, None, None], video.flip(-1), video)
             boxes = torch.where(mirrored[owner, None], mirror(boxes), boxes)
@@ -157,8 +158,9 @@ class Detection(nn.Module):
             scores = self.head(regions, dropout=self.config.head_dropout if self.training else 0.0).float()
         each = F.binary_cross_entropy_with_logits(scores, actions.float(), reduction="none").mean(dim=1)
         # Ranks may have different numbers of boxes: each counts alike in the mean that the ranks' gradients make.
-        loss = each.sum() / mean_over_ranks(torch.tensor(float(len(each)), device=device)).clamp(min=1)
-        return Losses(loss, {"actions": loss.detach(), "boxes": torch.tensor(len(each) / B)})
+        loss = each.sum() / mean_over_ranks(torch.full((), float(len(each)), device=device)).clamp(min=1)
+        boxes_a_clip = torch.full((), len(each) / B, device=device)
+        return Losses(loss, {"actions": loss.detach(), "boxes": boxes_a_clip})
 
 
 def mirror(boxes: Tensor) -> Tensor:

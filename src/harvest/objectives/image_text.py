@@ -21,6 +21,7 @@ from harvest.objectives.contrast import ContrastiveLoss, contrast, paraphrase
 from harvest.objectives.hard_texts import encode_hard_texts, hard_text_parts, hard_text_source
 from harvest.objectives.reach import freeze_unreached
 from harvest.objectives.seen import check_seen, step_generator
+from harvest.parallel import send
 from harvest.ranges import Range, check_ranges
 from harvest.tokens import Selection, choose
 from harvest.tokens.hard_negatives import RULES, Rule
@@ -77,11 +78,12 @@ class ImageTextPretraining(nn.Module):
         freeze_unreached(self)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        generator = step_generator(self.seed, step)
+        generator = step_generator(self.seed, step, device=batch.video.device)
         B, T = batch.video.shape[:2]
         C = batch.text_ids.shape[1]
-        chosen = torch.randint(T, (B,), generator=generator)
-        stills = batch.video[torch.arange(B), chosen][:, None]
+        chosen = torch.randint(T, (B,), generator=generator, device=generator.device)
+        chosen = send(chosen, batch.video.device)
+        stills = batch.video[torch.arange(B, device=chosen.device), chosen][:, None]
         keep = choose(self.selection, stills, self.model.grid(stills), generator=generator)
         image_BE = self.model.encode_video(stills, keep).pooled
         text_RE = self.model.encode_text(batch.text_ids.flatten(0, 1)).pooled

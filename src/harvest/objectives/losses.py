@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harvest.parallel import send
+
 
 def contrastive_rows(scores_RC: Tensor, row_example: Tensor, column_example: Tensor) -> Tensor:
     """InfoNCE of each row, `[R]`: every column of the row's video is a positive (UMT `get_sim_targets`).
@@ -28,18 +30,18 @@ def sigmoid_rows(scores_RC: Tensor, row_example: Tensor, column_example: Tensor)
     return -F.logsigmoid(torch.where(positive, scores_RC, -scores_RC)).sum(1)
 
 
-def negatives(scores_QN: Tensor, is_same: Tensor, *, generator: torch.Generator) -> Tensor | None:
+def negatives(scores_QN: Tensor, is_same: Tensor, *, generator: torch.Generator) -> Tensor:
     """For each query one item that is not its own, drawn in proportion to `softmax(scores)`: int64 `[Q]` (ALBEF, UMT).
 
-    `is_same` bool `[Q, N]` says which items a query may not get. None where some query has no other item. The draws
-    are those of `torch.multinomial` with the same generator.
+    `is_same` bool `[Q, N]` says which items a query may not get; one that has no other item gets any. The draws are those
+    of `torch.multinomial` with the same generator.
     """
-    if not bool((~is_same).any(dim=1).all()):
-        return None
     # Own items are taken out before the softmax, so that something is always left: far ones underflow beside them.
-    weights = scores_QN.detach().float().masked_fill(is_same, float("-inf")).softmax(dim=1)
+    is_own = is_same & ~is_same.all(dim=1, keepdim=True)
+    weights = scores_QN.detach().float().masked_fill(is_own, float("-inf")).softmax(dim=1)
     noise = torch.empty(weights.shape, device=generator.device).exponential_(generator=generator)
-    return (weights / noise.to(weights.device).clamp(min=torch.finfo(torch.float32).tiny)).argmax(dim=1)
+    noise = send(noise, weights.device).clamp(min=torch.finfo(torch.float32).tiny)
+    return (weights / noise).argmax(dim=1)
 
 
 def matching(logits: Tensor, is_match: Tensor) -> Tensor:
@@ -48,9 +50,12 @@ def matching(logits: Tensor, is_match: Tensor) -> Tensor:
 
 
 def masked_words(logits_MV: Tensor, targets: Tensor, *, num_hidden: Tensor | None = None) -> Tensor:
-    """Cross-entropy at hidden positions, int64 `[M]`, divided by `num_hidden` (default M). Zero where M is 0."""
+    """Cross-entropy at hidden positions, int64 `[M]`, divided by `num_hidden` (default M). Zero where M is 0.
+
+    A target of -100 asks for nothing.
+    """
     total = F.cross_entropy(logits_MV.float(), targets, reduction="sum")
-    count = num_hidden if num_hidden is not None else torch.tensor(len(targets), device=logits_MV.device)
+    count = num_hidden if num_hidden is not None else (targets >= 0).sum()
     return total / count.clamp(min=1)
 
 

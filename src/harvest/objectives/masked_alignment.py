@@ -129,7 +129,7 @@ class MaskedAlignment(nn.Module):
         freeze_unreached(self)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        generator = step_generator(self.seed, step)
+        generator = step_generator(self.seed, step, device=batch.video.device)
         video, teaching = batch.video, self.teaching
         grid = self.model.grid(video)
         keep, targets = teaching.draw(batch, grid, self.selection, generator=generator)

@@ -37,7 +37,7 @@ from harvest.objectives.teaching import Teaching, is_guided, load_teacher
 from harvest.parallel import mean_over_ranks
 from harvest.progress import say
 from harvest.ranges import Range
-from harvest.tokens import DropRatio, Selection, choose_equally, mask_text
+from harvest.tokens import DropRatio, Selection, at_hidden, choose_equally, mask_text, most_hidden
 
 if TYPE_CHECKING:
     from harvest.config import RunConfig
@@ -194,7 +194,7 @@ class Multimodal(nn.Module):
 
     def forward(self, batch: Batch, step: int) -> Losses:
         with seeded_dropout(step_seed(self.seed, step)):
-            return self.losses(batch, step_generator(self.seed, step))
+            return self.losses(batch, step_generator(self.seed, step, device=batch.video.device))
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         config, model, teaching = self.config, self.model, self.teaching
@@ -239,6 +239,7 @@ class Multimodal(nn.Module):
                 mask_id=model.mask_id,
                 random_words=model.config.text_tower.vocab_size,
                 generator=generator,
+                length=model.config.text_tower.context_length,
             )
             parts["mlm"] = self.masked_words(video, ids, masked_ids, hidden)
         weights = {
@@ -265,21 +266,16 @@ class Multimodal(nn.Module):
             is_same = example[:, None] == example[None]
             wrong_clip = negatives(scores, is_same, generator=generator)
             wrong_text = negatives(scores.T, is_same, generator=generator)
-        if wrong_clip is None or wrong_text is None:
-            return 0.0 * self.match(video, text, None, None).sum()
         logits = self.match(video, text, wrong_clip, wrong_text)
         is_match = torch.arange(len(logits), device=logits.device) < len(example)
-        return matching(logits, is_match)
+        return matching(logits, is_match) * (~is_same).any()
 
     def match(
-        self, video: VideoFeatures, text: TextFeatures, wrong_clip: Tensor | None, wrong_text: Tensor | None
+        self, video: VideoFeatures, text: TextFeatures, wrong_clip: Tensor, wrong_text: Tensor
     ) -> Tensor:
         """Scores `[3 B, 2]` of the pairs, of texts with wrong clips, and of clips with wrong texts."""
         rows = torch.arange(len(text.mask), device=text.mask.device)
-        clips, texts = rows, rows
-        if wrong_clip is not None and wrong_text is not None:
-            clips = torch.cat([rows, wrong_clip, rows])
-            texts = torch.cat([rows, rows, wrong_text])
+        clips, texts = torch.cat([rows, wrong_clip, rows]), torch.cat([rows, rows, wrong_text])
         shown = video.rows(clips)
         read = TextFeatures(text.tokens[texts], text.pooled, text.mask[texts])
         return self.model.match(self.model.fuse(shown, read), read)
@@ -290,6 +286,8 @@ class Multimodal(nn.Module):
         """Cross-entropy at the words `hidden`, read from the masked captions beside the clips."""
         text = self.model.encode_text(masked_ids)
         states = self.model.fuse(video, text)
-        logits = self.model.predict_words(states[hidden[:, : states.shape[1]]])  # at hidden positions only
+        B, L = states.shape[:2]  # what is left out of padding has no hidden words
+        most = most_hidden(B, L, ratio=self.config.text_mask_ratio)
+        asked, targets = at_hidden(states, text_ids[:, :L], hidden[:, :L], most=most)
         count = mean_over_ranks(hidden.sum().float())
-        return masked_words(logits, text_ids[hidden], num_hidden=count)
+        return masked_words(self.model.predict_words(asked), targets, num_hidden=count)

@@ -81,7 +81,7 @@ class MultipleChoice(nn.Module):
         freeze_unreached(self, hides_words=False)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        generator = step_generator(self.seed, step)
+        generator = step_generator(self.seed, step, device=batch.video.device)
         B, C, _ = batch.text_ids.shape
         keep = choose_seen(self.model, self.selection, batch.video, generator=generator)
         drop_path_scale = drop_path_of(

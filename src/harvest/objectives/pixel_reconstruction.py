@@ -126,7 +126,7 @@ class PixelReconstruction(nn.Module):
         freeze_unreached(self)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        generator = step_generator(self.seed, step)
+        generator = step_generator(self.seed, step, device=batch.video.device)
         video, model = batch.video, self.model
         grid = model.grid(video)
         keep = choose_equally(self.selection, video, grid, generator=generator)
@@ -150,7 +150,8 @@ def hidden_of(keep: Tensor, num_tubelets: int) -> Tensor:
     is_hidden = torch.ones(len(keep), num_tubelets, dtype=torch.bool, device=keep.device).scatter_(
         1, keep, False
     )
-    return is_hidden.nonzero()[:, 1].view(len(keep), -1)
+    size = len(keep) * (num_tubelets - keep.shape[1])
+    return is_hidden.nonzero_static(size=size)[:, 1].view(len(keep), -1)
 
 
 def tubelet_pixels(video: Tensor, chosen: Tensor, *, patch_size: int, tubelet_size: int) -> Tensor:

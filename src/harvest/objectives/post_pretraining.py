@@ -24,9 +24,9 @@ from harvest.objectives.losses import masked_words
 from harvest.objectives.reach import freeze_unreached
 from harvest.objectives.seen import choose_seen, step_generator
 from harvest.objectives.text_store import Captions, TextType, open_texts
-from harvest.parallel import generator_for, mean_over_ranks
+from harvest.parallel import generator_for, mean_over_ranks, send
 from harvest.ranges import Range
-from harvest.tokens import DropRatio, Selection, mask_text
+from harvest.tokens import DropRatio, Selection, at_hidden, mask_text, most_hidden
 from harvest.tokens.hard_negatives import RULES, Rule
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class PostPretraining(nn.Module):
         freeze_unreached(self, hides_words=config.masked_words_weight > 0)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        generator = step_generator(self.seed, step)
+        generator = step_generator(self.seed, step, device=batch.video.device)
         B = len(batch.video)
         keep = choose_seen(self.model, self.selection, batch.video, generator=generator)
         masked: tuple[Tensor, Tensor] | None = None
@@ -164,6 +164,7 @@ class PostPretraining(nn.Module):
                 ratio=self.config.text_mask_ratio,
                 mask_id=self.model.mask_id,
                 generator=generator,
+                length=self.model.config.text_tower.context_length,
             )
             num_hidden = mean_over_ranks(masked[1].sum().float())
         video_BE, text_RE, mlm, right = self._in_chunks(batch, keep, masked, num_hidden)
@@ -223,10 +224,10 @@ class PostPretraining(nn.Module):
         masked_ids, hidden = masked
         M = len(masked_ids)
         states_BLD = self.model.fuse(video.rows(slice(M)), self.model.encode_text(masked_ids))
-        logits_MV = self.model.predict_words(
-            states_BLD[hidden[:, : states_BLD.shape[1]]]
-        )  # at hidden positions only
-        targets = batch.text_ids[:M, 0][hidden]
+        L = states_BLD.shape[1]  # what is left out of padding has no hidden words
+        most = most_hidden(M, L, ratio=self.config.text_mask_ratio)
+        states, targets = at_hidden(states_BLD, batch.text_ids[:M, 0, :L], hidden[:, :L], most=most)
+        logits_MV = self.model.predict_words(states)
         mlm = masked_words(logits_MV, targets, num_hidden=num_hidden)
         return video.pooled, texts, mlm, (logits_MV.argmax(dim=1) == targets).sum().to(texts.dtype)
 
@@ -237,7 +238,7 @@ class PostPretraining(nn.Module):
         generator, device = generator_for(self.seed, step), next(self.model.parameters()).device
         chosen = torch.randint(self.captions.num, (self.config.text_bank,), generator=generator)
         pooled, clips = self.captions.pooled(chosen), self.captions.clips(chosen)
-        return Bank(pooled.to(device).float(), clips.to(device))
+        return Bank(send(pooled, device).float(), send(clips, device))
 
     def _pooled_texts(self, batch: Batch) -> Tensor:
         """Clean captions, `[B * C, E]`: as the batch brings them, from the store, or encoded, without gradient where the

@@ -84,7 +84,7 @@ class QuestionAnswering(nn.Module):
         freeze_unreached(self, hides_words=True, asks=True)
 
     def forward(self, batch: Batch, step: int) -> Losses:
-        generator = step_generator(self.seed, step)
+        generator = step_generator(self.seed, step, device=batch.video.device)
         keep = choose_seen(self.model, self.selection, batch.video, generator=generator)
         drop_path_scale = drop_path_of(
             self.model,

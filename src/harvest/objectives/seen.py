@@ -13,12 +13,15 @@ from torch import Tensor
 
 from harvest.interfaces import Kept
 from harvest.model.video_text import VideoTextModel, own_attention
-from harvest.parallel import generator_for, seed_for, world_rank_size
+from harvest.parallel import generator_for, seed_for, send, world_rank_size
 from harvest.tokens import Selection, choose, choose_equally
 
 
 def step_generator(seed: int, step: int, *, device: torch.device | str = "cpu") -> torch.Generator:
-    """The generator of this rank's draws in a step."""
+    """The generator of this rank's draws in a step, on a device; on the CPU where kernels are to be deterministic, so
+    that the same is drawn on every device."""
+    if torch.are_deterministic_algorithms_enabled():
+        device = "cpu"
     return generator_for(seed, step, world_rank_size()[0], device=device)
 
 
@@ -47,13 +50,14 @@ def drop_path_of(
     if not is_training or rate == 0:
         return None
     scale = draw_drop_path_scale(model.config.video.depth, len(video), rate=rate, generator=generator)
-    return scale.to(video.device)
+    return send(scale, video.device)
 
 
 def draw_drop_path_scale(depth: int, num_clips: int, *, rate: float, generator: torch.Generator) -> Tensor:
     """Stochastic depth as `drop_path_scale` `[depth, 2, num_clips]`: 0 where a branch is left out, else 1 / its chance."""
-    chances = 1 - torch.linspace(0, rate, depth)[:, None, None]
-    return (torch.rand(depth, 2, num_clips, generator=generator) < chances) / chances
+    device = generator.device
+    chances = 1 - torch.linspace(0, rate, depth, device=device)[:, None, None]
+    return (torch.rand(depth, 2, num_clips, generator=generator, device=device) < chances) / chances
 
 
 @contextmanager

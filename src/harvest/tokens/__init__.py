@@ -20,19 +20,21 @@ from harvest.tokens.selectors import (
     run_length_keep,
     tube_keep,
 )
-from harvest.tokens.words import mask_text
+from harvest.tokens.words import at_hidden, mask_text, most_hidden
 
 __all__ = [
     "SELECTORS",
     "DropRatio",
     "Selection",
     "Selector",
+    "at_hidden",
     "attention_keep",
     "budget_of",
     "choose",
     "choose_equally",
     "described",
     "mask_text",
+    "most_hidden",
     "motion_keep",
     "num_kept",
     "random_keep",

@@ -11,6 +11,7 @@ Shapes: B clips, S tubelet times, P places in a frame, N = S * P tubelets, K kep
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from harvest.interfaces import Grid, HarvestError, Kept, Merged, Packed
+from harvest.parallel import send
 from harvest.tokens.change import repeated_change, tubelet_change
 
 
@@ -120,7 +122,7 @@ def attention_keep(
     weights = (weights / weights.sum(dim=1, keepdim=True).clamp(min=tiny)).clamp(min=FLOOR)
     draws = 1 if same_draws else B
     noise = torch.empty(draws * num_times, P, device=generator.device).exponential_(generator=generator)
-    noise = noise.to(weights.device).clamp(min=tiny).view(draws, num_times, P)
+    noise = send(noise, weights.device).clamp(min=tiny).view(draws, num_times, P)
     sizes = (P,) * num_times
     priority = (weights.view(B, num_times, P) / noise).flatten(1)
     return _largest(priority, sizes, _split(_checked(budget, N), sizes))
@@ -159,7 +161,7 @@ def motion_keep(
     times = _split(num_times, (1,) * min(num_groups, num_times))
     sizes = [count * (N // num_times) for count in times]
     counts = _split(_checked(budget, N), sizes)
-    noise = _uniform(B, N, generator, same_draws).to(change.device)
+    noise = send(_uniform(B, N, generator, same_draws), change.device)
     moving = [count - round(count * random_ratio) for count in counts]
     if any(moving):
         chosen = _largest(torch.maximum(change.float(), STILL * noise), sizes, moving)
@@ -178,7 +180,7 @@ def run_length_keep(change: Tensor, *, budget: int | None = None, num_lengths: i
     tubelets is its content's: P for a still clip, all for one in which everything moves. It is rounded up to one of
     about `num_lengths` numbers, by keeping the repeats that differ most, so that many clips of a batch are equally
     long and can be computed together. `budget` is the most: a clip that changes in more places keeps those that change
-    most, of its first time those that change soonest. On a GPU it waits for the counts.
+    most, of its first time those that change soonest. The host reads the counts: on a GPU it waits for them once.
     """
     B, S, P = change.shape[0], change.shape[1] + 1, change.shape[2]
     N, device = S * P, change.device
@@ -204,9 +206,10 @@ def run_length_keep(change: Tensor, *, budget: int | None = None, num_lengths: i
         runs[:, time] = ends - time
         ends = torch.where(kept.view(B, S, P)[:, time] | changed[:, time], time, ends)
     clips = counts.argsort(stable=True)
-    numbers, sizes = (part.tolist() for part in torch.unique(counts, return_counts=True))
-    rows, keep = kept[clips].nonzero(as_tuple=True)
-    return Packed(keep, runs.flatten(1)[clips[rows], keep], clips, tuple(zip(sizes, numbers, strict=True)))
+    clips_of = Counter(counts.tolist())  # by the number that they keep
+    groups = tuple((clips_of[K], K) for K in sorted(clips_of))
+    rows, keep = kept[clips].nonzero_static(size=sum(n * K for n, K in groups)).unbind(1)
+    return Packed(keep, runs.flatten(1)[clips[rows], keep], clips, groups)
 
 
 def _checked(budget: int, num_tubelets: int) -> int:
@@ -250,13 +253,14 @@ def _largest(priority: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> T
 def _random(asked: Request) -> Tensor:
     B, N = len(asked.video), asked.grid.num_tubelets
     keep = random_keep(B, N, budget=asked.budget, generator=asked.generator, same_draws=asked.same_draws)
-    return keep.to(asked.video.device)
+    return send(keep, asked.video.device)
 
 
 def _tube(asked: Request) -> Tensor:
     B, grid = len(asked.video), asked.grid
     how = {"budget": asked.budget, "generator": asked.generator, "same_draws": asked.same_draws}
-    return tube_keep(B, grid.num_times, grid.num_patches, **how).to(asked.video.device)  # type: ignore[arg-type]
+    keep = tube_keep(B, grid.num_times, grid.num_patches, **how)  # type: ignore[arg-type]
+    return send(keep, asked.video.device)
 
 
 def _motion(asked: Request) -> Tensor:

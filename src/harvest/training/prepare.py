@@ -21,7 +21,7 @@ from harvest.data.shards import ShardSet, are_shards, read_shards
 from harvest.interfaces import Example, HarvestError, Squares
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
-from harvest.objectives.contract import Given
+from harvest.objectives.contract import Given, every_row
 from harvest.parallel import World, sync_errors
 from harvest.progress import bar, say
 from harvest.tokens import Selection
@@ -64,6 +64,11 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
             "nothing to train on: give a manifest with --data.train FILE (.jsonl, .csv or .parquet)"
         )
     needs = config.objective.needs
+    if config.data.images and needs.rows is not every_row:
+        raise HarvestError(
+            "data.images brings pictures with captions alone, and this objective learns from the labels, boxes, answers or"
+            " options of its rows: leave data.images out"
+        )
     examples, listed = _rows(config, run, here, config.data.train)
     if isinstance(examples, list) and config.data.more:
         further = [row for manifest in config.data.more for row in read_manifest(manifest)]

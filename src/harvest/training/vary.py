@@ -72,7 +72,8 @@ def show_frames(batch: Batch, num_frames: int | None) -> Batch:
     T = batch.video.shape[1]
     if num_frames is None or num_frames >= T:
         return batch
-    chosen = [(2 * i + 1) * T // (2 * num_frames) for i in range(num_frames)]
+    places = torch.arange(num_frames, device=batch.video.device)
+    chosen = (2 * places + 1) * T // (2 * num_frames)
     return batch._replace(video=batch.video[:, chosen])
 
 
