@@ -30,6 +30,7 @@ from harvest.evaluation.tasks.recognition import TEMPLATES, embed_classes
 from harvest.evaluation.word_filling import fill_mask, likeliest_words
 from harvest.interfaces import Example, HarvestError
 from harvest.model import prompt
+from harvest.model.folder import Unfilled
 from harvest.model.importing.pretrained import load_pretrained
 from harvest.model.importing.tables import ImportReport
 from harvest.model.tokenizer import Tokenizer
@@ -307,6 +308,7 @@ def load(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer, report = load_pretrained(source, offline=offline, **options)
+    with Unfilled():
+        model, tokenizer, report = load_pretrained(source, offline=offline, **options)
     mode: Mode = "image" if model.config.video.num_frames == 1 else "video"
     return VideoText(model.to(device), tokenizer, mode=mode, report=report)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from toys import toy_model
 
 from harvest.interfaces import HarvestError
-from harvest.model.folder import load_model, save_model
+from harvest.model.folder import Unfilled, load_model, save_model
 from harvest.model.importing.pretrained import load_any, load_pretrained
 from harvest.model.video_text import VideoTextModel
 
@@ -59,6 +59,17 @@ def test_round_trip_to_the_bit(saved):
     assert again.encode_video(video).pooled.equal(model.encode_video(video).pooled)
     assert again.encode_text(ids).pooled.equal(model.encode_text(ids).pooled)
     assert json.loads((folder / "config.json").read_text())["recipe"] == "toy"
+
+
+def test_opening_draws_no_first_weights_and_gives_the_same_model(saved):
+    folder, model, _ = saved
+    before = torch.random.get_rng_state()
+    with Unfilled():
+        again, _ = load_model(folder)
+    assert torch.random.get_rng_state().equal(before)
+    assert all(tensor.equal(again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert dict(again.named_buffers()).keys() == dict(model.named_buffers()).keys()
+    assert all(buffer.equal(dict(again.named_buffers())[name]) for name, buffer in model.named_buffers())
 
 
 @pytest.mark.parametrize("name", ["video.patches.weight", "text.blocks.1.mlp.up.weight"])

@@ -31,6 +31,16 @@ def made(clips: Path, image_model: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+def test_a_search_imports_no_compiler(made: Path) -> None:
+    """torch._dynamo takes as long to import as PyTorch itself, and a search is over before it would be of use."""
+    program = (
+        "import sys; from harvest.cli import main; code = main(); assert 'torch._dynamo' not in sys.modules"
+    )
+    command = [sys.executable, "-c", program, "search", str(made / "library"), "a red circle", "-k", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "score" in done.stdout, done.stderr
+
+
 def test_index_again(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", str(made / "videos"), "--out", str(made / "library")]) == 0
     out = capsys.readouterr().out

@@ -2,34 +2,68 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
+from harvest.cli.parsing import asks_help, run, take_option
 
-from harvest.cli.parsing import run, take_option
-from harvest.cli.results import MotionTruth, has_head, open_model, refuse, score_and_give
-from harvest.data.benchmarks import BENCHMARKS, BenchmarkData, missing, read, widen, write_training
-from harvest.data.sampling import FrameOrder
-from harvest.evaluation.benchmark import check_complete, score_benchmark, task_for, umt_texts
-from harvest.evaluation.card import ScoredRows
-from harvest.evaluation.result import Result
-from harvest.evaluation.settings import EvalSettings
-from harvest.evaluation.task import Task
-from harvest.evaluation.tasks import TASKS
-from harvest.interfaces import OnProgress
-from harvest.model.importing.assembly import ImportOptions
-from harvest.progress import say
+if TYPE_CHECKING:
+    from harvest.data.benchmarks import BenchmarkData
+    from harvest.data.sampling import FrameOrder
+    from harvest.evaluation.result import Result
+    from harvest.evaluation.settings import EvalSettings
+    from harvest.evaluation.task import Task
+    from harvest.interfaces import OnProgress
+    from harvest.model.importing.assembly import ImportOptions
 
-_PLAIN = EvalSettings(workers=2)
+BENCHMARK_HELP = """usage: harvest benchmark
+       harvest benchmark NAME --annotations FOLDER [--videos FOLDER]
+           [--model MODEL] [options]
+
+Lists the benchmarks; or reads one's official files, says what is missing, and
+scores a model on it by its protocol.
+
+  harvest benchmark                the benchmarks and their splits
+  harvest benchmark msrvtt --annotations anns/msrvtt --videos /data/msrvtt
+  harvest benchmark msrvtt --annotations anns/msrvtt --videos /data/msrvtt \\
+      --model runs/webvid/model
+  harvest benchmark msrvtt-qa --split train --annotations anns/qa \\
+      --videos /data/msrvtt --manifest qa-train.jsonl
+
+  --annotations FOLDER  its official annotation files
+  --videos FOLDER       its videos; without it only the annotations are read
+  --model MODEL         run or model folder, hub name, or what harvest convert
+                        takes; without it nothing is scored
+  --split NAME          by default its first one
+  --allow-missing       score what is there, and say the share of the rows
+  --manifest FILE       write the rows as a manifest to train on (.jsonl)
+  --num-frames N        frames of a clip; by default the model's own number
+  --workers N           processes that decode (default 2)
+  --json                print the result as JSON
+  --out FILE            write the result as JSON to a file
+  --card FOLDER         write every number with what decides it
+
+Every option, with those of its task: harvest benchmark NAME --help-all
+"""
 
 
 def benchmark_command(args: list[str]) -> None:
+    if asks_help(args, BENCHMARK_HELP):
+        return
+    import tyro
+
+    from harvest.cli.results import MotionTruth, refuse
+    from harvest.data.benchmarks import BENCHMARKS, missing, read, widen, write_training
+    from harvest.evaluation.benchmark import check_complete, umt_texts
+    from harvest.evaluation.settings import EvalSettings
+    from harvest.model.importing.assembly import ImportOptions
+    from harvest.progress import say
+
     if not args:
         for known in BENCHMARKS.values():
             print(f"{known.name:<16} {known.task:<12} {known.title}: {', '.join(known.splits)}")
         return
     kind = _task_of(args)
-    plain = kind()
+    plain, plain_settings = kind(), EvalSettings(workers=2)
 
     def benchmark(
         name: Annotated[str, tyro.conf.Positional],
@@ -46,7 +80,7 @@ def benchmark_command(args: list[str]) -> None:
         texts: Literal["model", "umt"] = "model",
         motion_truth: MotionTruth = "auto",
         of_task: Any = plain,
-        settings: EvalSettings = _PLAIN,
+        settings: EvalSettings = plain_settings,
         card: Path | None = None,
         json: bool = False,
         out: Path | None = None,
@@ -54,7 +88,7 @@ def benchmark_command(args: list[str]) -> None:
         """Read a benchmark's official files, say what is missing, and score a model on it by its protocol.
 
         harvest benchmark                         lists the benchmarks and their splits
-        harvest benchmark msrvtt --help           the options of this benchmark's task
+        harvest benchmark msrvtt --help-all       the options of this benchmark's task
         harvest benchmark msrvtt --annotations anns/msrvtt --videos /data/msrvtt
         harvest benchmark msrvtt --annotations anns/msrvtt --videos /data/msrvtt --model runs/webvid/model
         harvest benchmark msrvtt-qa --split train --annotations anns/qa --videos /data/msrvtt --manifest qa-train.jsonl
@@ -92,7 +126,7 @@ def benchmark_command(args: list[str]) -> None:
             flags["--motion-truth"] = motion_truth != "auto"
             flags |= {"--zero-shot": zero_shot, "--texts": texts != "model"}
             flags[f"options of {kind.name}"] = of_task != plain
-            flags["options of what a model sees"] = settings != _PLAIN
+            flags["options of what a model sees"] = settings != plain_settings
             refuse(flags, "needs --model, without which nothing is scored")
         data = read(name, annotations, split=split, videos=videos)
         if span_s is not None:
@@ -134,8 +168,13 @@ def benchmark_command(args: list[str]) -> None:
     run(benchmark, args)
 
 
-def _task_of(args: list[str]) -> type[Task]:
+def _task_of(args: list[str]) -> "type[Task]":
     """The task that will score the benchmark, whose settings are options of the command."""
+    from harvest.cli.results import has_head
+    from harvest.data.benchmarks import BENCHMARKS
+    from harvest.evaluation.benchmark import task_for
+    from harvest.evaluation.tasks import TASKS
+
     known = BENCHMARKS.get(args[0])
     model, _ = take_option(args, "--model")
     if known is None or not any(known.task in task.benchmarks for task in TASKS):
@@ -145,13 +184,13 @@ def _task_of(args: list[str]) -> type[Task]:
 
 
 def _score(
-    data: BenchmarkData,
+    data: "BenchmarkData",
     source: str,
-    task: Task,
-    settings: EvalSettings,
+    task: "Task",
+    settings: "EvalSettings",
     *,
     zero_shot: bool,
-    texts: ImportOptions,
+    texts: "ImportOptions",
     allow_missing: bool,
     motion_truth: bool,
     card: Path | None,
@@ -159,11 +198,15 @@ def _score(
     json: bool,
     args: list[str],
 ) -> None:
+    from harvest.cli.results import open_model, score_and_give
+    from harvest.evaluation.benchmark import score_benchmark
+    from harvest.evaluation.card import ScoredRows
+
     model, tokenizer, head = open_model(
         source, zero_shot=zero_shot, context_length=texts.context_length, clean=texts.clean
     )
 
-    def score(frame_order: FrameOrder, progress: OnProgress) -> Result:
+    def score(frame_order: "FrameOrder", progress: "OnProgress") -> "Result":
         return score_benchmark(
             model,
             tokenizer,

@@ -27,24 +27,31 @@ def completions_command(args: list[str]) -> None:
 
 def words_of_commands() -> dict[str, list[str]]:
     """What may follow each command: its options, and the recipes or benchmarks where it takes one."""
-    from harvest.cli import COMMANDS, main
+    from harvest.cli import COMMANDS
     from harvest.cli.bench import BENCHES
     from harvest.recipes import RECIPES
 
     found = {}
     for name in COMMANDS:
-        text = io.StringIO()
         asked = {"recipes": [], "train": [[name], [name, "harvest-b16"]]}.get(name, [[name]])
-        for words in asked:
-            with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-                main([*words, "--help"])
-        shown = re.sub(
-            r"^\s*(\$|harvest) .*|torchrun .*", "", text.getvalue(), flags=re.M
-        )  # not the examples
+        text = "\n".join(_help_of(words) for words in asked)
+        shown = re.sub(r"^\s*(\$|harvest) .*|torchrun .*", "", text, flags=re.M)  # not the examples
         options = dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][\w.-]*[a-z0-9]", shown))
         first = {"train": list(RECIPES), "plan": list(RECIPES), "bench": list(BENCHES)}.get(name, [])
         found[name] = [*first, *options]
     return found
+
+
+def _help_of(words: list[str]) -> str:
+    """The help of a command, with every option where the first page has the basic ones alone."""
+    from harvest.cli import main
+
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+        if "--help-all" in text.getvalue():
+            main([*words, "--help-all"])
+    return text.getvalue()
 
 
 def bash(words: dict[str, list[str]]) -> str:

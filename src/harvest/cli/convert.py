@@ -3,10 +3,37 @@
 from pathlib import Path
 from typing import Annotated
 
-from harvest.cli.parsing import run
+from harvest.cli.parsing import asks_help, run
+
+CONVERT_HELP = """usage: harvest convert SOURCE OUT [options]
+
+Writes a Harvest model folder from other weights, and says what was used,
+ignored and new.
+
+  harvest convert openai/clip-vit-base-patch16 models/clip-b16
+  harvest convert ViT-B-16.pt models/clip-b16 \\
+      --vocabulary bpe_simple_vocab_16e6.txt.gz
+  harvest convert epoch_32.pt models/own --preset open_clip \\
+      --vocabulary bpe_simple_vocab_16e6.txt.gz
+  harvest convert b16_25m.pth models/umt-b16 --vocabulary vocab.txt \\
+      --num-frames 12
+
+  SOURCE             hub name, folder (transformers, OpenCLIP, Harvest), or
+                     state dict (OpenAI, OpenCLIP, ViCLIP, UMT)
+  OUT                the model folder to write
+  --image-size N     another picture size: positions are resized
+  --num-frames N     frames of a clip, for UMT's files
+  --vocabulary FILE  tokenizer, where none lies beside the weights
+  --preset NAME      openai or open_clip, for a single file in OpenAI's names
+  --classes FILE     classes of a fine-tuned UMT classifier, one a line
+
+Every option: harvest convert --help-all
+"""
 
 
 def convert_command(args: list[str]) -> None:
+    if asks_help(args, CONVERT_HELP):
+        return
     import dataclasses
 
     import tyro

@@ -3,26 +3,56 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
+from harvest.cli.parsing import asks_help, run, take_option
 
-from harvest.cli.parsing import run, take_option
-from harvest.cli.results import MotionTruth, open_model, score_and_give
-from harvest.data.labels import read_class_names
-from harvest.data.miniworld import directions
-from harvest.data.rows import read_rows
-from harvest.data.sampling import FrameOrder
-from harvest.evaluation.card import split_of
-from harvest.evaluation.motion_truth import by_direction
-from harvest.evaluation.result import Result
-from harvest.evaluation.settings import EvalSettings
-from harvest.evaluation.tasks import TASKS, task_named
-from harvest.evaluation.tasks import evaluate as score_task
-from harvest.interfaces import OnProgress
-from harvest.model.tokenizer import Clean
-from harvest.progress import bar
+EVALUATE_HELP = """usage: harvest evaluate MODEL --data FILE [--task TASK] [options]
+
+Scores of a model on a manifest, as a table and, with --out, as JSON.
+
+  harvest evaluate runs/demo/model --data runs/demo/world/retrieval.jsonl
+  harvest evaluate openai/clip-vit-base-patch16 --image --data msrvtt.jsonl
+  harvest evaluate runs/webvid/model --data 'shards-{000..009}.tar'
+  harvest evaluate runs/webvid/model --data k400.csv --task recognition \\
+      --classes k400.txt
+
+  MODEL            run or model folder, hub name, or what harvest convert takes
+  --data FILE      manifest (.jsonl, .csv, .parquet) or tar shards
+  --task TASK      retrieval (default), choice, recognition, qa, masked_words,
+                   classification, detection
+  --videos FOLDER  folder that video paths are relative to
+  --classes FILE   class names or answers, one a line
+  --num-frames N   frames of a clip; by default the model's own number
+  --image          image baseline: each frame alone, embeddings averaged
+  --batch-size N   clips encoded at once (default 32)
+  --workers N      processes that decode (default 2)
+  --json           print the result as JSON
+  --out FILE       write the result as JSON to a file
+  --card FOLDER    write every number with what decides it, for harvest compare
+
+Every option, with those of the task: harvest evaluate --task TASK --help-all
+"""
 
 
 def evaluate_command(args: list[str]) -> None:
+    if asks_help(args, EVALUATE_HELP):
+        return
+    import tyro
+
+    from harvest.cli.results import MotionTruth, open_model, score_and_give
+    from harvest.data.labels import read_class_names
+    from harvest.data.miniworld import directions
+    from harvest.data.rows import read_rows
+    from harvest.data.sampling import FrameOrder
+    from harvest.evaluation.card import split_of
+    from harvest.evaluation.motion_truth import by_direction
+    from harvest.evaluation.result import Result
+    from harvest.evaluation.settings import EvalSettings
+    from harvest.evaluation.tasks import TASKS, task_named
+    from harvest.evaluation.tasks import evaluate as score_task
+    from harvest.interfaces import OnProgress
+    from harvest.model.tokenizer import Clean
+    from harvest.progress import bar
+
     kind = task_named(take_option(args, "--task")[0] or TASKS[0].name)
     of_kind, plain = kind(), EvalSettings(workers=2)
 
@@ -51,7 +81,7 @@ def evaluate_command(args: list[str]) -> None:
         $ harvest evaluate openai/clip-vit-base-patch16 --image --data msrvtt.jsonl --videos /data/msrvtt
         $ harvest evaluate runs/webvid/model --data 'shards-{000..009}.tar'
         $ harvest evaluate runs/webvid/model --data k400.csv --task recognition --classes k400.txt
-        $ harvest evaluate --task choice --help                              the options of another task
+        $ harvest evaluate --task choice --help-all                          the options of another task
 
         Args:
             model: A run or model folder, mini-image, or any source that `harvest convert` takes.

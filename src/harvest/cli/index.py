@@ -5,15 +5,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from harvest.cli.defaults import ABOUT_DEFAULT_MODEL, DEFAULT_MODEL, is_library, read_defaults
-from harvest.cli.parsing import printable, run
+from harvest.cli.parsing import asks_help, printable, run
 
 if TYPE_CHECKING:
     from harvest.search.results import IndexReport
 
 MOST_NAMED = 10  # files of one kind in the report
+INDEX_HELP = """usage: harvest index [FOLDER ...] [options]
+
+Indexes folders of videos, or brings their library up to date. A stopped run
+goes on with the same command.
+
+  harvest index ~/Videos           into the default library, with its model
+  harvest index ~/Videos --model runs/demo/model --out library
+  harvest index                    new, changed and vanished files
+  torchrun --nproc-per-node 8 -m harvest index /data --model M --out library
+
+  FOLDER             folders, with all that is in them, or single files;
+                     without any, those that the library has
+  -o, --out FOLDER   the library; by default ~/.local/share/harvest/library
+  -m, --model MODEL  model folder, hub name, or what harvest convert takes;
+                     a library remembers it, a new one takes
+                     google/siglip2-base-patch32-256
+  --window-s S       length of moments in long shots (default 4)
+  --background FILE  sentences that nothing in the library matches, one a line
+  --trust FOLDER     where links may lead, such as a media server's store
+  --workers N        videos decoded at a time (default 1)
+  --verify           read every file to see whether it changed
+  --reindex          start anew, for another model or other settings
+  --repair           keep what is whole of a damaged library
+
+Every option: harvest index --help-all
+"""
 
 
 def index_command(args: list[str]) -> None:
+    if asks_help(args, INDEX_HELP):
+        return
     import tyro
 
     from harvest.tokens import Selector

@@ -10,7 +10,19 @@ def run(function: Callable[..., None], args: list[str], *, prog: str | None = No
 
     # Settings that come as one dataclass are options like any other.
     flat = (tyro.conf.OmitArgPrefixes,)
+    args = ["--help" if arg == "--help-all" else arg for arg in args]
     tyro.cli(function, args=args, prog=prog or f"harvest {function.__name__}", config=flat)
+
+
+def asks_help(args: list[str], text: str) -> bool:
+    """Whether a command's help is asked for, which is then printed: its basic options, without importing PyTorch.
+
+    `--help-all` is for `run`, which lists every option.
+    """
+    if not {"-h", "--help"} & set(args):
+        return False
+    print(text, end="")
+    return True
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

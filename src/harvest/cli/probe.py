@@ -3,22 +3,50 @@
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from harvest.cli.parsing import run
-from harvest.cli.results import open_model, show
-from harvest.data.benchmarks import read
-from harvest.data.labels import read_class_names
-from harvest.data.manifest import read_manifest
+from harvest.cli.parsing import asks_help, run
 from harvest.errors import HarvestError
-from harvest.evaluation.benchmark import probe_benchmark
-from harvest.evaluation.probe import ProbeConfig
-from harvest.evaluation.probe import probe as score_probe
-from harvest.parallel import world
-from harvest.progress import bar
+
+PROBE_HELP = """usage: harvest probe MODEL --train FILE --test FILE --classes FILE [options]
+       harvest probe MODEL --benchmark NAME --annotations FOLDER \\
+           --videos FOLDER [options]
+
+What a frozen tower knows: a head trained on features that are computed once.
+
+  harvest probe runs/demo/model --train train.jsonl --test test.jsonl \\
+      --classes names.txt
+  harvest probe runs/webvid/model --benchmark ucf101 --videos UCF-101 \\
+      --annotations ucfTrainTestlist --train-split train1 --test-split test1
+
+  MODEL                 run or model folder, hub name, or what harvest convert
+                        takes
+  --train, --test FILE  manifests of labelled clips
+  --classes FILE        class names in the order of the labels
+  --benchmark NAME      a recognition benchmark in place of manifests
+  --kind KIND           linear (default) or attentive
+  --shots N             learn from N clips of each class
+  --cache FOLDER        keep the features for the next probe
+  --json                print the result as JSON
+  --out FILE            write the result as JSON to a file
+
+Every option: harvest probe --help-all
+"""
 
 
 def probe_command(args: list[str]) -> None:
+    if asks_help(args, PROBE_HELP):
+        return
+    import tyro
+
+    from harvest.cli.results import open_model, show
+    from harvest.data.benchmarks import read
+    from harvest.data.labels import read_class_names
+    from harvest.data.manifest import read_manifest
+    from harvest.evaluation.benchmark import probe_benchmark
+    from harvest.evaluation.probe import ProbeConfig
+    from harvest.evaluation.probe import probe as score_probe
+    from harvest.parallel import world
+    from harvest.progress import bar
+
     plain = ProbeConfig(workers=2)
 
     def probe(

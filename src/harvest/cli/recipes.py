@@ -2,8 +2,19 @@
 
 import textwrap
 
+from harvest.cli.parsing import asks_help
+
+RECIPES_HELP = """usage: harvest recipes
+
+Lists the training recipes. Settings of one: harvest train RECIPE --help
+
+  harvest recipes
+"""
+
 
 def recipes_command(args: list[str]) -> None:
+    if asks_help(args, RECIPES_HELP):
+        return
     from harvest.recipes import RECIPES
 
     margin = max(map(len, RECIPES)) + 2

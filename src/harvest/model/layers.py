@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from harvest.parallel import send
@@ -139,7 +138,6 @@ class Segments(NamedTuple):
         return cls(tuple(groups), send(ends, device))
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # its shapes change with every batch
 def attend_within(q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, dropout: float = 0.0) -> Tensor:
     """Attention within each of the sequences that lie behind each other in `[1, M, N, d]`.
 
@@ -147,6 +145,8 @@ def attend_within(q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, dropou
     length together. Nothing is padded either way.
     """
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout:
+        from torch.nn.attention.varlen import varlen_attn  # imports torch._dynamo: a second
+
         longest = max(length for _, length in segments.groups)
         q, k, v = (part[0].transpose(0, 1) for part in (q, k, v))  # [N, M, d]
         mixed = varlen_attn(q, k, v, segments.ends, segments.ends, longest, longest)
@@ -160,6 +160,14 @@ def attend_within(q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, dropou
         parts.append(attend(*alone, dropout=dropout).transpose(0, 1).flatten(1, 2))
         start = end
     return torch.cat(parts, dim=1)[None]
+
+
+def leave_uncompiled() -> None:
+    """Keep `attend_within`, whose shapes change with every batch, out of what torch.compile compiles from now on.
+
+    Not a decorator, as that imports torch._dynamo, which takes as long as PyTorch itself.
+    """
+    globals()["attend_within"] = torch.compiler.disable(attend_within)
 
 
 SHORT = 512
@@ -470,7 +478,7 @@ class AttentionPooling(nn.Module):
         """`pool_width` None: as wide as the tokens."""
         super().__init__()
         P = pool_width or width
-        self.probe = nn.Parameter(torch.randn(P) * P**-0.5)
+        self.probe = nn.Parameter(nn.init.normal_(torch.empty(P), std=P**-0.5))
         self.attention = CrossAttention(P, width, num_heads)
         self.norm = nn.LayerNorm(P, norm_eps) if mlp_width else nn.Identity()
         self.mlp = MLP(P, mlp_width, activation) if mlp_width else None

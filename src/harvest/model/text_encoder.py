@@ -58,8 +58,10 @@ class TextEncoder(nn.Module):
         self.config = config
         D, is_bert = config.width, config.norms == "after"
         self.words = nn.Embedding(config.vocab_size, D)
-        self.mask_embedding = nn.Parameter(torch.randn(D) * 0.02) if config.mask_id is None else None
-        self.positions = nn.Parameter(torch.randn(config.context_length, D) * 0.01)
+        self.mask_embedding = (
+            nn.Parameter(nn.init.normal_(torch.empty(D), std=0.02)) if config.mask_id is None else None
+        )
+        self.positions = nn.Parameter(nn.init.normal_(torch.empty(config.context_length, D), std=0.01))
         self.norm_pre = nn.LayerNorm(D, config.norm_eps) if is_bert else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(

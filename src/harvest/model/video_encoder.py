@@ -206,10 +206,10 @@ class VideoEncoder(nn.Module):
         self.patches = nn.Linear(config.tubelet_size * 3 * config.patch_size**2, D, bias=config.patch_bias)
         num_tubelets = config.num_times * config.num_patches
         if config.positions == "factored":
-            self.place_positions = nn.Parameter(torch.randn(config.num_patches, D) * 0.02)
+            self.place_positions = nn.Parameter(nn.init.normal_(torch.empty(config.num_patches, D), std=0.02))
             self.time_positions = TimePositions(config.num_times, D, config.time_positions)
         elif config.positions == "joint":
-            self.joint_positions = nn.Parameter(torch.randn(num_tubelets, D) * 0.02)
+            self.joint_positions = nn.Parameter(nn.init.normal_(torch.empty(num_tubelets, D), std=0.02))
         else:
             self.sinusoid = SinusoidPositions(num_tubelets, D)
         self.rotary = (
@@ -222,7 +222,9 @@ class VideoEncoder(nn.Module):
             if config.rotary_grid
             else None
         )
-        self.prefix = nn.Parameter(torch.randn(D) * 0.02) if config.prefix != "none" else None
+        self.prefix = (
+            nn.Parameter(nn.init.normal_(torch.empty(D), std=0.02)) if config.prefix != "none" else None
+        )
         self.norm_pre = nn.LayerNorm(D, config.norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(

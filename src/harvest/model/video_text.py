@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from harvest.interfaces import Grid, HarvestError, Kept, TextFeatures, VideoFeatures
 from harvest.model.answers import AnswerDecoder
 from harvest.model.fusion import FusionBlock, FusionConfig, FusionDecoder
-from harvest.model.layers import Block
+from harvest.model.layers import Block, leave_uncompiled
 from harvest.model.text_encoder import TextEncoder, TextEncoderConfig
 from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 
@@ -188,6 +188,7 @@ class VideoTextModel(nn.Module):
 
 def compile_blocks(tower: nn.Module) -> None:
     """Compile every transformer block in place; names and weights stay as they are."""
+    leave_uncompiled()
     for part in tower.modules():
         if isinstance(part, (Block, FusionBlock)):
             part.compile(dynamic=None)

@@ -25,6 +25,7 @@ import torch
 from harvest.evaluation.clips import evaluating
 from harvest.files import write_file
 from harvest.interfaces import HarvestError, TextFeatures
+from harvest.model.folder import Unfilled
 from harvest.model.importing.pretrained import load_pretrained
 from harvest.model.importing.sources import find_local
 from harvest.model.tokenizer import Tokenizer
@@ -127,7 +128,8 @@ class Model:
         self.source = named(source)
         self.model: VideoTextModel
         self.tokenizer: Tokenizer
-        self.model, self.tokenizer, _ = load_pretrained(source)
+        with Unfilled():
+            self.model, self.tokenizer, _ = load_pretrained(source)
         if torch.cuda.is_available():
             self.model.cuda()  # under torchrun, this rank's own
 
