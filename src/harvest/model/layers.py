@@ -167,7 +167,7 @@ def leave_uncompiled() -> None:
 
     Not a decorator, as that imports torch._dynamo, which takes as long as PyTorch itself.
     """
-    globals()["attend_within"] = torch.compiler.disable(attend_within)
+    globals()["attend_within"] = torch.compiler.disable(attend_within)  # type: ignore[no-untyped-call]
 
 
 SHORT = 512
