@@ -15,7 +15,7 @@ GROUPS = {
     "search your videos": {
         "index": "index folders of videos, or bring their library up to date",
         "search": "find moments in a library by a sentence, a picture or a clip",
-        "moments": "a score for every second of one video, and a picture of the curve",
+        "moments": "a score for every second of one video, and its curve",
         "serve": "a library over HTTP, with a page in the browser",
     },
     "train": {
