@@ -77,7 +77,7 @@ class Unfilled(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
-        if func in (nn.init.kaiming_uniform_, nn.init.trunc_normal_, nn.init.normal_):
+        if func in (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.normal_):
             return named["tensor"] if "tensor" in named else args[0]
         return func(*args, **named)
 
@@ -190,10 +190,7 @@ def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tok
     if check:
         _check_files(folder, config)
     tensors = read_tensors(folder / "model.safetensors")[0]
-    with (
-        Unfilled(),
-        torch.device("meta"),
-    ):  # before anything is allocated: a config may claim more than there is
+    with Unfilled(), torch.device("meta"):  # a config may claim more than there is: nothing is allocated yet
         check_shapes(VideoTextModel(sizes), tensors, source=str(folder))
     tokenizer = None
     if sizes.text is not None:
