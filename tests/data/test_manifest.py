@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvest.data.manifest import read_manifest, with_unique_ids, write_manifest
+from harvest.data.columns import columns_of_rows
+from harvest.data.manifest import read_manifest, write_manifest
 from harvest.interfaces import Example, HarvestError
 
 WEBVID9 = Path(__file__).parents[3] / "shared/clips/webvid9/results_2M_val.csv"
@@ -245,7 +246,7 @@ def test_writing_leaves_nothing_half(tmp_path: Path) -> None:
 
 def test_rows_of_several_manifests_have_ids_of_their_own() -> None:
     rows = [Example(id, f"{id}.mp4") for id in ("1", "2", "1", "3", "1")]
-    made = with_unique_ids(rows)
+    made = columns_of_rows(rows)
     assert [row.id for row in made] == ["1", "2", "1#2", "3", "1#3"]
     assert [row.video for row in made] == [row.video for row in rows]
 

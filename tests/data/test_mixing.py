@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 
+from harvest.data.columns import columns_of_rows
 from harvest.data.dataset import ClipDataset, DataConfig
 from harvest.data.mixing import MixedLoader
 from harvest.data.video import VideoError
@@ -97,7 +98,7 @@ def test_a_broken_video_leaves_the_picture_of_that_name(monkeypatch: pytest.Monk
     def both(**settings: object) -> MixedLoader:
         videos, pictures = dataset(20, 4), dataset(10, 1, first=100)
         for rows in (videos, pictures):
-            rows.examples = [dataclasses.replace(e, id=e.video) for e in rows.examples]
+            rows.examples = columns_of_rows(dataclasses.replace(e, id=e.video) for e in rows.examples)
         return MixedLoader(videos, pictures, 4, **settings)
 
     whole = both()

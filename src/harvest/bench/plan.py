@@ -12,7 +12,7 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +30,7 @@ from harvest.bench.step import (
 )
 from harvest.bench.work import KNOWN, OPTIONS, gflop_of, reading_of, teacher_of
 from harvest.config import RunConfig, StartConfig, from_dict
-from harvest.interfaces import Grid, HarvestError
+from harvest.interfaces import Example, Grid, HarvestError
 from harvest.model.importing.sources import find_local
 from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
@@ -360,9 +360,9 @@ def _decode(
     with tempfile.TemporaryDirectory() as folder:
         if data is None:
             decoded = "a drawn clip of 10 s, 640 x 360, H.264"
-            rows = draw_clips(Path(folder), 1, size=(640, 360))
+            rows: Sequence[Example] = draw_clips(Path(folder), 1, size=(640, 360))
         elif are_shards(data):
-            decoded, rows = data, read_shards(data)  # type: ignore[assignment]
+            decoded, rows = data, read_shards(data)
         else:
             videos = Path(config.data.videos) if config.data.videos else None
             decoded, rows = data, read_manifest(Path(data), videos=videos, captions_required=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from harvest.data import transforms
+from harvest.data.columns import Columns, columns_of_rows
 from harvest.data.guard import Guard, Lost
 from harvest.data.rand_augment import rand_augment
-from harvest.data.read_once import VIDEO_LIMIT_S, ClipReader, clip_numbers, first_rows
+from harvest.data.read_once import VIDEO_LIMIT_S, ClipReader, first_rows
 from harvest.data.rows import video_of
 from harvest.data.sampler import Key, epoch_order
 from harvest.data.shards import ShardSet
@@ -39,9 +39,10 @@ EncodeText = Callable[[list[str]], Tensor]
 CropBox = tuple[float, float, float, float]  # top, left, height, width as ratios of a picture's sides
 
 _HARD = 7  # tells the draws of hard texts from all others
+_AHEAD = 8  # samples that a worker is told for each place
 _MAX_TRIES = 100  # for one place of a batch; that many broken in a row mean a wrong folder
 
-_recent_order = lru_cache(maxsize=2)(epoch_order)  # a batch may lie in two epochs
+_recent_order = lru_cache(maxsize=4)(epoch_order)  # a batch may lie in two epochs, of clips and of pictures
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,14 @@ class DataConfig:
             )
 
 
+class Keys(list[Key]):
+    """Keys, and of each the samples of the order from its place on: int64 `[len(keys), n]`."""
+
+    def __init__(self, keys: Iterable[Key], samples: np.ndarray) -> None:
+        super().__init__(keys)
+        self.samples = samples
+
+
 class Refused(NamedTuple):
     """Why a sample is left out, and from which position of the run's order on."""
 
@@ -174,14 +183,12 @@ class ClipDataset(Dataset):
         self.fit: Fit = config.fit or fit
         self.interpolation: Interpolation = interpolation
         if isinstance(examples, ShardSet):  # nothing of ten million samples is read before it is needed
-            self.examples: list[Example] | ShardSet = examples
-            self.num_texts, self.labels = examples.num_texts, examples.labels
-            self.clip_of = torch.arange(len(examples))
+            self.examples: Columns | ShardSet = examples
+            self.labels, self.clip_of = examples.labels, torch.arange(len(examples))
         else:
-            self.examples = list(examples)
-            self.num_texts = torch.tensor([len(e.texts) for e in examples], dtype=torch.int64)
-            self.labels = _labels(self.examples)
-            self.clip_of = clip_numbers(examples)
+            self.examples = examples if isinstance(examples, Columns) else columns_of_rows(examples)
+            self.labels, self.clip_of = _labels(self.examples), self.examples.clip_of
+        self.num_texts = self.examples.num_texts
         # where some have captions and some only labels, a caption would be missing in the batch
         silent, unlabelled = (
             self.num_texts == 0,
@@ -231,8 +238,7 @@ class ClipDataset(Dataset):
         if isinstance(self.examples, ShardSet):
             digest.update(self.examples.digest().encode())
         else:
-            for example in self.examples:
-                digest.update(json.dumps(example.texts).encode())
+            digest.update(self.examples.texts_digest().encode())
         return digest.hexdigest()
 
     def clips_of_captions(self, numbers: Tensor) -> Tensor:
@@ -241,15 +247,11 @@ class ClipDataset(Dataset):
 
     def id_of(self, sample: int) -> str:
         """A name for reports."""
-        examples = self.examples
-        return examples.id_of(sample) if isinstance(examples, ShardSet) else examples[sample].id
+        return self.examples.id_of(sample)
 
     def samples_of(self, ids: Iterable[str]) -> dict[str, int]:
         """The samples behind names of `id_of`, as far as they are known."""
-        if isinstance(self.examples, ShardSet):
-            return self.examples.samples_of(ids)
-        wanted = set(ids)
-        return {e.id: row for row, e in enumerate(self.examples) if e.id in wanted}
+        return self.examples.samples_of(ids)
 
     @property
     def is_cached(self) -> bool:
@@ -318,26 +320,35 @@ class ClipDataset(Dataset):
         self._guard = Guard(self._pixels, limit_s=self.config.video_limit_s)
         self._guard.start()
 
+    def with_samples(self, keys: Sequence[Key]) -> Keys:
+        """Keys with the samples that are there, and those behind them for where these cannot be read: a worker that is
+        told them needs no order of the epoch of its own."""
+        n = len(self)
+        places = np.array([place for _, place in keys])[:, None] + np.arange(_AHEAD)
+        orders = [self._places(epoch).numpy() for epoch, _ in keys]
+        return Keys(keys, np.stack([order[row % n] for order, row in zip(orders, places, strict=True)]))
+
     def __getitem__(self, keys: Sequence[Key]) -> WorkerBatch:
         tried: list[int] = []
         broken: list[tuple[int, Refused]] = []
         rows: list[_Drawn] = []
+        keys = keys if isinstance(keys, Keys) else self.with_samples(keys)
         if isinstance(self.examples, ShardSet):
-            self.examples.read_ahead(int(self._places(epoch)[place]) for epoch, place in keys)
-        for epoch, place in keys:
-            row = self._row(epoch, place, tried, broken)
+            self.examples.read_ahead(keys.samples[:, 0].tolist())
+        for (epoch, place), samples in zip(keys, keys.samples, strict=True):
+            row = self._row(epoch, place, samples, tried, broken)
             if row is None:
                 return WorkerBatch(None, tried, broken, 0)
             rows += _each_view(row)
-        samples = torch.tensor([row.sample for row in rows], dtype=torch.int64)
+        shown = torch.tensor([row.sample for row in rows], dtype=torch.int64)
         caption = torch.tensor([row.draw.captions for row in rows], dtype=torch.int64)
         truncated = getattr(self.encode_text, "truncated", 0)  # a tokenizer counts the texts that it cuts
         batch = Batch(
-            video=self._video(rows, samples),
+            video=self._video(rows, shown),
             text_ids=self._text_ids(rows, caption),
-            example=self.clip_of[samples],
+            example=self.clip_of[shown],
             caption=caption,
-            label=self.labels[samples],
+            label=self.labels[shown],
         )
         cut = getattr(self.encode_text, "truncated", 0) - truncated
         if self.pooled_texts is not None:
@@ -351,12 +362,19 @@ class ClipDataset(Dataset):
         return _recent_order(self.seed, epoch, len(self))
 
     def _row(
-        self, epoch: int, place: int, tried: list[int], broken: list[tuple[int, Refused]]
+        self,
+        epoch: int,
+        place: int,
+        samples: np.ndarray,
+        tried: list[int],
+        broken: list[tuple[int, Refused]],
     ) -> _Drawn | None:
-        """The sample of this place or, where it cannot be read, the next one of the order that can."""
-        places, position = self._places(epoch), epoch * len(self) + place
+        """The sample of this place or, where it cannot be read, the next one of the order that can. `samples` are the
+        first of them."""
+        position = epoch * len(self) + place
         for step in range(min(len(self), _MAX_TRIES)):
-            sample = int(places[(place + step) % len(self)])
+            is_told = step < len(samples)
+            sample = int(samples[step] if is_told else self._places(epoch)[(place + step) % len(self)])
             tried.append(sample)
             if sample not in self._refused or position < self._refused[sample].position:
                 try:
@@ -587,10 +605,10 @@ class _Cache:
     empty_ids: Tensor  # [L]
 
 
-def _labels(examples: Sequence[Example]) -> Tensor:
+def _labels(examples: Columns) -> Tensor:
     """`[n]`, -1 where there is none; where a row has several, uint8 `[n, A]` with a 1 for each."""
-    if not any(e.labels for e in examples):
-        return torch.tensor([-1 if e.label is None else e.label for e in examples], dtype=torch.int64)
+    if not examples.has_rest or not any(e.labels for e in examples):
+        return examples.labels
     classes = 1 + max(max(e.labels, default=0) for e in examples)
     several = torch.zeros(len(examples), classes, dtype=torch.uint8)
     for row, example in zip(several, examples, strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from harvest.data import transforms
@@ -48,7 +49,8 @@ class TrainLoader:
             self.first_step,
             self.dataset.config.views_per_clip,
         )
-        self._tried: set[int] = set()  # samples
+        self._is_tried = np.zeros(len(self.dataset), dtype=bool)
+        self._num_tried = 0
         self._refused: set[int] = set()
         if self.refused:
             samples = self.dataset.samples_of(self.refused)
@@ -57,7 +59,7 @@ class TrainLoader:
     @property
     def broken_ratio(self) -> float:
         """Of the samples tried so far by this rank."""
-        return len(self._refused) / max(1, len(self._tried))
+        return len(self._refused) / max(1, self._num_tried)
 
     def batch_at(self, step: int) -> int:
         """Clips over all ranks in this step."""
@@ -76,7 +78,7 @@ class TrainLoader:
         else:
             batches = worker_batches(
                 self.dataset,
-                self.sampler,
+                map(self.dataset.with_samples, self.sampler),
                 workers=config.workers,
                 decoder=self.dataset.decoder,
                 prefetch=4,
@@ -98,18 +100,20 @@ class TrainLoader:
         return found.batch
 
     def _note(self, tried: Iterable[int], broken: Iterable[tuple[int, Refused]]) -> None:
-        self._tried.update(tried)
+        samples = np.unique(np.fromiter(tried, dtype=np.int64))
+        self._num_tried += int((~self._is_tried[samples]).sum())
+        self._is_tried[samples] = True
         for sample, refused in broken:
             self._refused.add(sample)
             self.broken.setdefault(self.dataset.id_of(sample), refused)
-        is_telling = len(self._tried) >= min(_MIN_TRIED, len(self.dataset))
+        is_telling = self._num_tried >= min(_MIN_TRIED, len(self.dataset))
         if is_telling and self.broken_ratio > self.dataset.config.max_broken_ratio:
             raise self._too_many_broken()
 
     def _too_many_broken(self) -> HarvestError:
         first = "; ".join(f"{id}: {why.reason}" for id, why in list(self.broken.items())[:3])
         return HarvestError(
-            f"{len(self._refused)} of {len(self._tried)} videos tried cannot be read ({self.broken_ratio:.0%};"
+            f"{len(self._refused)} of {self._num_tried} videos tried cannot be read ({self.broken_ratio:.0%};"
             f" data.max_broken_ratio allows {self.dataset.config.max_broken_ratio:.0%}). First: {first}."
             " Is data.videos the right folder?"
         )

@@ -24,7 +24,6 @@ columns that look like times and are not used, a quote that is not closed.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -33,8 +32,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from harvest.data import cells
 from harvest.data.cells import (
@@ -49,7 +46,10 @@ from harvest.data.cells import (
     texts_of,
     time_of,
 )
+from harvest.data.columns import ColumnWriter
 from harvest.data.forms import Entry, Form, Record, column_name, form_named, recognise
+from harvest.data.manifest_rows import KeptRows
+from harvest.data.manifest_rows import Rows as Rows
 from harvest.data.sidecars import SUFFIXES as VIDEO_SUFFIXES
 from harvest.data.sidecars import json_of, label_beside, texts_beside
 from harvest.data.tables import PACKED, SUFFIXES, TableRow, VideoBytes, kind_of, table_rows
@@ -75,43 +75,6 @@ _TIMES = re.compile(
     r"|^(start|end|stop|begin)(time|sec|s|ms|frame)",
     re.IGNORECASE,
 )
-
-
-class Rows(list[Example]):
-    """The rows of a manifest, and what became of the others."""
-
-    def __init__(self, examples: Iterable[Example] = (), *, name: str = "", form: Form | None = None) -> None:
-        super().__init__(examples)
-        self.name, self.form = name, form
-        self.num_read = 0
-        """Rows of the file."""
-        self.left_out: dict[str, str] = {}
-        """Place in the file -> what is wrong with the row."""
-        self.missing: dict[str, str] = {}
-        """Of a known set: id -> where its video was expected."""
-        self.columns: list[str] = []
-        """Names of the columns, in lower case."""
-        self.links: dict[str, str] = {}
-        """With `keep_links`: id -> the address of the video that the row gives."""
-        self.repeated: list[str] = []
-        """Ids of rows that say the same of the same stretch as a row before."""
-
-    def summary(self) -> str:
-        """How many rows were read and left out, and why the first."""
-        videos = len({example.video for example in self})
-        said = f"read as {self.form.title}: " if self.form else ""
-        parts = [f"{self.name}: {said}{videos:,} videos, {len(self):,} clips of {self.num_read:,} rows"]
-        if self.left_out:
-            place, reason = next(iter(self.left_out.items()))
-            parts.append(f"{len(self.left_out):,} rows left out, first: {place}: {reason}")
-        if self.missing:
-            id, path = next(iter(self.missing.items()))
-            parts.append(f"{len(self.missing):,} clips without a video, first: {id}: {path}")
-        if self.repeated:
-            parts.append(
-                f"{len(self.repeated):,} rows repeat another row's stretch and words, first: {self.repeated[0]}"
-            )
-        return "\n  ".join(parts)
 
 
 def read_manifest(
@@ -147,12 +110,23 @@ def read_manifest(
     parts = _parts(path)
     if videos is not None and not Path(videos).is_dir():
         raise HarvestError(f"the folder of videos {videos} does not exist (manifest {path})")
-    reader = _Reader(path, Path(videos) if videos is not None else None, captions_required, columns)
-    reader.form = form_named(form) if form not in ("", "table") else None
-    reader.keep_links = keep_links
-    for part in parts:
-        reader.read(part, find_form=form == "" and not columns)
-    return reader.finished()
+    has_folder = (path.parent / "videos").is_dir()
+    asked = [str(path), str(videos), has_folder, captions_required, form, list(columns)]
+    kept = None if keep_links else KeptRows(parts, asked)
+    if kept is not None and (rows := kept.opened()) is not None:
+        return rows
+
+    def read(folder: Path | None) -> tuple[Rows, bool]:
+        reader = _Reader(
+            path, Path(videos) if videos is not None else None, captions_required, columns, folder
+        )
+        reader.form = form_named(form) if form not in ("", "table") else None
+        reader.keep_links = keep_links
+        for part in parts:
+            reader.read(part, find_form=form == "" and not columns)
+        return reader.finished(), reader.is_settled
+
+    return read(None)[0] if kept is None or not kept.is_worth_it else kept.made(read)
 
 
 def _is_table(path: Path) -> bool:
@@ -161,7 +135,7 @@ def _is_table(path: Path) -> bool:
 
 def _read_folder(folder: Path) -> Rows:
     """Videos with .txt, .json or .cls of the same name beside them, up to three folders down."""
-    rows = Rows(name=folder.name)
+    rows, writer = Rows(name=folder.name), ColumnWriter()
     for here, inside, files in os.walk(folder):
         inside[:] = sorted(name for name in inside if not name.startswith("."))
         if len(Path(here).relative_to(folder).parts) >= 3:
@@ -182,15 +156,15 @@ def _read_folder(folder: Path) -> Rows:
                 rows.left_out[place] = error.reason
                 continue
             if texts or label is not None:
-                rows.append(Example(path.stem, str(path), texts, label))
+                writer.append(Example(path.stem, str(path), texts, label))
             else:
                 rows.left_out[place] = "no caption and no label beside it"
-    if not rows:
+    if not len(writer):
         raise HarvestError(
             f"manifest {folder} does not exist (it is a folder): give a file ending in {', '.join(SUFFIXES)}, a folder of"
             " such files, or one of videos with .txt or .json beside them"
         )
-    rows[:] = with_unique_ids(rows)
+    rows.arrays = writer.finish()[0]
     return rows
 
 
@@ -288,7 +262,12 @@ class _Reader:
     """What is known of one manifest: its folder, its form, the columns met, the ids given away."""
 
     def __init__(
-        self, path: Path, videos: Path | None, captions_required: bool, columns: Sequence[str]
+        self,
+        path: Path,
+        videos: Path | None,
+        captions_required: bool,
+        columns: Sequence[str],
+        folder: Path | None = None,
     ) -> None:
         self.path, self.videos, self.captions_required = path, videos, captions_required
         self.roles = _roles_of(columns)
@@ -303,9 +282,12 @@ class _Reader:
         self.names: dict[
             tuple[str, ...], dict[str, str]
         ] = {}  # columns as written -> role or name -> as written
-        self.ids = _Ids()
+        self.writer = ColumnWriter(folder)
         self.entries: list[Entry] = []
         self.keep_links = False
+        self.links: dict[int, str] = {}  # by row
+        self.is_settled = True
+        """Would the rows be the same, whatever videos are there later?"""
 
     def read(self, part: Path, *, find_form: bool) -> None:
         several = part != self.path
@@ -332,7 +314,7 @@ class _Reader:
                 if self.form is not None and self.form.entries is not None:
                     self._read_entries(Record(row, part), self.form, place)
                 else:
-                    self.rows.append(self.example(row, part))
+                    self.writer.append(self.example(row, part))
             except HarvestError as error:
                 if isinstance(error, _WholeFile):
                     raise
@@ -348,27 +330,19 @@ class _Reader:
         if not rows.num_read:
             raise HarvestError(f"manifest {self.path} is empty: expected a row for each video")
         wrong = len(rows.left_out)
-        if wrong and wrong > MAX_LEFT_OUT * max(rows.num_read, wrong + len(rows)):
+        if wrong and wrong > MAX_LEFT_OUT * max(rows.num_read, wrong + len(self.writer)):
             place, reason = next(iter(rows.left_out.items()))
             raise HarvestError(
                 f"manifest {self.path}, {place}: {reason}"
                 + (f" ({wrong:,} of {rows.num_read:,} rows are wrong)" if rows.num_read > 1 else "")
             )
-        if (
-            self.captions_required
-            and self.form is not None
-            and not any(r.texts or r.label is not None for r in rows)
-        ):
+        if self.captions_required and self.form is not None and not self.writer.says_something:
             raise HarvestError(
                 f"manifest {self.path}: {self.form.title} has no captions here: they must come from elsewhere"
             )
-        said = (
-            hash((r.video, r.start_s, r.end_s, r.texts, r.label, r.question, r.answer, r.boxes)) for r in rows
-        )
-        hashes = np.fromiter(said, dtype=np.int64, count=len(rows))  # of ten million rows 80 MB
-        repeats = np.ones(len(rows), dtype=bool)
-        repeats[np.unique(hashes, return_index=True)[1]] = False
-        rows.repeated = [rows[row].id for row in np.flatnonzero(repeats)]
+        rows.arrays, repeated = self.writer.finish()
+        rows.repeated = [rows.id_of(row) for row in repeated]
+        rows.links = {rows.id_of(row): link for row, link in self.links.items()}
         return rows
 
     # ----------------------------------------------------------------------------------------- published sets
@@ -388,7 +362,7 @@ class _Reader:
 
     def _find_videos(self) -> None:
         """Where the clips of a set are: a file cut already, else the whole video, else an address."""
-        entries = self.entries
+        entries, self.is_settled = self.entries, False
         looked_for = [name for entry in entries for name in (*entry.cut, *entry.names)]
         folder = VideoFolder(self.folder, looked_for) if looked_for else None
         for entry in entries:
@@ -398,9 +372,9 @@ class _Reader:
             if video is None:
                 self.rows.missing[entry.id] = expected_path((*entry.cut, *entry.names)[0], self.folder)
                 continue
-            self.rows.append(
+            self.writer.append(
                 Example(
-                    self.ids.unique(entry.id),
+                    entry.id,
                     video,
                     entry.texts,
                     entry.label,
@@ -408,7 +382,7 @@ class _Reader:
                     end_s=None if cut else entry.end_s,
                 )
             )
-        if entries and not self.rows:
+        if entries and not len(self.writer):
             assert self.form is not None
             first = entries[0]
             names = ", ".join(expected_path(name, None) for name in (*first.cut, *first.names))
@@ -444,7 +418,7 @@ class _Reader:
             own_id = str(row.number + 1) if is_address(written) else written
         question, answer = value("question"), value("answer")
         example = Example(
-            id=self.ids.unique(own_id if id is None else id),
+            id=own_id if id is None else id,
             video=video,
             texts=texts_of(value(*TEXTS)),
             label=label_of(value("label")),
@@ -459,7 +433,7 @@ class _Reader:
             found = (value(name) for name in (*LINK, *VIDEO))
             link = next((v for v in found if isinstance(v, str) and is_address(v)), None)
             if link is not None:
-                self.rows.links[example.id] = link
+                self.links[len(self.writer)] = link
         return example
 
     def _path(self, folder: Path, written: str) -> str:
@@ -471,6 +445,7 @@ class _Reader:
                 other = str(folder / unicodedata.normalize(form, written))  # type: ignore[arg-type]
                 if os.path.exists(other):
                     return other
+            self.is_settled = False
         return path
 
     def _columns(self, written: tuple[str, ...]) -> dict[str, str]:
@@ -547,6 +522,7 @@ class _Reader:
             self.uses_pages = False
         if self.uses_pages is None and (self.webvid_folder / page).is_dir():
             self.uses_pages = True
+        self.is_settled &= self.uses_pages is not None
         return flat if not self.uses_pages else f"{page}/{flat}"
 
 
@@ -591,29 +567,3 @@ def _boxes(value: Any) -> tuple[Box, ...]:
         left, top, right, bottom = map(float, sides)
         boxes.append(Box((left, top, right, bottom), labels_of(box.get("labels"))))
     return tuple(boxes)
-
-
-class _Ids:
-    """The ids that were given away. One that comes again gets `#2`, `#3`, …"""
-
-    def __init__(self) -> None:
-        self.times_given: dict[str, int] = {}
-
-    def unique(self, id: str) -> str:
-        times = self.times_given.get(id, 0) + 1
-        self.times_given[id] = times
-        if times == 1:
-            return id
-        candidate = f"{id}#{times}"
-        return self.unique(candidate) if candidate in self.times_given else self._given(candidate)
-
-    def _given(self, id: str) -> str:
-        self.times_given[id] = 1
-        return id
-
-
-def with_unique_ids(examples: Iterable[Example]) -> list[Example]:
-    """Rows of several manifests, in which an id that comes again gets `#2`, `#3`, … as in one."""
-    ids = _Ids()
-    named = ((ids.unique(example.id), example) for example in examples)
-    return [example if id == example.id else dataclasses.replace(example, id=id) for id, example in named]

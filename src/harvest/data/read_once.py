@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from harvest.data import transforms
+from harvest.data.columns import Columns
 from harvest.data.guard import Guard, Lost
 from harvest.data.rows import video_of
 from harvest.data.sampling import FrameOrder, ViewPlaces, frame_places
@@ -27,6 +28,8 @@ def clip_numbers(examples: Sequence[Example]) -> Tensor:
 
     Rows with the same video, start and end are captions of one clip.
     """
+    if isinstance(examples, Columns):
+        return examples.clip_of
     seen: dict[tuple[str, float, float | None], int] = {}
     return torch.tensor(
         [seen.setdefault((e.video, e.start_s, e.end_s), len(seen)) for e in examples], dtype=torch.int64

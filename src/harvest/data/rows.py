@@ -30,7 +30,7 @@ def read_rows(
     form: str = "",
     columns: Sequence[str] = (),
     progress: OnProgress = lambda done, of: None,
-) -> tuple[list[Example], dict[str, str]]:
+) -> tuple[Sequence[Example], dict[str, str]]:
     """The rows of a manifest or, in their order, of tar shards, and those left out, with reasons.
 
     `name` is a manifest (`read_manifest`), a folder of shards, `shards-{000..009}.tar`, or such an address in a bucket.

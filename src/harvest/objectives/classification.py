@@ -12,13 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harvest.data.columns import Columns
 from harvest.data.labels import class_names_of, labelled, read_class_names
 from harvest.interfaces import Batch, HarvestError, Losses, VideoFeatures
 from harvest.model.heads import HeadConfig, build_head, dropout
@@ -65,8 +66,8 @@ class ClassificationConfig(Selection):
 
     def _labelled(self, rows: Rows, listed: Path | None) -> tuple[Rows, list[str]]:
         """The rows with a label, and the names of the classes."""
-        if not isinstance(rows, list):
-            return rows, _classes_of_shards(self.classes, rows)
+        if not isinstance(rows, Columns | list):
+            return rows, _classes_of_shards(self.classes, cast("ShardSet", rows))
         if self.classes is not None:
             names = read_class_names(self.classes)
         else:

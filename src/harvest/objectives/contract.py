@@ -24,10 +24,9 @@ from harvest.tokens import Selection
 if TYPE_CHECKING:
     from harvest.config import RunConfig
     from harvest.data.dataset import ClipDataset
-    from harvest.data.shards import ShardSet
     from harvest.parallel import World
 
-    Rows = list[Example] | ShardSet
+    Rows = Sequence[Example]
 
 WORDS = 32
 """Words that a caption or question is assumed to have, where work is counted by formula."""

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harvest.data.columns import Columns
 from harvest.files import WHOLE, begin_filling, check_made_of, finish_filling, new_file
 from harvest.interfaces import Example, Grid, HarvestError
 from harvest.model.video_text import compile_blocks
@@ -223,7 +224,7 @@ def prepare(objective: Any, ready: Ready) -> None:
     if settings.teacher_cache is None:
         return
     assert teaching is not None  # the config says so
-    if not isinstance(ready.dataset.examples, list):
+    if not isinstance(ready.dataset.examples, Columns):
         raise HarvestError("objective.teacher_cache needs a manifest: shards have no order of clips to keep")
     folder, size = Path(settings.teacher_cache), objective.model.config.video.image_size
     shape = (1, run.data.num_frames, 3, size, size)

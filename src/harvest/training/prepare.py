@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from harvest.data.columns import columns_of_rows
 from harvest.data.dataset import ClipDataset, DataConfig
 from harvest.data.loader import TrainLoader
-from harvest.data.manifest import boxed_example, read_manifest, with_unique_ids
+from harvest.data.manifest import boxed_example, read_manifest
 from harvest.data.miniworld import MiniWorld, acting_rows, write_miniworld
 from harvest.data.mixing import MixedLoader
 from harvest.data.read_once import eval_batches
@@ -70,10 +72,12 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
             " options of its rows: leave data.images out"
         )
     examples, listed = _rows(config, run, here, config.data.train)
-    if isinstance(examples, list) and config.data.more:
-        further = [row for manifest in config.data.more for row in read_manifest(manifest)]
-        examples = with_unique_ids([*examples, *further])
+    if config.data.more and not isinstance(examples, ShardSet):
+        further = (read_manifest(manifest) for manifest in config.data.more)
+        examples = columns_of_rows(itertools.chain(examples, *further))
     examples, names = needs.rows(examples, listed)
+    if isinstance(examples, list):  # of which some are left
+        examples = columns_of_rows(examples)
     pictures = _rows(config, run, here, config.data.images)[0] if config.data.images else []
     captions: list[str] = []
     if needs_captions(config):
@@ -121,19 +125,19 @@ def read_clips(
     )
 
 
-def _rows(
-    config: RunConfig, run: Path, here: World, name: str
-) -> tuple[list[Example] | ShardSet, Path | None]:
+def _rows(config: RunConfig, run: Path, here: World, name: str) -> tuple[Sequence[Example], Path | None]:
     """The rows of a manifest, of shards, or of a part of the mini-world (`mini-world/stills`, …) and its classes."""
     if are_shards(name):
         return _open_shards(config, here, name), None
     if name.split("/")[0] != "mini-world":
         videos = Path(config.data.videos) if config.data.videos else None
         form, columns = ("", ()) if name == config.data.images else (config.data.form, config.data.columns)
-        found = read_manifest(Path(name), videos=videos, form=form, columns=columns)
-        if here.is_main:
-            say(found.summary())
-        return found, None
+        read = partial(read_manifest, Path(name), videos=videos, form=form, columns=columns)
+        with sync_errors():  # the first to read a large manifest keeps its columns for the others
+            if here.is_main:
+                found = read()
+                say(found.summary())
+        return found if here.is_main else read(), None
     parts = [f.name for f in dataclasses.fields(MiniWorld) if not f.init and f.name != "labels"]
     parts += ["acting", "acting_test"]
     part = name.partition("/")[2] or "train"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import signal
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from harvest.data.dataset import Refused
+from harvest.data.manifest_rows import digest_of
 from harvest.data.shards import ShardSet
 from harvest.files import PART, write_file
 from harvest.interfaces import Example, HarvestError
@@ -128,14 +127,9 @@ def check_data(path: Path, prepared: Prepared, *, changed_ok: bool) -> None:
 
 
 def _digest(rows: Sequence[Example]) -> dict[str, Any]:
-    """How many rows there are, and a digest of them; videos count by their names, wherever they lie."""
     if isinstance(rows, ShardSet):
         return {"rows": len(rows), "digest": rows.digest()}
-    digest = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        named = dataclasses.replace(row, video=row.video.rsplit("/", 1)[-1])
-        digest.update(repr(named).encode())
-    return {"rows": len(rows), "digest": digest.hexdigest()}
+    return digest_of(rows)
 
 
 @dataclass
