@@ -2,282 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
-
-from harvest.data.cells import literal_of, span_of, text_of, texts_of
-from harvest.data.forms.record import Entry, Form, Record, each
+from harvest.data.forms import readings as of
+from harvest.data.forms.record import Form
 from harvest.data.tables import KEY
-from harvest.interfaces import HarvestError
-
-_YOUTUBE = re.compile(r"(?:v=|youtu\.be/|shorts/|embed/)([\w-]+)")
-
-
-def _list(record: Record, column: str) -> list[Any]:
-    value = literal_of(record[column], column)
-    if not isinstance(value, list | tuple):
-        raise HarvestError(f"{column} must be a list, got {value!r:.80}")
-    return list(value)
-
-
-def _object(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise HarvestError(f"{what} must be an object, got {value!r:.80}")
-    return value
-
-
-def _youtube_id(record: Record) -> tuple[str, ...]:
-    found = _YOUTUBE.search(str(record.get("url") or ""))
-    return (found[1],) if found else ()
-
-
-def internvid(record: Record) -> Iterator[Entry]:
-    video = record.name("youtubeid")
-    start, end = record.name("start_timestamp"), record.name("end_timestamp")
-    id = f"{video}_{start}_{end}"
-    yield Entry(
-        id,
-        record.texts("caption"),
-        cut=(id, id.replace(":", "_"), id.replace(":", "-")),
-        names=(video,),
-        start_s=record.time("start_timestamp"),
-        end_s=record.time("end_timestamp"),
-    )
-
-
-def multi_view_captions(record: Record) -> Iterator[Entry]:
-    """InternVid's clips with several captions each; columns may be named anyhow."""
-    name = record.name("video")
-    others = (key for key in record.cells if key not in ("video", "original_internvid", "id"))
-    texts = [text for key in ("original_internvid", *others) for text in record.texts(key)]
-    id = name.removesuffix(".mp4")
-    yield Entry(id, tuple(dict.fromkeys(texts)), cut=(name, id.replace(":", "_")))
-
-
-def panda(record: Record) -> Iterator[Entry | HarvestError]:
-    """One row a source video, with lists of equal lengths written as Python does."""
-    video = record.name("videoid")
-
-    def clip(number: int, span: Any, caption: str) -> Entry:
-        start, end = span_of(span, "timestamp")
-        id = f"{video}_{number}"
-        cut = (id, f"{video}.{number}", f"{video}_{number:05d}")
-        return Entry(id, (caption,), cut=cut, names=(video,), start_s=start, end_s=end)
-
-    yield from each(clip, _list(record, "timestamp"), texts_of(record["caption"]))
-
-
-def koala(record: Record) -> Iterator[Entry]:
-    id = record.name("videoid")
-    start, end = span_of(record["timestamp"], "timestamp")
-    video = id.rpartition("_")[0] or id
-    yield Entry(id, record.texts("caption"), cut=(id,), names=(video,), start_s=start, end_s=end)
-
-
-def mira(record: Record) -> Iterator[Entry]:
-    start, end = span_of(record["timestamp"], "timestamp")
-    yield Entry(
-        record.name("clip_id"),
-        record.texts("short_caption", "dense_caption"),
-        cut=(record.name("file_path"),),
-        names=(record.name("video_id"),),
-        start_s=start,
-        end_s=end,
-    )
-
-
-def mira_v0(record: Record) -> Iterator[Entry]:
-    """Frame numbers are exact, `start_timestep` is whole seconds."""
-    fps = float(record["fps"])
-    if fps <= 0:
-        raise HarvestError(f"fps must be more than 0, got {fps}")
-    start, end = float(record["start_frame"]) / fps, float(record["end_frame"]) / fps
-    index = record.name("index")
-    texts = record.texts("short_caption", "dense_caption")
-    yield Entry(index, texts, cut=(index,), names=(record.name("video_id"),), start_s=start, end_s=end)
-
-
-def _cut_clip(id: str, *texts: str, name: str | None = None) -> Any:
-    """A reader of rows that each name a file cut already; of the caption columns the first that is filled is taken."""
-
-    def entries(record: Record) -> Iterator[Entry]:
-        yield Entry(record.name(id), record.texts(*texts), cut=(record.name(name or id),))
-
-    return entries
-
-
-def vript(record: Record) -> Iterator[Entry]:
-    clip = record.name("clip_id")
-    caption = _object(record["caption"], "caption")
-    video = str(_object(record.get("meta") or {}, "meta").get("video_id") or record.get("video_id") or "")
-    name = f"{video}/{clip}" if video else clip
-    yield Entry(clip, texts_of(caption.get("content")), cut=(name, clip))
-
-
-def vript_video(record: Record) -> Iterator[Entry]:
-    """The file of one video: {meta, data: {clip id: …}}."""
-    for clip, said in _object(record["data"], "data").items():
-        caption = _object(_object(said, clip).get("caption"), "caption")
-        video = said.get("video_id") or _object(record["meta"], "meta").get("video_id")
-        yield Entry(str(clip), texts_of(caption.get("content")), cut=(f"{video}/{clip}", str(clip)))
-
-
-def sharegpt4video(record: Record) -> Iterator[Entry]:
-    """Of its captions the one with idx -1 is of the whole video; the others tell what changes between key frames."""
-    whole = [c for c in _list(record, "captions") if str(_object(c, "captions").get("idx")) == "-1"]
-    if len(whole) != 1:
-        raise HarvestError(f'captions: expected one with idx "-1", the whole video, found {len(whole)}')
-    yield Entry(
-        record.name("video_id"), (text_of(whole[0].get("content")),), cut=(record.name("video_path"),)
-    )
-
-
-def conversations(record: Record) -> Iterator[Entry]:
-    """LLaVA's form: a request and, as its answer, the caption. Files of questions are refused."""
-    turns = [_object(turn, "conversations") for turn in _list(record, "conversations")]
-    asked = [str(turn.get("value")) for turn in turns if turn.get("from") == "human"]
-    if len(turns) != 2 or len(asked) != 1 or re.search(r"\n\s*[A-E][.)] ", asked[0]):
-        raise HarvestError(
-            "a conversation of questions and answers, not a request and a caption: only the *_cap_* files are captions"
-        )
-    video = record.name("video")
-    yield Entry(str(record.get("id") or video), (text_of(turns[1].get("value")),), cut=(video,))
-
-
-def _is_of_questions(record: Record) -> bool:
-    return bool(re.search(r"_(oe|mc|qa)_", record.path.name))
-
-
-def hd_vila(record: Record) -> Iterator[Entry | HarvestError]:
-    video = record.name("video_id")
-
-    def clip(number: int, said: Any) -> Entry:
-        name = str(_object(said, "clip").get("clip_id"))
-        start, end = span_of(said.get("span"), "span")
-        return Entry(name.removesuffix(".mp4"), cut=(name,), names=(video,), start_s=start, end_s=end)
-
-    yield from each(clip, _list(record, "clip"))
-
-
-def how_to(record: Record) -> Iterator[Entry | HarvestError]:
-    spans = list(zip(*(_list(record, name) for name in ("start", "end")), strict=False))
-    yield from _sentences(record.name(KEY), spans, _list(record, "text"))
-
-
-def sentences(record: Record) -> Iterator[Entry | HarvestError]:
-    """ActivityNet Captions, VidChapters: one clip a sentence."""
-    yield from _sentences(record.name(KEY), _list(record, "timestamps"), _list(record, "sentences"))
-
-
-def _sentences(video: str, spans: Sequence[Any], texts: Sequence[Any]) -> Iterator[Entry | HarvestError]:
-    names = tuple(dict.fromkeys((video, video.removeprefix("v_"))))
-
-    def clip(number: int, span: Any, text: Any) -> Entry:
-        start, end = span_of(span, "the times")
-        return Entry(f"{video}#{number + 1}", (text_of(text),), names=names, start_s=start, end_s=end)
-
-    yield from each(clip, spans, texts)
-
-
-def paragraphs(record: Record) -> Iterator[Entry]:
-    """ActivityNet Captions: one row a video, its sentences joined."""
-    video = record.name(KEY)
-    text = " ".join(text_of(text) for text in _list(record, "sentences"))
-    yield Entry(video, (text,), names=tuple(dict.fromkeys((video, video.removeprefix("v_")))))
-
-
-def msrvtt(record: Record) -> Iterator[Entry]:
-    """Two tables; the times are those in the source, the files are cut."""
-    texts: dict[str, list[str]] = {}
-    for said in record["sentences"]:
-        texts.setdefault(str(said["video_id"]), []).append(text_of(said["caption"]))
-    for video in record["videos"]:
-        id = str(video["video_id"])
-        yield Entry(id, tuple(texts.get(id, ())), cut=(id,))
-
-
-def msrvtt_table(record: Record) -> Iterator[Entry]:
-    """The hub's table names the source too: its times apply to the source's file only."""
-    id = record.name("video_id")
-    start, end = record.time("start_time"), record.time("end_time")
-    yield Entry(id, record.texts("caption"), cut=(id,), names=_youtube_id(record), start_s=start, end_s=end)
-
-
-def captioned_files(record: Record) -> Iterator[Entry]:
-    """UMT's, VindLU's and Singularity's lists: `video` or `image`, with one caption or several."""
-    name = record.name("video" if record.get("video") is not None else "image")
-    yield Entry(name.rpartition(".")[0] or name, record.texts("caption"), cut=(name,))
-
-
-def charades(record: Record) -> Iterator[Entry]:
-    video = record.name("id")
-    told = [text.strip() for text in str(record.get("descriptions") or "").split(";")]
-    texts = [*record.texts("script"), *(text for text in told if text)]
-    yield Entry(video, tuple(texts), cut=(video,))
-
-
-def egoclip(record: Record) -> Iterator[Entry]:
-    """Narrations begin with who acts: #C is the wearer, #O another person; the tag is the annotator's."""
-    text = re.sub(r"#\w+\s*", "", text_of(record["clip_text"])).strip()
-    start, end = record.time("clip_start"), record.time("clip_end")
-    yield Entry(record.name("clip_idx"), (text,), names=(record.name("video_uid"),), start_s=start, end_s=end)
-
-
-def _bytes_of(record: Record, column: str) -> str:
-    return f"{record.path}#{record.number}/{column}"
-
-
-def fine_video(record: Record) -> Iterator[Entry]:
-    about = _object(record["json"], "json")
-    text = text_of(_object(about.get("content_metadata"), "content_metadata").get("description"))
-    name = str(about.get("original_video_filename") or f"row {record.number + 1}")
-    yield Entry(name.rpartition(".")[0] or name, (text,), address=_bytes_of(record, "mp4"))
-
-
-def fine_video_activities(record: Record) -> Iterator[Entry | HarvestError]:
-    about = _object(record["json"], "json")
-    name = str(about.get("original_video_filename") or f"row {record.number + 1}")
-    id = name.rpartition(".")[0] or name
-    for scene_number, scene in enumerate(about["content_metadata"].get("scenes") or [], 1):
-        scene_id = scene.get("sceneId") or scene_number
-
-        def clip(number: int, said: Any, scene_id: Any = scene_id) -> Entry:
-            when = _object(said.get("timestamp"), "timestamp")
-            start, end = span_of([when.get("start_timestamp"), when.get("end_timestamp")], "timestamp")
-            return Entry(
-                f"{id} scene {scene_id} activity {number + 1}",
-                (text_of(said.get("description")),),
-                address=_bytes_of(record, "mp4"),
-                start_s=start,
-                end_s=end,
-            )
-
-        yield from each(clip, scene.get("activities") or [])
-
-
-def lerobot(record: Record) -> Iterable[Entry]:
-    """Several episodes lie in one mp4; the task is the caption. The first camera is taken."""
-    suffix = "/from_timestamp"
-    camera = next(key.removesuffix(suffix) for key in record.cells if key.endswith(suffix))
-    chunk, file = int(record[f"{camera}/chunk_index"]), int(record[f"{camera}/file_index"])
-    name = f"{camera}/chunk-{chunk:03d}/file-{file:03d}.mp4"
-    yield Entry(
-        f"episode {record['episode_index']}",
-        texts_of(record["tasks"]),
-        names=(name,),
-        start_s=record.time(f"{camera}/from_timestamp"),
-        end_s=record.time(f"{camera}/to_timestamp"),
-    )
-
-
-def _has_episodes(record: Record) -> bool:
-    return any(key.endswith("/from_timestamp") for key in record.cells)
-
-
-def _is_nested(record: Record) -> bool:
-    return str(record.get("timestamp") or "").lstrip().startswith(("[[", "[("))
-
 
 _LOG = (
     "is the log of a download, in which rows that failed are rows: the clips are in the .tar, or the folder, of the same"
@@ -299,7 +26,7 @@ FORMS = (
         "internvid",
         "InternVid",
         ("youtubeid", "start_timestamp", "end_timestamp", "caption"),
-        internvid,
+        of.internvid,
         "10.6 M (FLT), 18 M (AES), 230 M clips",
         "CC-BY-NC-SA-4.0",
         "ids",
@@ -310,7 +37,7 @@ FORMS = (
         "internvid-mvc",
         "InternVid, multi-view captions",
         ("video", "original_internvid"),
-        multi_view_captions,
+        of.multi_view_captions,
         "10.6 M clips, several captions each",
         "as InternVid",
         "ids",
@@ -319,19 +46,19 @@ FORMS = (
         "panda-70m",
         "Panda-70M",
         ("videoid", "url", "timestamp", "caption"),
-        panda,
+        of.panda,
         "70.7 M, 10.5 M or 2.4 M clips",
         "research, non-commercial (Snap)",
         "ids",
         "YouTube benchmarks",
         "Training filters: matching_score above 0.43, desirable_filtering 'desirable'.",
-        _is_nested,
+        of.is_nested,
     ),
     Form(
         "koala-36m",
         "Koala-36M",
         ("videoid", "url", "timestamp", "caption"),
-        koala,
+        of.koala,
         "36 M clips",
         "non-commercial",
         "ids",
@@ -351,7 +78,7 @@ FORMS = (
         "videoufo",
         "VideoUFO",
         ("id", "brief_caption", "detailed_caption"),
-        _cut_clip("id", "brief_caption", "detailed_caption"),
+        of.cut_clip("id", "brief_caption", "detailed_caption"),
         "1.09 M clips, 0.9 TB",
         "CC-BY-4.0",
         "videos",
@@ -361,7 +88,7 @@ FORMS = (
         "vidgen-1m",
         "VidGen-1M",
         ("vid", "caption"),
-        _cut_clip("vid", "caption"),
+        of.cut_clip("vid", "caption"),
         "1 M clips, 2 TB",
         "HD-VILA's terms underneath",
         "videos",
@@ -370,7 +97,7 @@ FORMS = (
         "vript-video",
         "Vript, the file of one video",
         ("meta", "data"),
-        vript_video,
+        of.vript_video,
         "420,000 clips of 12,000 videos",
         "academic",
         "videos",
@@ -379,7 +106,7 @@ FORMS = (
         "vript",
         "Vript",
         ("clip_id", "caption", "meta"),
-        vript,
+        of.vript,
         "420,000 clips of 12,000 videos",
         "academic",
         "videos",
@@ -389,7 +116,7 @@ FORMS = (
         "miradata",
         "MiraData",
         ("clip_id", "timestamp", "file_path", "short_caption"),
-        mira,
+        of.mira,
         "330,000 clips of 72 s",
         "treat as non-commercial",
         "ids",
@@ -398,7 +125,7 @@ FORMS = (
         "miradata-v0",
         "MiraData v0",
         ("index", "video_id", "start_frame", "end_frame", "fps", "short_caption"),
-        mira_v0,
+        of.mira_v0,
         "57,000 clips",
         "treat as non-commercial",
         "ids",
@@ -407,7 +134,7 @@ FORMS = (
         "finevideo",
         "FineVideo",
         ("mp4", "json"),
-        fine_video,
+        of.fine_video,
         "43,751 videos, 3,425 h, 600 GB",
         "CC-BY, gated, with opt-outs",
         "videos",
@@ -417,7 +144,7 @@ FORMS = (
         "finevideo-activities",
         "FineVideo, a clip an activity",
         ("mp4", "json"),
-        fine_video_activities,
+        of.fine_video_activities,
         "43,751 videos",
         "CC-BY, gated, with opt-outs",
         "videos",
@@ -427,7 +154,7 @@ FORMS = (
         "sharegpt4video",
         "ShareGPT4Video",
         ("video_id", "video_path", "captions"),
-        sharegpt4video,
+        of.sharegpt4video,
         "40,000 videos",
         "CC-BY-NC",
         "videos",
@@ -437,14 +164,14 @@ FORMS = (
         "llava-questions",
         "LLaVA-Video-178K, questions",
         ("conversations",),
-        is_it=_is_of_questions,
+        is_it=of.is_of_questions,
         refusal="holds questions and answers, not captions: give a *_cap_* file",
     ),
     Form(
         "llava-video-178k",
         "LLaVA-Video-178K, ShareGPTVideo",
         ("video", "conversations"),
-        conversations,
+        of.conversations,
         "178,000 and 900,000 videos",
         "academic",
         "videos",
@@ -455,7 +182,7 @@ FORMS = (
         "hd-vila-100m",
         "HD-VILA-100M",
         ("video_id", "clip"),
-        hd_vila,
+        of.hd_vila,
         "100 M clips of 3.3 M videos",
         "research (Microsoft)",
         "ids",
@@ -467,7 +194,7 @@ FORMS = (
         "openhumanvid",
         "OpenHumanVid",
         ("clip_id", "path", "caption", "global_motion"),
-        _cut_clip("clip_id", "caption", name="path"),
+        of.cut_clip("clip_id", "caption", name="path"),
         "13.2 M clips",
         "by form, non-commercial; mind faces",
         "videos",
@@ -476,7 +203,7 @@ FORMS = (
         "ultravideo",
         "UltraVideo",
         ("clip_id", "brief_description", "detailed_description"),
-        _cut_clip("clip_id", "brief_description", "detailed_description"),
+        of.cut_clip("clip_id", "brief_description", "detailed_description"),
         "58,781 clips, 1.4 TB",
         "CC-BY-4.0, non-commercial clause",
         "videos",
@@ -485,7 +212,7 @@ FORMS = (
         "open-sora-plan",
         "Open-Sora-Plan",
         ("path", "cap"),
-        _cut_clip("path", "cap"),
+        of.cut_clip("path", "cap"),
         "40,000 to 450,000 stock clips",
         "those of Mixkit, Pexels, Pixabay",
         "videos",
@@ -503,7 +230,7 @@ FORMS = (
         "howto100m",
         "HowTo100M",
         (KEY, "start", "end", "text"),
-        how_to,
+        of.how_to,
         "136 M lines of 1.22 M videos",
         "ids only, YouTube",
         "ids",
@@ -520,7 +247,7 @@ FORMS = (
         "vidchapters",
         "VidChapters-7M",
         (KEY, "timestamps", "sentences", "path"),
-        sentences,
+        of.sentences,
         "7 M chapters",
         "MIT on the metadata",
         "ids",
@@ -530,7 +257,7 @@ FORMS = (
         "activitynet",
         "ActivityNet Captions",
         (KEY, "timestamps", "sentences"),
-        sentences,
+        of.sentences,
         "37,421 sentences of 10,009 videos",
         "research",
         "ids",
@@ -541,7 +268,7 @@ FORMS = (
         "activitynet-paragraphs",
         "ActivityNet Captions, paragraphs",
         (KEY, "timestamps", "sentences"),
-        paragraphs,
+        of.paragraphs,
         "10,009 videos",
         "research",
         "ids",
@@ -551,7 +278,7 @@ FORMS = (
         "msrvtt",
         "MSR-VTT",
         ("videos", "sentences"),
-        msrvtt,
+        of.msrvtt,
         "10,000 clips, 20 captions each",
         "research",
         "videos",
@@ -561,7 +288,7 @@ FORMS = (
         "msrvtt-hub",
         "MSR-VTT, the hub's table",
         ("video_id", "caption", "start_time", "end_time", "sen_id"),
-        msrvtt_table,
+        of.msrvtt_table,
         "as MSR-VTT",
         "research",
         "ids",
@@ -570,7 +297,7 @@ FORMS = (
         "vatex",
         "VATEX",
         ("videoid", "encap"),
-        _cut_clip("videoid", "encap"),
+        of.cut_clip("videoid", "encap"),
         "25,991 clips, 10 captions each",
         "research",
         "ids",
@@ -579,7 +306,7 @@ FORMS = (
         "charades",
         "Charades",
         ("id", "script", "descriptions", "actions"),
-        charades,
+        of.charades,
         "9,848 videos",
         "non-commercial",
         "videos",
@@ -588,7 +315,7 @@ FORMS = (
         "ssv2",
         "Something-Something V2",
         ("id", "label", "template", "placeholders"),
-        _cut_clip("id", "label"),
+        of.cut_clip("id", "label"),
         "168,913 clips",
         "research, signed",
         "videos",
@@ -598,7 +325,7 @@ FORMS = (
         "egoclip",
         "EgoClip (Ego4D)",
         ("clip_idx", "video_uid", "clip_start", "clip_end", "clip_text"),
-        egoclip,
+        of.egoclip,
         "3.85 M clips",
         "signed (Ego4D)",
         "videos",
@@ -608,17 +335,17 @@ FORMS = (
         "caption-list",
         "a list of files and captions (UMT, VindLU)",
         ("video", "caption"),
-        captioned_files,
+        of.captioned_files,
         automatic=False,
     ),
     Form(
         "lerobot",
         "LeRobot v3",
         ("episode_index", "tasks"),
-        lerobot,
+        of.lerobot,
         hosted="videos",
         note="Give meta/episodes/…/file-000.parquet, and the set's folder as --videos.",
-        is_it=_has_episodes,
+        is_it=of.has_episodes,
     ),
     Form(
         "download-log",
