@@ -9,9 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harvest.data.sampling import segment_times
-from harvest.data.transforms import fit_square
-from harvest.data.video import read_clip
+from harvest.data.show import show
 from harvest.evaluation import EvalSettings
 from harvest.evaluation.clips import evaluating
 from harvest.evaluation.embed import (
@@ -22,6 +20,7 @@ from harvest.evaluation.embed import (
     embed_texts,
     embed_videos,
     encode_clips,
+    mode_of,
 )
 from harvest.evaluation.matching import need_matching, read_pairs, similarity_scale
 from harvest.evaluation.task import Evaluation
@@ -144,18 +143,17 @@ class VideoText:
     def embed_images(self, images: Sequence[Source | Tensor], *, batch_size: int = 64) -> Tensor:
         """Unit vectors of pictures, files or uint8 `[3, H, W]`, fp32 `[len(images), E]`: clips of one frame."""
         _list_of(images, "embed_images", "pictures")
-        frames = [
-            image[None] if isinstance(image, Tensor) else self._read_frames(image, num_frames=1)
-            for image in images
-        ]
-        return self._encode(frames, num_frames=1, batch_size=batch_size)
+        return self._encode(images, num_frames=1, batch_size=batch_size)
 
     def embed_frames(self, clips: Sequence[Tensor], *, batch_size: int = 16) -> Tensor:
         """Unit vectors of decoded clips, each uint8 `[T, 3, H, W]` of any T, H and W: fp32 `[len(clips), E]`.
 
         Of more frames than `num_frames` those in the middle of equal segments are seen, as of files.
         """
-        return self._encode(list(clips), num_frames=self.num_frames, batch_size=batch_size)
+        for clip in clips:
+            if clip.ndim != 4:
+                raise HarvestError(f"expected frames uint8 [T, 3, H, W], got {clip.dtype} {list(clip.shape)}")
+        return self._encode(clips, num_frames=self.num_frames, batch_size=batch_size)
 
     def embed_texts(self, texts: Sequence[str], *, dim: int | None = None) -> Tensor:
         """Unit vectors of sentences, fp32 `[len(texts), E]`, or their first `dim` entries."""
@@ -205,7 +203,7 @@ class VideoText:
         From a list of `answers`, by log-probability; without one, single words that the fusion decoder fills in at
         the place of the answer (or at the question's own `[mask]`), by probability.
         """
-        frames = self._read_frames(path, num_frames=self.num_frames)
+        frames = self._shown(path, self.num_frames)
         if answers is None:
             sentence = prompt.prompt(question)
             return likeliest_words(
@@ -229,7 +227,7 @@ class VideoText:
 
     def fill_mask(self, path: Source, sentence: str) -> list[tuple[str, float]]:
         """The likeliest word, with its probability, for each `[mask]` of a sentence about a video."""
-        frames = self._read_frames(path, num_frames=self.num_frames)
+        frames = self._shown(path, self.num_frames)
         return fill_mask(
             self.model, self.tokenizer, frames, sentence, mode=self.mode, precision=self.precision
         )
@@ -250,21 +248,13 @@ class VideoText:
         _check_read(found, len(paths))
         return found
 
-    def _read_frames(self, path: Source, *, num_frames: int) -> Tensor:
-        return read_clip(path, num_frames=num_frames, **self.model.config.video.squares).frames
+    def _shown(self, clip: Source | Tensor, num_frames: int) -> Tensor:
+        return show(clip, num_frames=num_frames, **self.model.config.video.squares)
 
-    def _encode(self, clips: Sequence[Tensor], *, num_frames: int, batch_size: int) -> Tensor:
+    def _encode(self, clips: Sequence[Source | Tensor], *, num_frames: int, batch_size: int) -> Tensor:
         parts = [torch.empty(0, self.embed_dim)]
         for start in range(0, len(clips), batch_size):
-            squares = []
-            for frames in clips[start : start + batch_size]:
-                if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8 or not len(frames):
-                    raise HarvestError(
-                        f"expected frames uint8 [T, 3, H, W], got {frames.dtype} {list(frames.shape)}"
-                    )
-                places = segment_times(0.0, float(len(frames)), num_frames=num_frames).long()
-                shown = frames[places.clamp(max=len(frames) - 1)]
-                squares.append(fit_square(shown, **self.model.config.video.squares))
+            squares = [self._shown(clip, num_frames) for clip in clips[start : start + batch_size]]
             features = encode_clips(
                 self.model, torch.stack(squares), mode=self.mode, precision=self.precision
             )
@@ -310,5 +300,4 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with Unfilled():
         model, tokenizer, report = load_pretrained(source, offline=offline, **options)
-    mode: Mode = "image" if model.config.video.num_frames == 1 else "video"
-    return VideoText(model.to(device), tokenizer, mode=mode, report=report)
+    return VideoText(model.to(device), tokenizer, mode=mode_of(model), report=report)

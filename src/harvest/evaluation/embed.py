@@ -71,6 +71,11 @@ class TokenSpool:
             return torch.from_file(file.name, size=size, dtype=self._dtype).view(self._rows, *self._shape)
 
 
+def mode_of(model: VideoTextModel) -> Mode:
+    """An image model, of one frame, sees a video as the mean of its frames; a video model as a whole."""
+    return "image" if model.config.video.num_frames == 1 else "video"
+
+
 def default_frames(model: VideoTextModel, mode: Mode) -> int:
     """The frames a clip is shown with: the model's own number, at least `IMAGE_FRAMES` for an image baseline of one."""
     own = model.config.video.num_frames
@@ -91,17 +96,22 @@ def encode_clips(
     embeddings, made unit length, and the tokens are those of all frames, one after the other.
     """
     with evaluating(model, precision):
-        video = video.to(model.log_scale.device)
-        if mode == "video":
-            keep = None if selection is None else kept(model, video, selection)
-            return model.encode_video(video, keep)
-        if selection is not None:
-            raise HarvestError("choosing tokens goes with mode 'video': the image baseline sees whole frames")
-        # A frame at a time, so that memory is that of a batch of images however many frames there are.
-        frames = [model.encode_video(video[:, place : place + 1]) for place in range(video.shape[1])]
-        tokens = torch.cat([frame.tokens for frame in frames], dim=1)  # [B, T * P, D]
-        pooled = torch.stack([frame.pooled for frame in frames]).mean(dim=0)
-        return VideoFeatures(tokens, F.normalize(pooled, dim=-1))
+        return encode_shown(model, video.to(model.log_scale.device), mode=mode, selection=selection)
+
+
+def encode_shown(
+    model: VideoTextModel, video: Tensor, *, mode: Mode = "video", selection: Selection | None = None
+) -> VideoFeatures:
+    """As `encode_clips`, of clips on the model's device, with the model as it is: also in training, in any precision."""
+    if mode == "video":
+        return model.encode_video(video, None if selection is None else kept(model, video, selection))
+    if selection is not None:
+        raise HarvestError("choosing tokens goes with mode 'video': the image baseline sees whole frames")
+    # A frame at a time, so that memory is that of a batch of images however many frames there are.
+    frames = [model.encode_video(video[:, place : place + 1]) for place in range(video.shape[1])]
+    tokens = torch.cat([frame.tokens for frame in frames], dim=1)  # [B, T * P, D]
+    pooled = torch.stack([frame.pooled for frame in frames]).mean(dim=0)
+    return VideoFeatures(tokens, F.normalize(pooled, dim=-1))
 
 
 def kept(model: VideoTextModel, video: Tensor, selection: Selection) -> Kept:

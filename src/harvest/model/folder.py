@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from harvest.settings import from_dict, read_json, read_settings
 
 FORMAT = 2
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "head.json", "head.safetensors")
+NOTES = ("recipe", "started_from", "import_report", "licence", "blended", "video_ratio")
 SENTENCE = "a red circle moves to the left"
 FINGERPRINT_TOLERANCE = 2e-3
 
@@ -101,9 +102,24 @@ def save_model(
     `notes` (recipe, licence, source, …) go into its config. A model without a text tower has no tokenizer.
     """
     check_room(folder)
+    try:
+        with new_folder(folder) as temporary:
+            write_model(temporary, model, tokenizer, head=head, notes=notes)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise HarvestError(f"could not write the model folder {folder}: {error}") from error
+
+
+def write_model(
+    folder: Path,
+    model: VideoTextModel,
+    tokenizer: Tokenizer | None,
+    *,
+    head: Head | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the files of a model folder into a folder that exists; arguments are those of `save_model`."""
     if (tokenizer is None) != (model.config.text is None):
         raise ValueError("a tokenizer goes with a text tower, and none without one")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = {
         "format": FORMAT,
         "model": dataclasses.asdict(model.config),
@@ -112,29 +128,33 @@ def save_model(
         "fingerprint": _fingerprint(model, tokenizer),
         **(notes or {}),
     }
-    try:
-        with new_folder(folder) as temporary:
-            safetensors.torch.save_file(tensors, temporary / "model.safetensors")
-            if tokenizer is not None:
-                tokenizer.save(temporary / "tokenizer.json")
-            if head is not None:
-                own = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-                safetensors.torch.save_file(own, temporary / "head.safetensors")
-                (temporary / "head.json").write_text(json.dumps(dataclasses.asdict(head.config), indent=1))
-            config["checksums"] = checksums_of(temporary) | {"config.json": _settings_checksum(config)}
-            (temporary / "config.json").write_text(json.dumps(config, indent=1))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise HarvestError(f"could not write the model folder {folder}: {error}") from error
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if tokenizer is not None:
+        tokenizer.save(folder / "tokenizer.json")
+    if head is not None:
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+        safetensors.torch.save_file(own, folder / "head.safetensors")
+        (folder / "head.json").write_text(json.dumps(dataclasses.asdict(head.config), indent=1))
+    sums = {name: sum for name, sum in checksums_of(folder).items() if name in FILES}
+    config["checksums"] = sums | {"config.json": _settings_checksum(config)}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
 
 
-def check_room(folder: Path) -> None:
-    """HarvestError where a model folder would take the place of what is none."""
+def read_notes(folder: Path) -> dict[str, Any]:
+    """What was noted of a model when it was saved: its recipe, licence, source. Empty for a folder that is not Harvest's."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return {name: config[name] for name in NOTES if name in config} if "format" in config else {}
+
+
+def check_room(folder: Path, files: Collection[str] = FILES) -> None:
+    """HarvestError where a model folder, of these files, would take the place of what is none."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise HarvestError(f"{folder} is a file: give a folder for the model")
     found = sorted(path.name for path in folder.iterdir())
-    others = [name for name in found if name not in FILES]
+    others = [name for name in found if name not in files]
     if others or (found and not _is_own(folder / FILES[0])):
         raise HarvestError(
             f"{folder} is not empty and holds no Harvest model alone ({(others or found)[0]}): give another folder"
@@ -179,10 +199,7 @@ def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tok
         raise HarvestError(f"{folder} is not a Harvest model folder: it has no config.json of one")
     if kind > FORMAT:
         raise HarvestError(f"{folder} was written by a newer Harvest (format {kind}): update Harvest")
-    where = str(folder / "config.json")
-    sizes: ModelConfig = from_dict(ModelConfig, config["model"], where=where, path="model")
-    if (sizes.text is None) != (config.get("tokenizer", 0) is None):
-        raise HarvestError(f"{where}: a tokenizer goes with a text tower, and none without one")
+    sizes, settings = sizes_of(config, str(folder / "config.json"))
     wanted = ["model.safetensors", *(["tokenizer.json"] if sizes.text is not None else [])]
     for name in wanted:
         if not (folder / name).exists():
@@ -193,8 +210,7 @@ def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tok
     with Unfilled(), torch.device("meta"):  # a config may claim more than there is: nothing is allocated yet
         check_shapes(VideoTextModel(sizes), tensors, source=str(folder))
     tokenizer = None
-    if sizes.text is not None:
-        settings = from_dict(TokenizerConfig, config.get("tokenizer"), where=where, path="tokenizer")
+    if sizes.text is not None and settings is not None:
         tokenizer = Tokenizer(read_tokenizer(folder / "tokenizer.json"), settings)
         _check_tokenizer(tokenizer, sizes.text, folder)
     model = VideoTextModel(sizes)
@@ -203,6 +219,16 @@ def load_model(folder: Path, *, check: bool = True) -> tuple[VideoTextModel, Tok
     if check:
         _check_fingerprint(folder, config.get("fingerprint"), _fingerprint(model, tokenizer))
     return model, tokenizer
+
+
+def sizes_of(config: Mapping[str, Any], where: str) -> tuple[ModelConfig, TokenizerConfig | None]:
+    """The settings in the config.json of a model folder; HarvestError with the key of what is wrong."""
+    sizes: ModelConfig = from_dict(ModelConfig, config["model"], where=where, path="model")
+    if (sizes.text is None) != (config.get("tokenizer", 0) is None):
+        raise HarvestError(f"{where}: a tokenizer goes with a text tower, and none without one")
+    if sizes.text is None:
+        return sizes, None
+    return sizes, from_dict(TokenizerConfig, config.get("tokenizer"), where=where, path="tokenizer")
 
 
 def _check_tokenizer(tokenizer: Tokenizer, text: TextEncoderConfig, folder: Path) -> None:

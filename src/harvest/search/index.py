@@ -30,14 +30,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from harvest.data.video import IMAGE_SUFFIXES, read_clip
-from harvest.evaluation.embed import default_frames, encode_clips
+from harvest.evaluation.embed import default_frames, encode_clips, mode_of
 from harvest.interfaces import HarvestError, OnProgress
 from harvest.ranges import Range, check_range
 from harvest.search import building
 from harvest.search.asking.calibration import EVERYDAY, SHAPES, Calibration, default_bank, match_of, read_bank
 from harvest.search.asking.pictures import MOST_HEIGHT, thumbnail
 from harvest.search.asking.reranking import MAX_RERANK, Reranker
-from harvest.search.library.embedding import mode_of
 from harvest.search.library.files import is_gone
 from harvest.search.library.folder import Library, Model
 from harvest.search.library.segmentation import Segmentation

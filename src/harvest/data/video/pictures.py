@@ -98,12 +98,18 @@ def read_picture(path: Source, fitting: Fitting) -> tuple[Tensor, tuple[int, int
     """
     image, info = _decoded(path)
     with named(path):
-        check_shape(image.width, image.height)
+        return fit_picture(image, fitting), (info.height, info.width)
+
+
+def fit_picture(image: Image.Image, fitting: Fitting) -> Tensor:
+    """A decoded picture as RGB uint8 `[3, H, W]`, scaled by Pillow. Raises Unreadable for one too narrow to crop."""
+    check_shape(image.width, image.height)
+    image = _rgb(image)
     height, width = scaled_size(image.height, image.width, fitting.image_size, fitting.fit)
     if (width, height) != image.size:
         image = image.resize((width, height), _SCALINGS[fitting.interpolation])
     picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return cut_square(picture, fitting.image_size, fitting.fit).contiguous(), (info.height, info.width)
+    return cut_square(picture, fitting.image_size, fitting.fit).contiguous()
 
 
 def probe_picture(path: Source) -> VideoInfo:

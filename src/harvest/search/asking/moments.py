@@ -21,12 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.data.video import probe, read_clip, stream_frames
-from harvest.evaluation.embed import default_frames, embed_texts, encode_clips
+from harvest.evaluation.embed import default_frames, embed_texts, encode_clips, mode_of
 from harvest.interfaces import HarvestError, OnProgress, Squares
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
-from harvest.search.library.embedding import mode_of
 from harvest.search.library.store import Floats
 from harvest.search.results import Curve, Interval
 

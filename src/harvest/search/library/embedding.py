@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harvest.data.video import VideoError
-from harvest.evaluation.embed import Mode, default_frames, encode_clips
+from harvest.evaluation.embed import default_frames, encode_clips, mode_of
 from harvest.interfaces import Grid, HarvestError
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
@@ -40,11 +40,6 @@ class Embedded(NamedTuple):
 
     spans: Spans
     cut: Cut
-
-
-def mode_of(model: VideoTextModel) -> Mode:
-    """An image model looks at a moment frame by frame."""
-    return "image" if model.config.video.num_frames == 1 else "video"
 
 
 def check_choice(model: VideoTextModel, segmentation: Segmentation) -> Grid | None:

@@ -1,0 +1,1 @@
+"""A model in other formats: for sentence-transformers, transformers and MTEB, and as ONNX for processes without PyTorch."""
