@@ -17,6 +17,7 @@ import json
 import math
 import os
 import tarfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -199,8 +200,12 @@ def _write_shard(shard: Path, examples: Sequence[Example], first: int, config: P
                     index.left_out[example.id] = str(error)
                     continue
                 index.offsets.append(file.tell())
+                checksum = 0
                 for suffix, content in members:
-                    file.write(_tar_member(f"{first + place:09d}.{suffix}", content))
+                    member = _tar_member(f"{first + place:09d}.{suffix}", content)
+                    checksum = zlib.crc32(member, checksum)
+                    file.write(member)
+                index.checksums.append(checksum)
                 index.sizes.append(file.tell() - index.offsets[-1])
                 index.num_texts.append(len(example.texts))
                 index.labels.append(-1 if example.label is None else example.label)

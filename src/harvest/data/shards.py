@@ -28,6 +28,7 @@ import os
 import re
 import tarfile
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +52,7 @@ _PICTURES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _DOTTED = re.compile(
     rf"(.+\.(?:\d+|[^.]*[^.\w][^.]*))\.({'|'.join(VIDEO_SUFFIXES)}|txt|json|cls)", re.IGNORECASE
 )
-_FORMAT = 2
+_FORMAT = 3
 _TRIES = 5
 _FIRST_PAUSE_S = 0.5  # then twice as long each time
 _OPEN_FILES = 64
@@ -70,10 +71,16 @@ class ShardIndex:
     sizes: list[int] = field(default_factory=list)
     num_texts: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)  # -1 where there is none
+    checksums: list[int] = field(default_factory=list)  # CRC-32 of each sample's bytes; empty where not known
     left_out: dict[str, str] = field(default_factory=dict)  # name -> reason
     repeated: list[str] = field(default_factory=list)  # names of samples that a sample before has too
     sha256: str | None = None  # of the shard, where `harvest prepare` wrote it
     format: int = _FORMAT
+    digest: str = ""  # of all the others, from format 3 on
+
+
+def _digest_of(index: ShardIndex) -> str:
+    return hashlib.sha256(json.dumps(asdict(dataclasses.replace(index, digest=""))).encode()).hexdigest()
 
 
 def are_shards(path: str) -> bool:
@@ -110,6 +117,10 @@ class ShardSet(Sequence[Example]):
         self._sizes = np.array([x for index in indexes for x in index.sizes], dtype=np.int64)
         self.num_texts = torch.tensor([x for index in indexes for x in index.num_texts], dtype=torch.int64)
         self.labels = torch.tensor([x for index in indexes for x in index.labels], dtype=torch.int64)
+        unknown = (-1 for index in indexes for _ in index.offsets)
+        self._checksums = np.fromiter(unknown, np.int64, len(self._offsets))
+        for first, index in zip(self._first[:-1], indexes, strict=True):
+            self._checksums[first : first + len(index.checksums)] = index.checksums
         self.left_out = {
             f"{shard}/{name}": reason
             for shard, index in zip(shards, indexes, strict=True)
@@ -212,6 +223,10 @@ class ShardSet(Sequence[Example]):
         id = self.id_of(sample)
         if len(data) < size:
             raise VideoError(id, f"the shard is cut short: {size - len(data)} of {size} bytes are missing")
+        if self._checksums[sample] >= 0 and zlib.crc32(data) != self._checksums[sample]:
+            raise VideoError(
+                id, "its bytes have changed since the shard was written (their checksum differs)"
+            )
         try:
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
                 return [(m.name, _content(tar, m)) for m in tar if m.isfile()]
@@ -419,7 +434,7 @@ def cache_folder() -> Path:
 
 
 def write_index(path: Path, index: ShardIndex) -> None:
-    write_file(path, json.dumps(asdict(index)))
+    write_file(path, json.dumps(asdict(dataclasses.replace(index, digest=_digest_of(index)))))
 
 
 def read_index(path: Path) -> ShardIndex:
@@ -434,6 +449,10 @@ def _from_json(data: bytes, where: str) -> ShardIndex:
             -1 <= number < 2**62 for column in columns for number in column
         )
         stretches = zip(index.offsets, index.sizes, strict=True)
+        if index.format >= 3 and index.digest != _digest_of(index):
+            raise ValueError("it has changed since it was written")
+        if len(index.checksums) not in (0, len(index.offsets)):
+            raise ValueError("checksums of other samples")
         if not is_whole or any(o < 0 or s < 0 or o + s > index.num_bytes for o, s in stretches):
             raise ValueError("stretches outside the shard")
     except (ValueError, HarvestError) as error:
