@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 from toys import SHARED, write_vocabulary
 
-from harvest.model.importing.clip import viclip_table
+from harvest.model.importing.openai import viclip_table
 from harvest.model.importing.pretrained import load_pretrained
 from harvest.model.importing.tables import rename
 from harvest.objectives.contrast import contrast

@@ -83,6 +83,11 @@ def as_teacher(
     old = image_model.config.video
     if old.num_frames != 1 or old.tubelet_size != 1:
         raise ValueError("as_teacher takes an image model: num_frames 1, tubelet_size 1")
+    if old.pooled_width != old.width:
+        raise HarvestError(
+            f"a teacher's patches are carried into its shared space: this tower's are {old.width} wide, and its images "
+            f"are read {old.pooled_width} wide (CoCa). Take a teacher whose patches are as wide as what it reads"
+        )
     teacher = VideoEncoder(dataclasses.replace(old, attention="frame"))
     teacher.load_state_dict(image_model.video.state_dict(), assign=True)
     if int8:

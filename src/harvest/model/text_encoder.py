@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harvest.interfaces import HarvestError, TextFeatures
-from harvest.model.layers import MOST_DEPTH, MOST_WIDTH, Activation, Block, Norms
+from harvest.model.layers import MLP, MOST_DEPTH, MOST_WIDTH, Activation, Block, Norms
 from harvest.ranges import Range, check_ranges
 
 
@@ -30,13 +30,20 @@ class TextEncoderConfig:
     causal: bool = True
     norms: Norms = "before"
     """BERT's norms stand behind each branch and behind the word vectors, and none follows the last block."""
+    last_norm: bool = False
+    """A norm behind the last block all the same (AltCLIP)."""
     dropout: float = 0.0
     """In training: of word vectors, of attention and of what each branch adds (BERT)."""
-    pooling: Literal["end", "last", "first"] = "end"
+    pooling: Literal["end", "last", "first", "mean"] = "end"
     """CLIP reads its text feature at the first end token, SigLIP at the last position, padding included, BERT at the
-    first position. Only SigLIP's words attend to padding."""
+    first position, OpenCLIP's RoBERTa as the mean of its words. Only SigLIP's words attend to padding."""
+    class_token: bool = False
+    """CoCa reads it at a token behind all words, which no word sees."""
     projection: bool = True
     projection_bias: bool = False
+    projection_width: Annotated[int | None, Range(least=1, most=MOST_WIDTH)] = None
+    """Hidden units of a projection of two layers; None: it is one matrix."""
+    projection_activation: Activation = "gelu"
     end_id: int | None = 49407
     """None: texts end without a mark of their own (UMT's BERT)."""
     pad_id: int = 49407
@@ -46,6 +53,8 @@ class TextEncoderConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "text")
+        if self.class_token and not self.causal:
+            raise HarvestError("text.class_token goes with causal texts")
         if self.width % self.num_heads:
             raise HarvestError(f"text.width {self.width} is not a multiple of num_heads {self.num_heads}")
 
@@ -61,7 +70,11 @@ class TextEncoder(nn.Module):
         self.mask_embedding = (
             nn.Parameter(nn.init.normal_(torch.empty(D), std=0.02)) if config.mask_id is None else None
         )
-        self.positions = nn.Parameter(nn.init.normal_(torch.empty(config.context_length, D), std=0.01))
+        num_positions = config.context_length + config.class_token
+        self.positions = nn.Parameter(nn.init.normal_(torch.empty(num_positions, D), std=0.01))
+        self.class_token = (
+            nn.Parameter(nn.init.normal_(torch.empty(D), std=0.01)) if config.class_token else None
+        )
         self.norm_pre = nn.LayerNorm(D, config.norm_eps) if is_bert else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(
@@ -75,12 +88,19 @@ class TextEncoder(nn.Module):
             )
             for _ in range(config.depth)
         )
-        self.norm_post = nn.Identity() if is_bert else nn.LayerNorm(D, config.norm_eps)
-        self.projection = (
-            nn.Linear(D, config.embed_dim, bias=config.projection_bias)
-            if config.projection
-            else nn.Identity()
-        )
+        has_norm = config.last_norm or not is_bert
+        self.norm_post = nn.LayerNorm(D, config.norm_eps) if has_norm else nn.Identity()
+        self.projection: nn.Module = nn.Identity()
+        if config.projection and config.projection_width is None:
+            self.projection = nn.Linear(D, config.embed_dim, bias=config.projection_bias)
+        elif config.projection and config.projection_width is not None:
+            self.projection = MLP(
+                D,
+                config.projection_width,
+                config.projection_activation,
+                out_width=config.embed_dim,
+                bias=config.projection_bias,
+            )
         nn.init.normal_(self.words.weight, std=0.02)
 
     @property
@@ -121,9 +141,26 @@ class TextEncoder(nn.Module):
             return x_BLD[:, 0]
         if self.config.pooling == "last":
             return x_BLD[:, -1]
+        if self.config.pooling == "mean":
+            counts = word_mask_BL.sum(dim=1, keepdim=True).clamp(min=1)
+            return (x_BLD * word_mask_BL[..., None]).sum(dim=1) / counts
         # The end token is the last of the unmasked positions; a text cut short is read at its last word.
         last = word_mask_BL.long().sum(dim=1).clamp(min=1) - 1
         return x_BLD[torch.arange(len(last), device=last.device), last]
+
+    def _with_class_token(self, x_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Words and the class token behind them, and what attends to what, `[B, 1, L + 1, L + 1]`.
+
+        Released CoCa was trained with a mask of keys that is shifted by one: its class token attends to one position of
+        padding behind the words, and to itself only where there is none.
+        """
+        assert self.class_token is not None
+        B = len(x_BLD)
+        x_BLD = torch.cat([x_BLD, (self.class_token + self.positions[-1]).expand(B, 1, -1)], dim=1)
+        keys = F.pad(mask_BL, (1, 0), value=True)
+        N = keys.shape[1]
+        causal = torch.ones(N, N, dtype=torch.bool, device=keys.device).tril()
+        return x_BLD, causal & keys[:, None, None]
 
     def forward(self, text_ids: Tensor) -> TextFeatures:
         """Encode int64 `[B, L]`, L at most `context_length`. Returned tokens may leave out padding common to all."""
@@ -136,12 +173,17 @@ class TextEncoder(nn.Module):
         looks_at_padding = config.pooling == "last"
         if not looks_at_padding and text_ids.device.type == "cpu":
             # Nobody looks at padding behind the longest text. (On a GPU, asking how long that is would stall it.)
-            longest = max(1, int(mask_BL.sum(dim=1).max()))
+            longest = max(1, int(mask_BL.sum(dim=1).max()) + config.class_token)
             text_ids, mask_BL = text_ids[:, :longest], mask_BL[:, :longest]
         x_BLD = self.embed(text_ids)
         mask = None if config.causal or looks_at_padding else mask_BL[:, None, None]
+        if self.class_token is not None:
+            x_BLD, mask = self._with_class_token(x_BLD, mask_BL)
         for block in self.blocks:
-            x_BLD = block(x_BLD, mask, causal=config.causal)
+            x_BLD = block(x_BLD, mask, causal=config.causal and mask is None)
         x_BLD = self.norm_post(x_BLD)
-        pooled_BD = self.pool(x_BLD, mask_BL)
+        if self.class_token is not None:
+            x_BLD, pooled_BD = x_BLD[:, :-1], x_BLD[:, -1]
+        else:
+            pooled_BD = self.pool(x_BLD, mask_BL)
         return TextFeatures(x_BLD, F.normalize(self.projection(pooled_BD).float(), dim=-1), mask_BL)

@@ -21,7 +21,8 @@ from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.ranges import Range, check_ranges
 
-NEW = {"video.time_positions.table", "text.mask_embedding"}
+NEW = {"video.time_positions.table", "text.mask_embedding", "log_scale"}
+"""What a source may lack: positions in time, a vector for hidden words, the scale of scores of a video tower alone."""
 ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
@@ -84,15 +85,18 @@ class Layout:
     """What a source turned out to be."""
 
     video: VideoEncoderConfig
-    text: TextEncoderConfig
+    text: TextEncoderConfig | None
+    """None: a video tower alone."""
     table: Callable[[], Table]
     """Made once the sizes have been checked: a config may claim a billion layers."""
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     score_bias: bool = False
     notes: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    """Tensors that were left out before, to be listed among the ignored."""
 
 
-Loaded = tuple[VideoTextModel, Tokenizer, ImportReport]
+Loaded = tuple[VideoTextModel, Tokenizer | None, ImportReport]
 
 
 def assemble(layout: Layout, tensors: Mapping[str, Tensor], options: ImportOptions, *, source: str) -> Loaded:
@@ -100,27 +104,30 @@ def assemble(layout: Layout, tensors: Mapping[str, Tensor], options: ImportOptio
     table = layout.table()
     ours, ignored = rename(tensors, table, source=source)
     config = ModelConfig(video=layout.video, text=layout.text, score_bias=layout.score_bias)
-    report = ImportReport(source, count_used(table), ignored, notes=layout.notes)
+    report = ImportReport(source, count_used(table), (*ignored, *layout.unused), notes=layout.notes)
     return complete(config, ours, layout.tokenizer, report, options)
 
 
 def complete(
     config: ModelConfig,
     tensors: dict[str, Tensor],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     report: ImportReport,
     options: ImportOptions,
 ) -> Loaded:
     """Build the model, fill in what is new, resize what was asked for, check the tokenizer against the text tower."""
-    check_tokenizer(tokenizer, config.text_tower, report.source)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, config.text_tower, report.source)
     config, notes = resized(config, tensors, options.image_size)
     model = VideoTextModel(config)
     own = model.state_dict()
-    new = tuple(sorted(NEW - tensors.keys()))
+    new = tuple(sorted((NEW & own.keys()) - tensors.keys()))
     for name in new:
         # A hidden word starts as the mean word; a time table of one frame as nothing.
-        words = tensors["text.words.weight"]
-        tensors[name] = words.mean(dim=0) if name == "text.mask_embedding" else torch.zeros_like(own[name])
+        if name == "text.mask_embedding":
+            tensors[name] = tensors["text.words.weight"].mean(dim=0)
+        else:
+            tensors[name] = own[name].clone() if name == "log_scale" else torch.zeros_like(own[name])
     load_strictly(model, tensors, source=report.source)
     check_finite(tensors, report.source)
     return model.eval(), tokenizer, dataclasses.replace(report, new=new, notes=(*report.notes, *notes))

@@ -63,10 +63,11 @@ def bert_table(
     text_blocks: Sequence[str],
     fusion_blocks: Sequence[str],
     crosses: bool = True,
+    first_position: int = 0,
 ) -> Table:
     """A BERT under `source`: our names of its embeddings, of its first layers and of those that fuse.
 
-    Every word is of token type 0, so that its vector is part of the positions.
+    Every word is of token type 0, so that its vector is part of the positions, which RoBERTa counts from `first_position`.
     """
     table: Table = {
         f"{embeddings}.words.weight": Row((f"{source}embeddings.word_embeddings.weight",)),
@@ -75,7 +76,7 @@ def bert_table(
                 f"{source}embeddings.position_embeddings.weight",
                 f"{source}embeddings.token_type_embeddings.weight",
             ),
-            lambda positions, types: positions + types[0],
+            lambda positions, types: positions[first_position:] + types[0],
         ),
         **layer_rows(f"{embeddings}.norm_pre", f"{source}embeddings.LayerNorm.{{}}"),
     }

@@ -90,6 +90,22 @@ def read_open_clip(
     )
 
 
+def read_timm(
+    said: Mapping[str, Any], default: Preprocessing, path: Path
+) -> tuple[Preprocessing, tuple[str, ...]]:
+    """`pretrained_cfg` of a config.json of timm."""
+    found, notes = _means(said, "mean", "std", default, path)
+    interpolation, mode = said.get("interpolation", "bicubic"), said.get("crop_mode") or "center"
+    modes: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "pad"}
+    if interpolation not in ("bicubic", "bilinear") or mode not in modes:
+        raise HarvestError(
+            f"{path}: interpolation {interpolation!r} with crop_mode {mode!r} is not supported"
+        )
+    if mode == "center" and said.get("crop_pct") not in (None, 1, 1.0):
+        notes = (*notes, f"timm cuts out {said['crop_pct']:.1%} of the shorter side; here all of it is seen")
+    return dataclasses.replace(found, fit=modes[mode], interpolation=interpolation), notes
+
+
 def _means(
     said: Mapping[str, Any], mean: str, std: str, default: Preprocessing, path: Path
 ) -> tuple[Preprocessing, tuple[str, ...]]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_model
-from harvest.model.importing import clip, open_clip, siglip
-from harvest.model.importing.assembly import ImportOptions, Loaded, adjust, complete
+from harvest.model.importing import clip, open_clip, openai, siglip
+from harvest.model.importing.assembly import ImportOptions, adjust, complete
 from harvest.model.importing.files import read_tensors
 from harvest.model.importing.sources import find_model
 from harvest.model.importing.tables import ImportReport
@@ -33,7 +33,9 @@ FAMILIES = {
 """By the `model_type` of a `transformers` config.json."""
 
 
-def load_pretrained(source: str | Path, *, offline: bool = False, **options: Any) -> Loaded:
+def load_pretrained(
+    source: str | Path, *, offline: bool = False, **options: Any
+) -> tuple[VideoTextModel, Tokenizer, ImportReport]:
     """Open any supported model with a text tower, in fp32 and eval mode; load or fail with HarvestError.
 
     `source` is what `find_model` takes: `mini-image`, a run, a model folder of Harvest, a folder or hub name in the
@@ -94,8 +96,8 @@ def _open_file(
         return load_umt(tensors, options, source=source, folder=path.parent, notes=notes)
     if options.num_frames is not None:
         raise HarvestError(f"{path}: num_frames is for UMT's files; this one says its own")
-    stated = clip.stated_by_user(tensors, options, source, tuple(notes))
-    return clip.from_state_dict(
+    stated = openai.stated_by_user(tensors, options, source, tuple(notes))
+    return openai.from_state_dict(
         tensors,
         source,
         options,

@@ -68,6 +68,27 @@ def stack_rows(target: str, source: str, depth: int, block: Mapping[str, tuple[s
     return table
 
 
+def scaled_rows(target: str, layer: str, gamma: str) -> Table:
+    """A layer at the end of a branch whose sum is scaled channel by channel (LayerScale): that is part of the layer."""
+    return {
+        f"{target}.weight": Row((f"{layer}.weight", gamma), lambda matrix, scale: matrix * scale[:, None]),
+        f"{target}.bias": Row((f"{layer}.bias", gamma), lambda bias, scale: bias * scale),
+    }
+
+
+def packed_attention_rows(target: str, source: str) -> Table:
+    """`nn.MultiheadAttention` as `CrossAttention`."""
+    cuts = {
+        "query": lambda packed: packed.chunk(3)[0],
+        "key_value": lambda packed: packed[len(packed) // 3 :],
+    }
+    table = layer_rows(f"{target}.out", f"{source}.out_proj.{{}}")
+    for part, cut in cuts.items():
+        for kind in ("weight", "bias"):
+            table[f"{target}.{part}.{kind}"] = Row((f"{source}.in_proj_{kind}",), cut)
+    return table
+
+
 def scalar(value: Tensor) -> Tensor:
     return value.reshape(())
 
@@ -121,6 +142,21 @@ def rename(
             shapes = ", ".join(f"{name} {list(tensors[name].shape)}" for name in row.sources)
             raise HarvestError(f"{source}: wrong shape: {shapes} cannot become {target}: {error}") from error
     return renamed, ignored
+
+
+def without(tensors: Mapping[str, Tensor], pattern: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors but those whose names begin with what `pattern` matches, and the names of these."""
+    beside = re.compile(pattern)
+    unused = tuple(name for name in tensors if beside.match(name))
+    return {name: tensor for name, tensor in tensors.items() if not beside.match(name)}, unused
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, ndim: int, source: str) -> tuple[int, ...]:
+    """The shape of a tensor that is there, or HarvestError where it has not `ndim` dimensions."""
+    shape = tuple(tensors[name].shape)
+    if len(shape) != ndim:
+        raise HarvestError(f"{source}: wrong shape: {name} {list(shape)} should have {ndim} dimensions")
+    return shape
 
 
 def stack_depth(names: Mapping[str, Any], prefix: str) -> int:

@@ -27,8 +27,8 @@ from harvest.model.heads import Head, HeadConfig, build_head
 from harvest.model.importing import preprocessing
 from harvest.model.importing.assembly import ImportOptions, check_heads, check_tokenizer
 from harvest.model.importing.bert import bert_table, word_head_table
-from harvest.model.importing.clip import openai_video_rows
 from harvest.model.importing.files import read_tensors
+from harvest.model.importing.openai import openai_video_rows
 from harvest.model.importing.tables import (
     ImportReport,
     Row,

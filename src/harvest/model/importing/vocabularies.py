@@ -125,7 +125,9 @@ def clip_tokenizer(folder: Path, vocabulary: Path | None, context_length: int) -
     return Tokenizer(core, TokenizerConfig(context_length=context_length, pad_id=pad_id, clean="clip"))
 
 
-def hub_tokenizer(folder: Path, vocabulary: Path | None, context_length: int) -> Tokenizer:
+def hub_tokenizer(
+    folder: Path, vocabulary: Path | None, context_length: int, *, clean: Clean = "clip"
+) -> Tokenizer:
     """A tokenizer.json as it stands, with its own start and end, and the padding that its folder names."""
     path = vocabulary or folder / "tokenizer.json"
     if not path.is_file():
@@ -139,7 +141,7 @@ def hub_tokenizer(folder: Path, vocabulary: Path | None, context_length: int) ->
     pad_id = next((found for name in names if (found := core.token_to_id(name)) is not None), None)
     if pad_id is None:
         raise HarvestError(f"{path}: the tokenizer has no {' or '.join(names)} to pad with")
-    return Tokenizer(core, TokenizerConfig(context_length=context_length, pad_id=pad_id, clean="clip"))
+    return Tokenizer(core, TokenizerConfig(context_length=context_length, pad_id=pad_id, clean=clean))
 
 
 def siglip_tokenizer(
@@ -173,8 +175,11 @@ def siglip_tokenizer(
     return Tokenizer(core, TokenizerConfig(**settings)), end_id, note
 
 
-def bert_tokenizer(vocabulary: Path, context_length: int, *, clean: Clean = "none") -> Tokenizer:
-    """BERT's lower-cased word pieces from its vocab.txt; texts begin with [CLS] and end without [SEP], as in UMT."""
+def bert_tokenizer(
+    vocabulary: Path, context_length: int, *, clean: Clean = "none", has_end: bool = False
+) -> Tokenizer:
+    """BERT's lower-cased word pieces from its vocab.txt; texts begin with [CLS] and end without [SEP], as in UMT, or
+    with it."""
     check_file(vocabulary, most=MOST_MERGES)
     try:
         pieces = vocabulary.read_text(encoding="utf-8").splitlines()
@@ -192,7 +197,8 @@ def bert_tokenizer(vocabulary: Path, context_length: int, *, clean: Clean = "non
     core.decoder = tokenizers.decoders.WordPiece()
     core.add_special_tokens(specials)
     core.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A", special_tokens=[("[CLS]", core.token_to_id("[CLS]"))]
+        single="[CLS] $A [SEP]" if has_end else "[CLS] $A",
+        special_tokens=[(name, core.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
     )
     pad_id = core.token_to_id("[PAD]")
     assert pad_id is not None  # among the specials
