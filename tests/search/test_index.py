@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -35,9 +36,9 @@ from .conftest import BANK, SEGMENTATION, WORLD, write_long
 Content = dict[tuple[str, str], tuple[str, list[tuple[float, float]], bytes, str | None]]
 
 
-def content(folder: Path) -> Content:
+def content(place: Path | str) -> Content:
     """All that a library says of its files, for comparing two of them."""
-    library = Library.open(folder)
+    library = Library.open(place)
     found: Content = {}
     for entry in library.store.entries().values():
         spans = library.store.spans(entry.id)
@@ -49,7 +50,7 @@ def content(folder: Path) -> Content:
     return found
 
 
-def build(clips: Path, out: Path, model: Path | None = None, **settings: object) -> harvest.Index:
+def build(clips: Path, out: Path | str, model: Path | None = None, **settings: object) -> harvest.Index:
     settings = (
         {"segmentation": SEGMENTATION, "background": BANK} | settings if model is not None else settings
     )
@@ -57,6 +58,19 @@ def build(clips: Path, out: Path, model: Path | None = None, **settings: object)
 
 
 # ---- searching
+
+
+@pytest.fixture(scope="module", params=["folder", "postgres"])
+def library(
+    request: pytest.FixtureRequest, clips: Path, image_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[harvest.Index]:
+    """All clips, indexed. Not to be written to."""
+    if request.param == "postgres":
+        out = request.getfixturevalue("new_database")()
+    else:
+        out = tmp_path_factory.mktemp("library")
+    with build(clips, out, image_model) as index:
+        yield index
 
 
 def test_a_moment_is_found_by_its_own_words_and_its_second(library: harvest.Index, clips: Path) -> None:
@@ -253,8 +267,9 @@ def test_many_threads_ask_at_once(library: harvest.Index) -> None:
 # ---- keeping up to date
 
 
-def test_new_changed_moved_and_vanished_files(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "library"
+def test_new_changed_moved_and_vanished_files(
+    some_clips: Path, image_model: Path, tmp_path: Path, out: Path | str
+) -> None:
     with build(some_clips, out, image_model) as index:
         assert index.report is not None and index.report.new == 8
         ids = {video.path: video.id for video in index.videos()}
@@ -287,9 +302,8 @@ def test_new_changed_moved_and_vanished_files(some_clips: Path, image_model: Pat
 
 
 def test_a_folder_that_was_renamed_or_is_not_mounted(
-    some_clips: Path, image_model: Path, tmp_path: Path
+    some_clips: Path, image_model: Path, tmp_path: Path, out: Path | str
 ) -> None:
-    out = tmp_path / "library"
     other = tmp_path / "other"
     (some_clips / "trip").rename(other)
     (some_clips / "broken.mp4").write_text("not a video")
@@ -332,9 +346,8 @@ def test_a_folder_that_was_renamed_or_is_not_mounted(
 
 
 def test_content_that_changes_behind_the_same_size_and_time(
-    some_clips: Path, image_model: Path, tmp_path: Path
+    some_clips: Path, image_model: Path, tmp_path: Path, out: Path | str
 ) -> None:
-    out = tmp_path / "library"
     build(some_clips, out, image_model).close()
     path = some_clips / "0.mp4"
     about = path.stat()
@@ -388,10 +401,9 @@ def test_broken_files_are_in_quarantine_and_links_lead_nowhere(
 
 
 def test_a_file_that_could_not_be_read_is_tried_again(
-    some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: Path | str
 ) -> None:
     """What is mended (permissions, a disk) changes neither its size nor its time."""
-    out = tmp_path / "library"
 
     def refuse(path: Path) -> str:
         if path.name == "1.mp4":
@@ -427,8 +439,9 @@ def test_a_file_that_becomes_a_link_is_not_served(
             index.file(video.id)
 
 
-def test_a_folder_without_videos_changes_nothing(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "library"
+def test_a_folder_without_videos_changes_nothing(
+    some_clips: Path, image_model: Path, tmp_path: Path, out: Path | str
+) -> None:
     build(some_clips, out, image_model).close()
     before = content(out)
     for file in list(some_clips.rglob("*.mp4")):
@@ -441,9 +454,8 @@ def test_a_folder_without_videos_changes_nothing(some_clips: Path, image_model: 
 
 
 def test_another_model_is_named(
-    some_clips: Path, image_model: Path, video_model: Path, tmp_path: Path
+    some_clips: Path, image_model: Path, video_model: Path, tmp_path: Path, out: Path | str
 ) -> None:
-    out = tmp_path / "library"
     build(some_clips, out, image_model).close()
     before = content(out)
     with pytest.raises(HarvestError, match=r"mini-image.*--reindex"):
@@ -462,10 +474,9 @@ def test_another_model_is_named(
     assert content(out) != before
 
 
-def test_a_model_that_was_moved(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
+def test_a_model_that_was_moved(some_clips: Path, image_model: Path, tmp_path: Path, out: Path | str) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(image_model, moved)
-    out = tmp_path / "library"
     build(some_clips, out, moved).close()
     moved.rename(tmp_path / "there")
     with harvest.Index.open(out) as index, pytest.raises(HarvestError):
@@ -531,16 +542,16 @@ def test_libraries_that_cannot_be_opened(some_clips: Path, image_model: Path, tm
             use()
 
 
-def test_two_indexers_at_once(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "library"
+def test_two_indexers_at_once(some_clips: Path, image_model: Path, tmp_path: Path, out: Path | str) -> None:
     build(some_clips, out, image_model).close()
-    with writing(out), pytest.raises(HarvestError, match=f"being indexed by process {os.getpid()}"):
+    with writing(out), pytest.raises(HarvestError, match=f"being indexed by .*{os.getpid()}"):
         build(some_clips, out)
     build(some_clips, out).close()
 
 
-def test_searching_while_another_indexes(some_clips: Path, image_model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "library"
+def test_searching_while_another_indexes(
+    some_clips: Path, image_model: Path, tmp_path: Path, out: Path | str
+) -> None:
     build(some_clips, out, image_model).close()
     with harvest.Index.open(out) as index:
         assert index.stats().videos == 8

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harvest.errors import HarvestError
+from harvest.search.results import is_address
 
 # Apache-2.0, 1.5 GB. Of the SigLIP 2 models the one with the fewest patches a picture: on a CPU four times as fast as
 # patch16-224, and better than a CLIP of the same cost.
@@ -23,11 +24,12 @@ class Defaults:
     model: str = DEFAULT_MODEL
 
     @property
-    def library_folder(self) -> Path:
+    def place(self) -> str:
+        """The default library: a folder, or a database's address."""
         if self.library:
-            return Path(self.library).expanduser()
+            return self.library if is_address(self.library) else str(Path(self.library).expanduser())
         data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-        return Path(data) / "harvest" / "library"
+        return str(Path(data) / "harvest" / "library")
 
 
 def read_defaults() -> Defaults:
@@ -42,15 +44,15 @@ def read_defaults() -> Defaults:
     return defaults
 
 
-def is_library(folder: Path) -> bool:
-    return (folder / "library.db").is_file()
+def is_library(place: str) -> bool:
+    return is_address(place) or (Path(place) / "library.db").is_file()
 
 
-def split_library(words: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
-    """The library and the other words: the first word where it is a library's folder, else the default library."""
-    if words and is_library(Path(words[0])):
-        return Path(words[0]), words[1:]
-    library = read_defaults().library_folder
+def split_library(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The library and the other words: the first word where it is a library, else the default library."""
+    if words and is_library(words[0]):
+        return words[0], words[1:]
+    library = read_defaults().place
     if not is_library(library):
         named = f"{words[0]} is not a library, and there" if words else "There"
         raise HarvestError(f"{named} is no default library ({library}): make one with harvest index FOLDER")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from harvest.cli.defaults import ABOUT_DEFAULT_MODEL, DEFAULT_MODEL, is_library, read_defaults
 from harvest.cli.parsing import asks_help, printable, run
+from harvest.search.results import is_address
 
 if TYPE_CHECKING:
     from harvest.search.results import IndexReport
@@ -24,6 +25,7 @@ goes on with the same command.
   FOLDER             folders, with all that is in them, or single files;
                      without any, those that the library has
   -o, --out FOLDER   the library; by default ~/.local/share/harvest/library
+  --store ADDRESS    a library in PostgreSQL: postgresql://user@host/name
   -m, --model MODEL  model folder, hub name, or what harvest convert takes;
                      a library remembers it, a new one takes
                      google/siglip2-base-patch32-256
@@ -49,7 +51,7 @@ def index_command(args: list[str]) -> None:
     def index(
         folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
         /,
-        out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+        out: Annotated[str | None, tyro.conf.arg(aliases=["-o", "--store"])] = None,
         model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None,
         window_s: float | None = None,
         overlap: float | None = None,
@@ -76,7 +78,8 @@ def index_command(args: list[str]) -> None:
         Args:
             folders: Folders of videos, searched with all that is in them, or single files; without any, those that the
                 library has.
-            out: The library's folder; without it the default library.
+            out: The library's folder, or a PostgreSQL database (postgresql://user@host/name); without it the default
+                library.
             model: Model folder, or any source that `harvest convert` takes. A library remembers it; a new one takes
                 google/siglip2-base-patch32-256.
             window_s: Length of moments in long shots; new libraries take 4.
@@ -101,7 +104,7 @@ def index_command(args: list[str]) -> None:
         from harvest.search.library.segmentation import Segmentation
 
         defaults = read_defaults()
-        library = out or defaults.library_folder
+        library = out or defaults.place
         if model is None and not is_library(library):
             model = defaults.model
             print(
@@ -139,7 +142,7 @@ def index_command(args: list[str]) -> None:
     run(index, args)
 
 
-def _print_report(report: "IndexReport", library: Path) -> None:
+def _print_report(report: "IndexReport", library: str) -> None:
     copies = f"{report.copies} copies of others, " if report.copies else ""
     print(
         f"{report.new} new, {copies}{report.changed} changed, {report.moved} moved, {report.vanished} vanished, "
@@ -150,7 +153,10 @@ def _print_report(report: "IndexReport", library: Path) -> None:
         for one in found[:MOST_NAMED]:
             print(f"{kind}: {printable(one.path)}: {printable(one.reason)}")
         if len(found) > MOST_NAMED:
-            print(f"and {len(found) - MOST_NAMED} more: {library / 'quarantine.jsonl'}")
+            print(
+                f"and {len(found) - MOST_NAMED} more"
+                + ("" if is_address(library) else f": {library}/quarantine.jsonl")
+            )
     if report.left_out:
         most = sorted(report.left_out.items(), key=lambda pair: (-pair[1], pair[0]))
         named = ", ".join(f"{count} {printable(kind)}" for kind, count in most[:MOST_NAMED])

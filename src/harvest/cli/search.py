@@ -47,7 +47,7 @@ def search_command(args: list[str]) -> None:
         $ harvest search library --clip video.mp4 --start-s 12 --end-s 15
 
         Args:
-            words: What to look for; before it, the folder of a library that is not the default one.
+            words: What to look for; before it, the folder or database of a library that is not the default one.
             image: Find moments like a picture.
             clip: Find moments like a clip, or a stretch of it.
             start_s: Where the stretch of --clip starts.

@@ -15,7 +15,7 @@ def serve_command(args: list[str]) -> None:
     import tyro
 
     def serve(
-        library: Annotated[Path | None, tyro.conf.Positional] = None,
+        library: Annotated[str | None, tyro.conf.Positional] = None,
         /,
         host: str = "127.0.0.1",
         port: int = 8077,
@@ -36,7 +36,7 @@ def serve_command(args: list[str]) -> None:
         --token-file or the variable HARVEST_TOKEN, or else one that is made and printed.
 
         Args:
-            library: The folder that `harvest index` wrote; without it the default library.
+            library: The folder or database that `harvest index` wrote; without it the default library.
             host: Address to listen at.
             port: Port to listen at; 0 is any free one.
             token_file: File whose first line is the token.

@@ -28,15 +28,16 @@ from harvest.search.library.folder import (
     Library,
     Model,
     named,
+    open_database,
     read_facts,
     signature,
     write_quarantine,
     writing,
 )
-from harvest.search.library.local_store import LocalStore
+from harvest.search.library.postgres import PostgresDatabase
 from harvest.search.library.segmentation import Segmentation
 from harvest.search.library.store import Entry, Spans, Store, Unavailable, video_id
-from harvest.search.results import Broken, IndexReport
+from harvest.search.results import Broken, IndexReport, is_address
 
 GROUP = 16  # files
 
@@ -79,13 +80,17 @@ class _Plan(NamedTuple):
     num_unchanged: int
 
 
-def build(paths: Sequence[Path], out: Path, settings: Settings, progress: OnProgress | None) -> IndexReport:
+def build(
+    paths: Sequence[Path], out: str | Path, settings: Settings, progress: OnProgress | None
+) -> IndexReport:
     """Index folders into the library `out`. Under torchrun every rank encodes its share of the groups."""
+    if settings.repair and is_address(out):
+        raise HarvestError("--repair is for libraries in a folder: PostgreSQL is restored from its backup")
     started = time.monotonic()
     if world_rank_size()[0] == 0:
         with writing(out):
-            if settings.repair and (out / "library.db").exists():
-                repair(out / "library.db")
+            if settings.repair and (Path(out) / "library.db").exists():
+                repair(Path(out) / "library.db")
             return _Run(out, settings, progress).run(paths, started)
     barrier()  # until rank 0 has made the library
     return _Run(out, dataclasses.replace(settings, reindex=False), None).run(paths, started)
@@ -94,7 +99,7 @@ def build(paths: Sequence[Path], out: Path, settings: Settings, progress: OnProg
 class _Run:
     """One run of the indexer."""
 
-    def __init__(self, out: Path, settings: Settings, progress: OnProgress | None) -> None:
+    def __init__(self, out: str | Path, settings: Settings, progress: OnProgress | None) -> None:
         self.settings, self.progress = settings, progress
         self.library, self.model = _open(out, settings)
         self.counts = Counter[str]()
@@ -223,28 +228,27 @@ class _Run:
         return [_entry_of(entry, found) for (_, entry), found in zip(wanted, made, strict=True)]
 
 
-def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
+def _open(out: str | Path, settings: Settings) -> tuple[Library, Model | None]:
     """The library, made if it is new. The model is opened only if it has to be looked at."""
-    path = out / "library.db"
     try:
-        database = Database(path, create=True)
+        database = open_database(out, create=True)
         facts = read_facts(database)
     except Unavailable:
-        if not settings.reindex:
+        if not settings.reindex or is_address(out):
             raise
-        discard(path)
-        database, facts = Database(path, create=True), None
-    if facts is None and not settings.reindex and (out / "quarantine.jsonl").exists():
+        discard(Path(out) / "library.db")
+        database, facts = open_database(out, create=True), None
+    if facts is None and not settings.reindex and _has_quarantine(database):
         raise HarvestError(
-            f"{path} has lost what was in it: index anew, harvest index FOLDER --out {out} --model MODEL --reindex"
+            f"{out} has lost what was in it: index anew, harvest index FOLDER --out {out} --model MODEL --reindex"
         )
     if facts is None or settings.reindex:
-        return _begin(out, database, facts, settings)
+        return _begin(database, facts, settings)
     if settings.segmentation is not None and settings.segmentation != facts.segmentation:
         raise HarvestError(
-            f"{out} was cut with {facts.segmentation}, and {settings.segmentation} is asked for: give --reindex to cut anew"
+            f"{database.name} was cut with {facts.segmentation}, and {settings.segmentation} is asked for: give --reindex to cut anew"
         )
-    library = Library(out, database, facts, LocalStore(database, width=facts.width))
+    library = Library(database, facts)
     model: Model | None = None
     if settings.trust is not None and settings.trust != facts.trust:
         facts = dataclasses.replace(facts, trust=settings.trust)
@@ -267,11 +271,17 @@ def _open(out: Path, settings: Settings) -> tuple[Library, Model | None]:
     return library, model
 
 
-def _begin(out: Path, database: Database, facts: Facts | None, settings: Settings) -> tuple[Library, Model]:
+def _has_quarantine(database: Database | PostgresDatabase) -> bool:
+    return isinstance(database, Database) and database.path.with_name("quarantine.jsonl").exists()
+
+
+def _begin(
+    database: Database | PostgresDatabase, facts: Facts | None, settings: Settings
+) -> tuple[Library, Model]:
     """A library without files, new or made anew."""
     source = settings.model or (facts.model if facts else None)
     if source is None:
-        raise HarvestError(f"{out} is a new library: name the model that indexes it (--model)")
+        raise HarvestError(f"{database.name} is a new library: name the model that indexes it (--model)")
     model = Model(source)
     if settings.rerank:
         check_matches(model)
@@ -286,12 +296,12 @@ def _begin(out: Path, database: Database, facts: Facts | None, settings: Setting
         trust=settings.trust or (facts.trust if facts else ()),
     )
     check_choice(model.model, facts.segmentation)
-    store = LocalStore(database, width=facts.width)
+    library = Library(database, facts)
     if world_rank_size()[0] == 0:
-        store.begin()
+        library.store.begin()
         database.remove("background", "background_texts", "tops", "tops_reranked")
         database.set(facts=facts.to_json())
-    return Library(out, database, facts, store), model
+    return library, model
 
 
 def _compare(scans: Sequence[Scan], entries: dict[str, Entry], *, verify: bool) -> _Plan:
@@ -361,5 +371,6 @@ def _quarantine(library: Library, store: Store) -> tuple[Broken, ...]:
         for entry in entries
         if entry.reason or entry.damage
     ]
-    write_quarantine(library.folder, rows)
+    if isinstance(library.database, Database):
+        write_quarantine(library.database.path.parent, rows)
     return tuple(Broken(entry.path, entry.reason) for entry in entries if entry.reason)

@@ -40,7 +40,7 @@ from harvest.search.asking.reranking import MAX_RERANK, Reranker
 from harvest.search.library.files import is_gone
 from harvest.search.library.folder import Library, Model
 from harvest.search.library.segmentation import Segmentation
-from harvest.search.library.store import Entry, Floats, Near, apart, matches
+from harvest.search.library.store import Entry, Floats, Near, apart
 from harvest.search.results import Answer, Broken, Hit, IndexReport, Moment, Stats, Timeline, Video, Where
 
 T = TypeVar("T")
@@ -105,7 +105,8 @@ class Index:
         progress: OnProgress | None = None,
         **settings: Any,
     ) -> Index:
-        """Index folders of videos, or single files, into the library `out`, or bring it up to date.
+        """Index folders of videos, or single files, into the library `out`, or bring it up to date. `out` is a folder,
+        or the address of a PostgreSQL database (`postgresql://…`).
 
         Only new and changed files are read; files that vanished from these folders are forgotten; a file that was
         moved, also from another folder, is known by its content. A stopped run goes on with the same call. Files that
@@ -132,7 +133,7 @@ class Index:
             background=bank,
             **settings,
         )
-        report = building.build(paths, Path(out), asked, progress)
+        report = building.build(paths, out, asked, progress)
         index = cls.open(out)
         index.report = report
         return index
@@ -140,7 +141,7 @@ class Index:
     @classmethod
     def open(cls, library: str | Path, *, model: str | Path | None = None) -> Index:
         """Open a library; `model` where the model has been moved since it was indexed (it is checked to be the same)."""
-        return cls(Library.open(Path(library)), model=None if model is None else str(model))
+        return cls(Library.open(library), model=None if model is None else str(model))
 
     def search(
         self,
@@ -273,14 +274,13 @@ class Index:
         """The library in numbers."""
         entries = list(self._library.store.entries().values())
         good = [entry for entry in entries if entry.reason is None]
-        folder = self._library.folder
         return Stats(
             model=self._library.facts.model,
             videos=len(good),
             moments=sum(entry.num_moments for entry in good),
             duration_s=sum(entry.duration_s for entry in good),
             broken=len(entries) - len(good),
-            size_bytes=sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+            size_bytes=self._library.database.size_bytes(),
             search="exact" if self._library.store.is_exact() else "approximate",
         )
 
@@ -433,12 +433,6 @@ class Index:
     ) -> list[Near]:
         """The best moments that do not overlap, at most `k` of them."""
         store = self._library.store
-        videos: frozenset[str] | None = None
-        if where is not None and where != Where():
-            videos = frozenset(e.id for e in store.entries().values() if matches(e, where))
-            if not videos:
-                notes.append("no video meets the filter")
-                return []
         direction = query if nots is None else _unit(query - UNWANTED * nots.mean(axis=0))
         wanted, total = 4 * k + 16, store.num_moments()
         if store.is_damaged:
@@ -446,7 +440,10 @@ class Index:
                 "the approximate index is damaged, and searches are slower: harvest index makes it anew"
             )
         while True:
-            near = store.nearest(direction, wanted, videos)
+            near = store.nearest(direction, wanted, where)
+            if not near and total and where is not None and where != Where():
+                notes.append("no video meets the filter")
+                return []
             scored = [n._replace(score=float(np.clip(n.vector @ query, -1.0, 1.0))) for n in near]
             if nots is not None:
                 scored = [n for n in scored if float((nots @ n.vector).max()) < n.score]

@@ -15,6 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+
+def is_address(library: object) -> bool:
+    """Whether a library is a PostgreSQL database, not a folder."""
+    return str(library).startswith(("postgresql://", "postgres://"))
+
+
 Match = Literal["good", "possible", "unlikely"]
 
 

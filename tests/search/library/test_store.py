@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from harvest.interfaces import HarvestError
 from harvest.search.library import database as databases
 from harvest.search.library import local_store as stores
 from harvest.search.library.database import Database
+from harvest.search.library.folder import open_database, store_of
 from harvest.search.library.local_store import LocalStore
 from harvest.search.library.store import Entry, Spans, Store, matches
 from harvest.search.results import Where
@@ -33,8 +35,18 @@ def video(name: str, n: int, *, seed: int) -> tuple[Entry, Spans]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
+def store(out: Path | str) -> Iterator[Store]:
+    if isinstance(out, Path):
+        out.mkdir()
+    database = open_database(out, create=True)
+    store = store_of(database, WIDTH)
+    store.begin()
+    yield store
+    database.close()
+
+
+def opened_again(out: Path | str) -> Store:
+    return store_of(open_database(out, create=False), WIDTH)
 
 
 def test_nearest_is_exact(store: Store) -> None:
@@ -55,8 +67,8 @@ def test_nearest_is_exact(store: Store) -> None:
 def test_a_filter_leaves_only_its_videos(store: Store) -> None:
     store.put([video("a", 5, seed=1), video("b", 40, seed=2)])
     query = unit(9, 1)[0]
-    assert {near.video for near in store.nearest(query, 50, frozenset({"a"}))} == {"a"}
-    assert store.nearest(query, 5, frozenset({"nobody"})) == []
+    assert {near.video for near in store.nearest(query, 50, Where(videos=("a",)))} == {"a"}
+    assert store.nearest(query, 5, Where(videos=("nobody",))) == []
 
 
 def test_videos_are_replaced_and_removed(store: Store) -> None:
@@ -81,10 +93,9 @@ def test_new_times_of_the_same_content(store: Store) -> None:
     assert store.entries()["a"] == dataclasses.replace(entry, modified_ns=77)
 
 
-def test_an_open_store_sees_what_another_writes(tmp_path: Path) -> None:
-    writer = LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
+def test_an_open_store_sees_what_another_writes(store: Store, out: Path | str) -> None:
+    writer, reader = store, opened_again(out)
     writer.put([video("a", 3, seed=1)])
-    reader = LocalStore(Database(tmp_path / "library.db", create=False), width=WIDTH)
     query = unit(9, 1)[0]
     assert len(reader.nearest(query, 10)) == 3
     writer.put([video("b", 3, seed=2)])
@@ -123,7 +134,7 @@ def test_the_approximate_index_of_a_large_library(
         assert [n.score for n in near] == sorted((n.score for n in near), reverse=True)
         found += len(best & {(n.video, n.number) for n in near})
         best_inside = names[inside[int(np.argmax(every[inside] @ query))]]
-        [nearest_inside] = store.nearest(query, 1, some)
+        [nearest_inside] = store.nearest(query, 1, Where(videos=tuple(some)))
         found_inside += (nearest_inside.video, nearest_inside.number) == best_inside
     assert found >= 0.95 * 200  # the graph differs a little from build to build: its threads race
     assert found_inside == 20 if narrow else found_inside >= 17  # a narrow filter is searched exactly
@@ -208,11 +219,11 @@ def test_a_wide_filter_leaves_out_what_is_nearest(
     query = put[7][1].vectors[0]
     some = frozenset(f"v{number}" for number in range(10) if number != 7)
     for k in (1, 5) if is_read_whole else (1, 10, 60):
-        near = store.nearest(query, k, some)
+        near = store.nearest(query, k, Where(videos=tuple(some)))
         assert {n.video for n in near} <= some
         best = scores_of(query, [pair for pair in put if pair[0].id in some])
         np.testing.assert_allclose([n.score for n in near], best[:k], atol=1e-3 if is_read_whole else 0.03)
-    assert len(store.nearest(query, 5000, some)) == 900
+    assert len(store.nearest(query, 5000, Where(videos=tuple(some)))) == 900
 
 
 def test_a_hole_is_bridged_by_the_approximate_index(
@@ -324,8 +335,7 @@ def test_no_room_for_the_approximate_index(tmp_path: Path, monkeypatch: pytest.M
     assert not store.is_exact()
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    store = LocalStore(Database(tmp_path / "library.db", create=True), width=WIDTH)
+def test_a_write_that_fails_leaves_nothing(store: Store) -> None:
     entry, spans = video("a", 3, seed=1)
     with pytest.raises(ValueError):  # more times than vectors: found in the middle of writing
         store.put([video("b", 2, seed=2), (entry, spans._replace(vectors=spans.vectors[:1]))])
@@ -342,28 +352,35 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
         Database(tmp_path / "nothing" / "library.db", create=False)
 
 
-def test_filters() -> None:
+def test_filters(store: Store) -> None:
     entry = Entry("x", "/videos", "Trip/Beach.mp4", 1, 1_750_000_000_000_000_000, "d", 12.0, 3)  # 2025-06-15
+    store.put([(entry, video("x", 3, seed=1)[1])])
+    query = unit(9, 1)[0]
     for where in (
         Where(),
         Where(path="beach"),
         Where(path="trip/*.MP4"),
+        Where(path="t?ip/[a-c]each*"),
+        Where(path="*/[!x]each.mp4"),
         Where(after="2025-06-15", before="2025-06-16"),
         Where(after="2025-06-15T15:00:00+00:00"),
         Where(min_duration_s=12, max_duration_s=12),
         Where(videos=("x", "y")),
     ):
-        assert matches(entry, where), where
+        assert matches(entry, where) and len(store.nearest(query, 5, where)) == 3, where
     for where in (
         Where(path="mountain"),
         Where(path="*.mkv"),
+        Where(path="trip/?.mp4"),
+        Where(path="*/[!b]each.mp4"),
+        Where(path="trip.beach*"),
         Where(after="2025-06-16"),
         Where(before="2025-06-15"),
         Where(min_duration_s=13),
         Where(max_duration_s=11),
         Where(videos=("y",)),
     ):
-        assert not matches(entry, where), where
+        assert not matches(entry, where) and store.nearest(query, 5, where) == [], where
     with pytest.raises(HarvestError, match="date"):
         matches(entry, Where(after="yesterday"))
 

@@ -594,7 +594,7 @@ def served(folder: Path, *options: str, **environment: str) -> Iterator[tuple[st
 
 @pytest.fixture(scope="module")
 def address(library: harvest.Index) -> Iterator[str]:
-    with served(library._library.folder) as (address, _):
+    with served(library._library.database.path.parent) as (address, _):
         yield address
 
 
@@ -632,7 +632,7 @@ def test_a_thousand_requests_while_indexing_goes_on(
 
 
 def test_pictures_go_with_the_service(library: harvest.Index, picture: bytes, tmp_path: Path) -> None:
-    with served(library._library.folder, TMPDIR=str(tmp_path)) as (address, process):
+    with served(library._library.database.path.parent, TMPDIR=str(tmp_path)) as (address, process):
         assert httpx.post(f"{address}api/pictures", content=picture).status_code == 201
         [kept] = tmp_path.glob("harvest-serve-*/pictures/*.jpg")
         assert kept.read_bytes() == picture and kept.parents[1].stat().st_mode & 0o77 == 0
@@ -700,7 +700,7 @@ def test_a_slow_head_is_cut_off(library: harvest.Index, monkeypatch: pytest.Monk
 
 
 def test_serve_makes_a_token_for_others(library: harvest.Index) -> None:
-    folder = library._library.folder
+    folder = library._library.database.path.parent
     with served(folder, "--host", "0.0.0.0") as (address, _):
         base, _, token = address.partition("#token=")
         port = httpx.URL(base).port
@@ -725,7 +725,7 @@ def test_mistakes_are_told_in_a_line(
 ) -> None:
     from harvest.cli import main
 
-    assert main(["serve", str(library._library.folder), "--port", "0", *options]) == 2
+    assert main(["serve", str(library._library.database.path.parent), "--port", "0", *options]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
 

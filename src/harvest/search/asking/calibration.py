@@ -209,7 +209,7 @@ def calibrate(
     database = library.database
     stored = database.get("background")
     texts: Sequence[str] = parse(
-        tuple[str, ...], database.get("background_texts") or b"[]", where=str(database.path)
+        tuple[str, ...], database.get("background_texts") or b"[]", where=database.name
     )
     new_texts: tuple[str, ...] = ()
     if background is not None:

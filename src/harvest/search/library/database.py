@@ -71,6 +71,7 @@ class Database:
 
     def __init__(self, path: Path, *, create: bool) -> None:
         self.path = path
+        self.name = str(path.parent)
         self._own = threading.local()
         self._all: list[tuple[threading.Thread, sqlite3.Connection]] = []
         self._opening = threading.Lock()
@@ -143,6 +144,9 @@ class Database:
     def remove(self, *keys: str) -> None:
         with self.transaction() as connection:
             connection.executemany("DELETE FROM meta WHERE key = ?", [(key,) for key in keys])
+
+    def size_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.path.parent.iterdir() if file.is_file())
 
     def close(self) -> None:
         for _, connection in self._all:

@@ -32,8 +32,10 @@ from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.search.library.database import Database
 from harvest.search.library.local_store import LocalStore
+from harvest.search.library.postgres import PostgresDatabase, PostgresStore, indexing_alone
 from harvest.search.library.segmentation import Segmentation
 from harvest.search.library.store import Store
+from harvest.search.results import is_address
 from harvest.settings import from_dict, parse
 
 FORMAT = 2
@@ -102,7 +104,7 @@ class Facts:
         return json.dumps(dataclasses.asdict(self)).encode()
 
     @staticmethod
-    def from_json(text: bytes, folder: Path) -> Facts:
+    def from_json(text: bytes, name: str) -> Facts:
         where = "its facts"
         try:
             values: dict[str, Any] = parse(dict[str, Any], text, where=where)
@@ -112,12 +114,12 @@ class Facts:
                 return facts
         except HarvestError as error:
             raise HarvestError(
-                f"{folder}: its facts are damaged ({error}): index anew with --reindex"
+                f"{name}: its facts are damaged ({error}): index anew with --reindex"
             ) from error
         raise HarvestError(
-            f"{folder} was written by a newer Harvest (format {found}, this one reads {FORMAT}): update Harvest"
+            f"{name} was written by a newer Harvest (format {found}, this one reads {FORMAT}): update Harvest"
             if found > FORMAT
-            else f"{folder} was written by an older Harvest (format {found}): index anew with --reindex"
+            else f"{name} was written by an older Harvest (format {found}): index anew with --reindex"
         )
 
 
@@ -175,22 +177,22 @@ def signature(source: str) -> str:
 
 
 class Library:
-    """An open library folder."""
+    """An open library."""
 
-    def __init__(self, folder: Path, database: Database, facts: Facts, store: Store) -> None:
-        self.folder = folder
+    def __init__(self, database: Database | PostgresDatabase, facts: Facts) -> None:
         self.database = database
         self.facts = facts
-        self.store = store
+        self.store = store_of(database, facts.width)
 
     @staticmethod
-    def open(folder: Path) -> Library:
-        """Open a library; HarvestError where the folder is none, is not finished being made, or is from a newer Harvest."""
-        database = Database(folder / "library.db", create=False)
+    def open(place: str | Path) -> Library:
+        """Open a library, a folder or an address; HarvestError where it is none, is not finished being made, or is from
+        a newer Harvest."""
+        database = open_database(place, create=False)
         facts = read_facts(database)
         if facts is None:
-            raise HarvestError(f"{folder} holds nothing yet: run harvest index again")
-        return Library(folder, database, facts, LocalStore(database, width=facts.width))
+            raise HarvestError(f"{database.name} holds nothing yet: run harvest index again")
+        return Library(database, facts)
 
     def check_model(self, model: Model) -> None:
         """HarvestError unless a model is the one of this library, by size and time of its file or by its weights."""
@@ -202,7 +204,7 @@ class Library:
             return
         if model.digest != self.facts.model_digest:
             raise HarvestError(
-                f"{self.folder} was indexed with the model {self.facts.model}, and {model.source} is another: their "
+                f"{self.database.name} was indexed with the model {self.facts.model}, and {model.source} is another: their "
                 "vectors cannot be compared. Give that model, or index anew: harvest index … --reindex"
             )
 
@@ -211,14 +213,32 @@ class Library:
         self.database.close()
 
 
-def read_facts(database: Database) -> Facts | None:
+def open_database(place: str | Path, *, create: bool) -> Database | PostgresDatabase:
+    """What a library is kept in: SQLite in a folder, or PostgreSQL at an address."""
+    if is_address(place):
+        return PostgresDatabase(str(place), create=create)
+    return Database(Path(place) / "library.db", create=create)
+
+
+def store_of(database: Database | PostgresDatabase, width: int) -> Store:
+    if isinstance(database, PostgresDatabase):
+        return PostgresStore(database, width=width)
+    return LocalStore(database, width=width)
+
+
+def read_facts(database: Database | PostgresDatabase) -> Facts | None:
     found = database.get("facts")
-    return None if found is None else Facts.from_json(found, database.path.parent)
+    return None if found is None else Facts.from_json(found, database.name)
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(place: str | Path) -> Iterator[None]:
     """Be the only indexer of a library; HarvestError where another is at work. The lock ends with the process."""
+    if is_address(place):
+        with indexing_alone(str(place)):
+            yield
+        return
+    folder = Path(place)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from harvest.files import new_file
 from harvest.search.library.database import GRAPHS, MAKE_ROOM, Damaged, Database, checksum
-from harvest.search.library.store import Entry, Floats, Near, Spans, Unavailable
+from harvest.search.library.store import Entry, Floats, Near, Spans, Unavailable, matches
+from harvest.search.results import Where
 from harvest.settings import parse
 
 EXACT_MOST = 100_000  # moments that are searched exactly, in memory
@@ -230,7 +231,12 @@ class LocalStore:
         self._refresh()
         return self._base is None
 
-    def nearest(self, query: Floats, k: int, videos: frozenset[str] | None = None) -> list[Near]:
+    def nearest(self, query: Floats, k: int, where: Where | None = None) -> list[Near]:
+        videos: frozenset[str] | None = None
+        if where is not None and where != Where():
+            videos = frozenset(entry.id for entry in self.entries().values() if matches(entry, where))
+            if not videos:
+                return []
         tail, base = self._refresh()
         scores = tail.vectors @ query
         num_tail = len(scores)

@@ -1,6 +1,6 @@
 """What a library stores, and what it needs of a store: files, their moments and the moments' vectors.
 
-`local_store.py` keeps them in SQLite in the library's folder.
+`local_store.py` keeps them in SQLite in the library's folder, `postgres.py` in a PostgreSQL database.
 
 Shapes: n moments, Q queries, E shared width. Vectors have unit length.
 """
@@ -114,8 +114,8 @@ class Store(Protocol):
     def spans(self, video: str) -> Spans:
         """The moments of a video, in the order of their numbers."""
 
-    def nearest(self, query: Floats, k: int, videos: frozenset[str] | None = None) -> list[Near]:
-        """The `k` moments with the largest cosine to `query` `[E]`, among some videos or all."""
+    def nearest(self, query: Floats, k: int, where: Where | None = None) -> list[Near]:
+        """The `k` moments with the largest cosine to `query` `[E]`, of the videos that meet a filter or of all."""
 
     def best_scores(self, queries: Floats) -> Floats:
         """The largest cosine of each of `[Q, E]` with any moment; -1 where there is none."""
@@ -144,24 +144,24 @@ def matches(entry: Entry, where: Where) -> bool:
     if entry.reason is not None or (where.videos and entry.id not in where.videos):
         return False
     if where.path is not None:
-        path, wanted = _folded(entry.path), _folded(where.path)
+        path, wanted = folded(entry.path), folded(where.path)
         if wanted not in path and not fnmatch.fnmatchcase(path, wanted):  # names have brackets too
             return False
-    if where.after is not None and entry.modified_ns < _time_ns(where.after):
+    if where.after is not None and entry.modified_ns < time_ns(where.after):
         return False
-    if where.before is not None and entry.modified_ns >= _time_ns(where.before):
+    if where.before is not None and entry.modified_ns >= time_ns(where.before):
         return False
     if where.min_duration_s is not None and entry.duration_s < where.min_duration_s:
         return False
     return where.max_duration_s is None or entry.duration_s <= where.max_duration_s
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
     """Text for comparing: neither case nor how accents are written counts."""
     return unicodedata.normalize("NFC", text).casefold()
 
 
-def _time_ns(text: str) -> int:
+def time_ns(text: str) -> int:
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
