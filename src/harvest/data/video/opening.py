@@ -96,6 +96,9 @@ def opened(path: Source) -> Iterator[tuple[Any, Any]]:
             stream = _video_stream(path, container)
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
+            stream.codec_context.options = {
+                "max_pixels": str(MAX_PIXELS)
+            }  # also where the size changes later
             yield container, stream
         finally:
             if container is not None:

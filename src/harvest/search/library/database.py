@@ -45,6 +45,10 @@ CREATE TRIGGER IF NOT EXISTS note_removed AFTER DELETE ON moments
 """
 
 
+_DAMAGE = (sqlite3.Error, UnicodeError, OverflowError)
+"""What `sqlite3` raises for damaged files: its messages too may hold bytes that are no text."""
+
+
 class Damaged(Unavailable):
     """The library's files do not hold what was written to them."""
 
@@ -159,7 +163,7 @@ class Database:
         path = self.path
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except _DAMAGE as error:
             text = str(error)
             if "full" in text or "disk I/O" in text:
                 raise Unavailable(f"{path}: {text}. {MAKE_ROOM}") from error
@@ -173,7 +177,7 @@ class Database:
 def _read_only(path: Path) -> str:
     """The address of a database that may not be written. SQLite's log needs a file beside it, unless nobody writes."""
     address = f"{path.absolute().as_uri()}?mode=ro"
-    with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(address, uri=True)) as connection:
+    with suppress(*_DAMAGE), closing(sqlite3.connect(address, uri=True)) as connection:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
         return address
     return f"{path.absolute().as_uri()}?immutable=1"
@@ -227,7 +231,7 @@ def repair(path: Path) -> Repaired:
         for leftover in ("-wal", "-shm"):
             path.with_name(path.name + leftover).unlink(missing_ok=True)
         os.replace(part, path)
-    except sqlite3.DatabaseError as error:
+    except _DAMAGE as error:
         raise Damaged(path, f"{error}, nothing can be saved") from error
     finally:
         target.close()
@@ -248,7 +252,7 @@ def _salvaged(source: sqlite3.Connection, table: str) -> Iterable[tuple[Any, ...
     """The rows of a table up to the first damaged page, and from the last one on."""
     found: dict[int, tuple[Any, ...]] = {}
     for order in ("ASC", "DESC"):
-        with suppress(sqlite3.DatabaseError):
+        with suppress(*_DAMAGE):
             for row in source.execute(f"SELECT rowid, * FROM {table} ORDER BY rowid {order}"):
                 if row[0] in found:
                     break
@@ -263,7 +267,7 @@ def _moments(source: sqlite3.Connection, video: tuple[Any, ...]) -> list[tuple[A
         rows = source.execute(
             f"SELECT {names} FROM moments WHERE video = ? ORDER BY number", video[:1]
         ).fetchall()
-    except sqlite3.DatabaseError:
+    except _DAMAGE:
         return None
     is_whole = [row[1] for row in rows] == list(range(video[7])) and all(
         checksum(*r[:5]) == r[5] for r in rows
