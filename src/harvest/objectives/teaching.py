@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harvest.interfaces import Batch, Grid, HarvestError
 from harvest.model.alignment import AlignmentHeads
-from harvest.model.importing.pretrained import load_pretrained
+from harvest.model.importing.pretrained import load_any
 from harvest.model.inflation import as_teacher
 from harvest.model.layers import take
 from harvest.model.teacher import Look, look, outputs
@@ -58,10 +58,10 @@ class TeachingConfig(Protocol):
 
 
 def load_teacher(run: RunConfig, config: TeachingConfig) -> VideoEncoder:
-    """The image tower of `objective.teacher`, frozen, in the precision of the run."""
+    """The image tower of `objective.teacher`, which needs no texts (DINOv2), frozen, in the precision of the run."""
     dtype = torch.bfloat16 if computed_in(own_device(), run.loop.precision) == "bf16" else torch.float32
     with torch.random.fork_rng(devices=[]):  # what is new in the run is drawn as without a teacher
-        model, _, report = load_pretrained(
+        model, _, report = load_any(
             config.teacher, image_size=config.teacher_image_size, vocabulary=vocabulary_of(run)
         )
         if model.config.video.num_frames != 1:

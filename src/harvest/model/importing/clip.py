@@ -59,13 +59,15 @@ TRANSFORMERS_BLOCK = {
 }
 
 
-def clip_video_rows(v: str, depth: int, *, pre_norm: str = "pre_layrnorm") -> Table:
+def clip_video_rows(
+    v: str, depth: int, *, pre_norm: str = "pre_layrnorm", layers: str = "encoder.layers"
+) -> Table:
     """`transformers.CLIPVisionModel` under a prefix, without its projection."""
     return {
         **class_token_rows(f"{v}embeddings.class_embedding", f"{v}embeddings.position_embedding.weight"),
         "video.patches.weight": Row((f"{v}embeddings.patch_embedding.weight",), flat_patches),
         **layer_rows("video.norm_pre", f"{v}{pre_norm}.{{}}"),
-        **stack_rows("video.blocks", f"{v}encoder.layers", depth, TRANSFORMERS_BLOCK),
+        **stack_rows("video.blocks", f"{v}{layers}", depth, TRANSFORMERS_BLOCK),
         **layer_rows("video.norm_post", f"{v}post_layernorm.{{}}"),
     }
 

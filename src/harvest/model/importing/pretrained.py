@@ -13,7 +13,7 @@ from typing import Any
 
 from harvest.interfaces import HarvestError
 from harvest.model.folder import load_model
-from harvest.model.importing import clip, open_clip, openai, siglip
+from harvest.model.importing import clip, halves, open_clip, openai, siglip, timm_vit
 from harvest.model.importing.assembly import ImportOptions, adjust, complete
 from harvest.model.importing.files import read_tensors
 from harvest.model.importing.sources import find_model
@@ -29,6 +29,12 @@ FAMILIES = {
     "metaclip_2": clip.from_transformers,
     "siglip": siglip.from_transformers,
     "siglip2": siglip.from_transformers,
+    "clipseg": clip.from_transformers,
+    "xclip": clip.from_transformers,
+    "chinese_clip": halves.from_transformers,
+    "altclip": halves.from_transformers,
+    "vision-text-dual-encoder": halves.from_transformers,
+    **{kind: halves.from_vision for kind in halves.VISION},
 }
 """By the `model_type` of a `transformers` config.json."""
 
@@ -72,7 +78,10 @@ def open_path(
     config = read_json(path / "config.json")
     if "format" in config and isinstance(config.get("model"), dict):
         return _open_own(path, source, options)
-    if "model_type" in config:
+    kind = str(config.get("model_type"))
+    if "architecture" in config and "pretrained_cfg" in config:
+        return timm_vit.from_timm(path, source, config, options)
+    if "model_type" in config and (kind in FAMILIES or not (path / "open_clip_config.json").is_file()):
         family = FAMILIES.get(str(config["model_type"]))
         if family is None:
             raise HarvestError(
