@@ -135,3 +135,37 @@ def test_a_cpu_without_bf16_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) ->
             product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert product.dtype == (torch.bfloat16 if has_bf16 else torch.float32)
     assert computed_in(cpu, "fp32") == "fp32" and computed_in(torch.device("cuda"), "bf16") == "bf16"
+
+
+def wait_for_a_stuck_rank(rank: int, meeting: dict[str, str], folder: str) -> None:
+    import os
+    import time
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    from harvest import parallel
+
+    os.environ |= meeting | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    try:
+        with world() as here:
+            stepped = parallel.wrap(Blocks(), here)
+            assert stepped.gradient_as_bucket_view and not stepped.broadcast_buffers
+            parallel.WAIT = timedelta(seconds=2)
+            parallel._set_pg_timeout(parallel.WAIT)
+            if rank == 1:
+                time.sleep(4)
+                os._exit(0)
+            dist.all_reduce(torch.ones(1))
+    except HarvestError as error:
+        Path(folder, "said").write_text(str(error))
+    os._exit(0)
+
+
+def test_a_rank_that_is_stuck_is_told_of_by_the_others(tmp_path: Path) -> None:
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GLOO_SOCKET_IFNAME": "lo"}
+    meeting["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    mp.spawn(wait_for_a_stuck_rank, args=(meeting, str(tmp_path)), nprocs=2)
+    said = (tmp_path / "said").read_text()
+    assert "process 0 of 2 has waited 2 seconds" in said and "stuck or gone" in said

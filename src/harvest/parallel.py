@@ -92,7 +92,9 @@ def world() -> Iterator[World]:
     # A launcher that starts lost ranks again keeps its store: what the lost ones left there leads to nobody.
     store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if has_gpu:
-        dist.init_process_group("nccl", store=store, rank=rank, world_size=size)
+        dist.init_process_group(
+            "nccl", store=store, rank=rank, world_size=size, timeout=WAIT, device_id=device
+        )
     else:
         meet(store, rank, size)
     _last_group = dist.group.WORLD
@@ -100,14 +102,26 @@ def world() -> Iterator[World]:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
         dist.barrier()  # ranks that leave early can hang the others in destroy_process_group
     except RuntimeError as error:
-        if not any(word in str(error) for word in ("gloo", "NCCL", "Connection closed", "Connection reset")):
+        said = str(error).lower()
+        who = f"process {dist.get_rank()} of {dist.get_world_size()}"
+        if "timed out" in said or "timeout" in said:
+            raise HarvestError(
+                f"{who} has waited {_minutes(WAIT)} for another one, which is stuck or gone: its own last lines say more."
+                " The same command goes on from the last checkpoint."
+            ) from error
+        if not any(word in said for word in ("gloo", "nccl", "connection closed", "connection reset")):
             raise
         raise HarvestError(
-            f"process {dist.get_rank()} of {dist.get_world_size()} has lost another one, whose own message says"
-            " why. The same command goes on from the last checkpoint."
+            f"{who} has lost another one, whose own message says why. The same command goes on from the last"
+            " checkpoint."
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _minutes(time: timedelta) -> str:
+    seconds = time.total_seconds()
+    return f"{seconds / 60:.0f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
 
 
 def _end_with_parent() -> None:
@@ -210,10 +224,8 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
         ctx.num_rows = rows.shape[0]
-        return torch.cat(parts)
+        return _gathered(rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -232,13 +244,17 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows
     if rows.is_floating_point():
         return _GatherRows.apply(rows)  # type: ignore[no-any-return, no-untyped-call]
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    return _gathered(rows)
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    every = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
+    dist.all_gather_into_tensor(every, rows.contiguous())
+    return every
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a detached scalar over ranks, for logs."""
+    """The mean of detached numbers over ranks, of any shape."""
     if world_rank_size()[1] == 1:
         return value
     value = value.clone()
@@ -423,5 +439,8 @@ def wrap(objective: nn.Module, here: World) -> nn.Module:
     if here.size == 1 or is_sharded(objective):
         return objective
     return nn.parallel.DistributedDataParallel(
-        objective, device_ids=[here.device.index] if here.device.type == "cuda" else None
+        objective,
+        device_ids=[here.device.index] if here.device.type == "cuda" else None,
+        broadcast_buffers=False,  # they are tables, computed alike by every rank, and change in no step
+        gradient_as_bucket_view=True,  # gradients are reduced where they lie
     )

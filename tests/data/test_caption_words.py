@@ -4,7 +4,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvest.data.words import SIDE_WORDS, drawn_sentence, first_sentences, names_a_side, sentences
+from harvest.data.words import (
+    SIDE_WORDS,
+    cut_padding,
+    drawn_sentence,
+    first_sentences,
+    names_a_side,
+    sentences,
+)
 
 ALL = tuple(SIDE_WORDS)
 
@@ -46,3 +53,15 @@ def test_a_part_is_in_the_caption(parts: list[str], words: int) -> None:
     text = " ".join(parts)
     assert text.startswith(first_sentences(text, words))
     assert drawn_sentence(text, words, torch.Generator()) in (*parts, text)
+
+
+def test_padding_is_cut_behind_the_longest_text() -> None:
+    """At multiples of 8, with the end token that CLIP pads with."""
+    ids = torch.full((2, 3, 40), 9)
+    ids[0, 0, :5], ids[1, 2, :17] = 4, 4
+    assert cut_padding(ids, 9).shape == (2, 3, 24) and (cut_padding(ids, 9)[1, 2, 17:] == 9).all()
+    ids[1, 2, 17:] = 4
+    assert torch.equal(cut_padding(ids, 9), ids)  # as long as the tower takes
+    assert cut_padding(ids[:, :2], 9).shape == (2, 2, 8) and cut_padding(ids[:, 1:2], 9).shape == (2, 1, 8)
+    assert torch.equal(cut_padding(ids, None), ids)
+    assert cut_padding(ids[:, 0, :6], 9).shape == (2, 6)

@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from small import PAD, START, loss_and_gradients, small_batch, small_model, stage2_model
+from small import END, PAD, START, loss_and_gradients, small_batch, small_model, stage2_model
 from torch import Tensor
 
 from harvest.data.read_once import clip_numbers
+from harvest.data.words import cut_padding
 from harvest.interfaces import Batch, Example, HarvestError
 from harvest.model.inflation import as_teacher
 from harvest.objectives.contrast import contrast
@@ -343,3 +344,15 @@ def test_a_batch_of_one_video_asks_for_no_match() -> None:
     assert losses.parts["vtm"] == 0
     head = objective.model.fusion.head_match
     assert head is not None and (head.weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("layout", ["bert", "decoder"])
+def test_a_loss_does_not_depend_on_padding(layout: str) -> None:
+    """What workers cut is asked for by nobody, and draws of hidden words do not follow it."""
+    batch = small_batch(4)
+    batch.text_ids[..., 5], batch.text_ids[..., 6:] = END, PAD
+    cut = batch._replace(text_ids=cut_padding(batch.text_ids, PAD))
+    assert cut.text_ids.shape[-1] == 8 < batch.text_ids.shape[-1]
+    objective = objective_of(layout).train()
+    losses = [objective(given, 5) for given in (batch, cut)]
+    assert losses[0].parts == losses[1].parts and losses[0].total == losses[1].total

@@ -30,7 +30,7 @@ from harvest.data.sampler import Key, epoch_order
 from harvest.data.shards import ShardSet
 from harvest.data.video import Decoder, PackedVideo, VideoError, read_clip
 from harvest.data.video.second_decoder import find_decoder
-from harvest.data.words import SIDE_WORDS, drawn_sentence, first_sentences, names_a_side
+from harvest.data.words import SIDE_WORDS, cut_padding, drawn_sentence, first_sentences, names_a_side
 from harvest.interfaces import Batch, Example, Fit, HardTextSource, HarvestError, Interpolation, OnProgress
 from harvest.parallel import generator_for
 from harvest.ranges import Range, check_ranges
@@ -161,7 +161,8 @@ class WorkerBatch(NamedTuple):
 class ClipDataset(Dataset):
     """A training set; with `encode_text` None, one of videos alone. `dataset[keys]` with keys (epoch, place in that epoch's order) gives a `WorkerBatch`.
 
-    `encode_text` maps captions to int64 `[n, L]`; it has to survive the way into a worker process.
+    `encode_text` maps captions to int64 `[n, L]`; it has to survive the way into a worker process. Of a batch's texts
+    the padding, `pad_id`, behind the longest one is cut; None leaves it.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class ClipDataset(Dataset):
         encode_text: EncodeText | None,
         seed: int,
         hard_texts: HardTextSource | None = None,
+        pad_id: int | None = None,
         class_names: Sequence[str] = (),
         fit: Fit = "crop",
         interpolation: Interpolation = "bicubic",
@@ -190,10 +192,8 @@ class ClipDataset(Dataset):
             self.labels, self.clip_of = _labels(self.examples), self.examples.clip_of
         self.num_texts = self.examples.num_texts
         # where some have captions and some only labels, a caption would be missing in the batch
-        silent, unlabelled = (
-            self.num_texts == 0,
-            (self.labels < 0 if self.labels.ndim == 1 else self.labels.sum(1) == 0),
-        )
+        silent = self.num_texts == 0
+        unlabelled = self.labels < 0 if self.labels.ndim == 1 else self.labels.sum(1) == 0
         if silent.any() and unlabelled.any() and encode_text is not None:
             first = self.examples[int(silent.nonzero()[0])].id
             raise HarvestError(
@@ -201,7 +201,7 @@ class ClipDataset(Dataset):
                 f" {first!r}): remove these rows or give them captions"
             )
         self.config, self.image_size, self.seed = config, image_size, seed
-        self.hard_texts = hard_texts
+        self.hard_texts, self.pad_id = hard_texts, pad_id
         self.class_names = class_names
         """Of `labels`, where they are numbers of classes."""
         self.encode_text = encode_text if encode_text is not None else _no_text
@@ -345,7 +345,7 @@ class ClipDataset(Dataset):
         truncated = getattr(self.encode_text, "truncated", 0)  # a tokenizer counts the texts that it cuts
         batch = Batch(
             video=self._video(rows, shown),
-            text_ids=self._text_ids(rows, caption),
+            text_ids=cut_padding(self._text_ids(rows, caption), self.pad_id),
             example=self.clip_of[shown],
             caption=caption,
             label=self.labels[shown],
@@ -542,7 +542,7 @@ class ClipDataset(Dataset):
             for n, chosen in enumerate(drawn[: hard.num].tolist()):
                 texts.append(found[chosen])
                 places.append(place * hard.num + n)
-        ids = self.encode_text(texts or [""])
+        ids = cut_padding(self.encode_text(texts or [""]), self.pad_id)
         every = torch.full((len(rows) * hard.num, ids.shape[1]), -1, dtype=torch.int64)
         every[places] = ids[: len(places)]
         return every.view(len(rows), hard.num, -1)

@@ -1,4 +1,5 @@
-"""What the words of a caption decide: whether a clip may be mirrored, and which part of a long caption is shown."""
+"""What the words of a caption decide: whether a clip may be mirrored, and which part of a long caption is shown, and where
+padding is cut."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from harvest.interfaces import HarvestError
 
@@ -71,3 +73,15 @@ def drawn_sentence(text: str, max_words: int, generator: torch.Generator) -> str
         return text
     parts: Sequence[str] = sentences(text)
     return parts[int(torch.randint(len(parts), (), generator=generator))]
+
+
+def cut_padding(ids: Tensor, pad_id: int | None) -> Tensor:
+    """Tokens `[..., L]` cut behind the longest text, at a multiple of 8 columns; with `pad_id` None as they are.
+
+    One column of padding stays: CLIP pads with its end token, and the first of them ends the text.
+    """
+    if pad_id is None or not ids.numel():
+        return ids
+    is_word = (ids != pad_id).flatten(0, -2).any(dim=0)
+    longest = int(is_word.nonzero()[-1]) + 1 if is_word.any() else 0
+    return ids[..., : 8 * (longest // 8 + 1)].contiguous()

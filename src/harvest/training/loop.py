@@ -29,6 +29,7 @@ from harvest.parallel import (
     full_state,
     is_sharded,
     mean_over_ranks,
+    send,
     shard,
     sync_errors,
     world,
@@ -181,16 +182,15 @@ def _batches(
             refused=read_broken(run),
             device=here.device,
         )
-        batches = (
-            Batch(*(tensor.to(here.device, non_blocking=True) for tensor in batch)) for batch in loader
-        )
+        batches = (Batch(*(send(tensor, here.device) for tensor in batch)) for batch in loader)
         return loader, itertools.chain([next(batches)], batches)
 
 
 def _numbers(losses: Losses, step: int) -> dict[str, float]:
     """The losses of a step, means over ranks; HarvestError where they are not finite."""
     values = {"loss": losses.total.detach(), **losses.parts}
-    numbers = {name: float(mean_over_ranks(value)) for name, value in values.items()}
+    means = mean_over_ranks(torch.stack([value.float() for value in values.values()]))
+    numbers = dict(zip(values, means.tolist(), strict=True))  # the one place where a run waits for its device
     if not math.isfinite(numbers["loss"]):
         raise HarvestError(
             f"the loss is {numbers['loss']} at step {step} ({', '.join(f'{k} {v:.4g}' for k, v in numbers.items())}). "

@@ -86,6 +86,7 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
     if config.blend < 1 and image_model is None:
         raise HarvestError("blend needs an image model to blend with: this run does not start from one")
     encode_text = None if tokenizer is None else needs.texts(model.config, tokenizer)
+    text = model.config.text
 
     def dataset(rows: Sequence[Example], data: DataConfig, class_names: Sequence[str] = ()) -> ClipDataset:
         return ClipDataset(
@@ -96,6 +97,7 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
             seed=config.loop.seed,
             hard_texts=needs.hard_texts,
             class_names=class_names,
+            pad_id=None if text is None or text.pooling == "last" else text.pad_id,  # SigLIP reads padding
         )
 
     return Prepared(
