@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Union
+
+import torch
 
 from harvest import settings
 from harvest.data.dataset import DataConfig
@@ -41,10 +44,17 @@ class LoopConfig:
     """Clips a step over all ranks."""
     seed: int = 0
     precision: Precision = "bf16"
+    """bf16 or fp16 autocast, or fp32. fp16 is for GPUs before Ampere: its losses are scaled, and a step whose gradients
+    overflow changes nothing but the scale. Not with parallel fsdp."""
     parallel: Parallel = "ddp"
     """On several processes: ddp keeps the model whole on each, fsdp shares weights, gradients and moments (FSDP2)."""
-    compile: bool = False
-    """Compile the transformer blocks (torch.compile): minutes of start-up, then faster steps."""
+    compile: bool | None = None
+    """Compile the transformer blocks (torch.compile): minutes of start-up, then faster steps. None: on a GPU, where
+    Triton is installed."""
+    deterministic: bool = False
+    """On a GPU, kernels that give the same result each time, and the draws that a CPU makes: a run that is repeated or
+    resumed on the same GPUs is then the same to the bit, and slower. What has no such kernel is refused by PyTorch. On a CPU
+    every run is so."""
     checkpointing: bool = False
     """Recompute the video blocks' activations in the backward pass: less memory, a third more work."""
     average_decay: Annotated[float | None, Range(above=0, below=1)] = None
@@ -58,6 +68,16 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "loop")
+        if self.precision == "fp16" and self.parallel == "fsdp":
+            raise HarvestError(
+                "loop.precision fp16 scales its losses, which FSDP does not go with here: bf16, or ddp"
+            )
+
+    def compiles_on(self, device: torch.device) -> bool:
+        """Whether the transformer blocks are compiled for a device."""
+        if self.compile is not None:
+            return self.compile
+        return device.type == "cuda" and find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -100,6 +120,7 @@ class RunConfig:
         "data.video_limit_s",
         "objective.text_store",
         "loop.parallel",
+        "loop.compile",
         "loop.threads",
         "loop.save_every",
         "loop.keep_last",

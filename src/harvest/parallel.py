@@ -30,7 +30,8 @@ from torch.utils._pytree import tree_map_only
 from harvest.interfaces import HarvestError
 
 Parallel = Literal["ddp", "fsdp"]
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["bf16", "fp16", "fp32"]
+TYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -195,11 +196,25 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Kernels that give the same result each time; an operation that has none raises PyTorch's RuntimeError."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """bf16 autocast, or nothing for fp32 and where the device computes bf16 slower than fp32 (`computed_in`)."""
-    if computed_in(device, precision) == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    """Autocast to 16 bits, or nothing for fp32 and where the device computes bf16 slower than fp32 (`computed_in`)."""
+    precision = computed_in(device, precision)
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=TYPES[precision])
 
 
 def computed_in(device: torch.device, precision: Precision) -> Precision:

@@ -32,11 +32,11 @@ from harvest.objectives.multiple_choice import MultipleChoice, MultipleChoiceCon
 from harvest.objectives.pixel_reconstruction import PixelReconstruction, PixelReconstructionConfig
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
 from harvest.objectives.question_answering import QuestionAnswering, QuestionAnsweringConfig
-from harvest.parallel import send
+from harvest.parallel import deterministic, send
 from harvest.tokens import Selection, run_length_keep
 from harvest.training.average import WeightAverage
 from harvest.training.optim import OptimConfig, build_optimizer
-from harvest.training.step import OptimizerStep
+from harvest.training.step import LossScale, OptimizerStep
 from harvest.training.vary import show_frames, show_size
 
 try:
@@ -192,6 +192,28 @@ def test_a_step_waits_for_nothing(name: str) -> None:
             objective.selection = Selection(drop_ratio=0.5, selector=selector)
             losses = step(on_gpu, number, lr=1e-4)
             assert {value.device.type for value in (losses.total, *losses.parts.values())} == {"gpu"}
+    assert unlisted(gpu) == []
+
+
+def test_a_step_in_fp16_with_the_draws_of_a_cpu_waits_for_nothing() -> None:
+    """Its loss is scaled, and what is drawn on the CPU is sent (`loop.deterministic`)."""
+    objective = post()().train()
+    with FakeGpu() as gpu, deterministic(True):
+        objective.to("gpu")
+        step = OptimizerStep(
+            objective,
+            build_optimizer(objective, OptimConfig()),
+            GPU,
+            "fp32",
+            1.0,
+            None,
+            LossScale().to("gpu"),
+        )
+        on_gpu = Batch(*(tensor.to("gpu") for tensor in given()))
+        gpu.waits.clear()
+        for number, selector in enumerate(TRAINING[:-1]):
+            objective.selection = Selection(drop_ratio=0.5, selector=selector)
+            step(on_gpu, number)
     assert unlisted(gpu) == []
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -186,12 +188,12 @@ class VideoTextModel(nn.Module):
         return self.fusion
 
 
-def compile_blocks(tower: nn.Module) -> None:
+def compile_blocks(tower: nn.Module, *, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile every transformer block in place; names and weights stay as they are."""
     leave_uncompiled()
     for part in tower.modules():
         if isinstance(part, (Block, FusionBlock)):
-            part.compile(dynamic=None)
+            part.compile(dynamic=None, backend=backend)
 
 
 @torch.no_grad()

@@ -37,8 +37,9 @@ def freeze_unreached(objective: Any, *, hides_words: bool | None = None, asks: b
     selection = getattr(objective, "selection", None)
     objective.selection = Selection(drop_ratio=0.5)
     teacher = getattr(getattr(objective, "teaching", None), "teacher", None)
-    is_bf16 = teacher is not None and any(p.dtype == torch.bfloat16 for p in teacher.parameters())
-    mixed = torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16)  # else fp32, which every CPU has
+    halves = {torch.float32} if teacher is None else {p.dtype for p in teacher.parameters()}
+    half = next((dtype for dtype in halves if dtype.itemsize == 2), None)
+    mixed = torch.autocast("cpu", dtype=half, enabled=half is not None)  # else fp32, which every CPU has
     with alone(), torch.random.fork_rng(devices=[]), mixed:
         total: Tensor = objective(batch, 0).total
     objective.selection = selection

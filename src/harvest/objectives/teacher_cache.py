@@ -219,7 +219,7 @@ def prepare(objective: Any, ready: Ready) -> None:
     """
     teaching: Teaching | None = objective.teaching
     run, here, settings = ready.run, ready.here, objective.config
-    if teaching is not None and run.loop.compile:
+    if teaching is not None and run.loop.compiles_on(here.device):
         compile_blocks(teaching.teacher)
     if settings.teacher_cache is None:
         return

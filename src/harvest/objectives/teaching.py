@@ -21,7 +21,7 @@ from harvest.model.teacher import Look, look, outputs
 from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from harvest.objectives.losses import alignment
 from harvest.objectives.starting import vocabulary_of
-from harvest.parallel import computed_in, own_device
+from harvest.parallel import TYPES, computed_in, own_device
 from harvest.progress import say
 from harvest.tokens import SELECTORS, Selection, budget_of, choose_equally
 
@@ -59,7 +59,7 @@ class TeachingConfig(Protocol):
 
 def load_teacher(run: RunConfig, config: TeachingConfig) -> VideoEncoder:
     """The image tower of `objective.teacher`, which needs no texts (DINOv2), frozen, in the precision of the run."""
-    dtype = torch.bfloat16 if computed_in(own_device(), run.loop.precision) == "bf16" else torch.float32
+    dtype = TYPES[computed_in(own_device(), run.loop.precision)]
     with torch.random.fork_rng(devices=[]):  # what is new in the run is drawn as without a teacher
         model, _, report = load_any(
             config.teacher, image_size=config.teacher_image_size, vocabulary=vocabulary_of(run)

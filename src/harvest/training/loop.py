@@ -26,6 +26,7 @@ from harvest.parallel import (
     LargestOfRanks,
     World,
     computed_in,
+    deterministic,
     full_state,
     is_sharded,
     mean_over_ranks,
@@ -43,7 +44,7 @@ from harvest.training.optim import build_optimizer
 from harvest.training.prepare import Loader, Prepared, check_budgets, prepare, read_clips
 from harvest.training.run import begin, claimed, finish, read_broken, stop_signals, write_broken
 from harvest.training.start import build_objective, start_model
-from harvest.training.step import OptimizerStep
+from harvest.training.step import LossScale, OptimizerStep
 from harvest.training.vary import show_frames, show_size
 
 if TYPE_CHECKING:
@@ -56,7 +57,12 @@ def train(config: RunConfig, run: Path) -> Path:
     Writes config.json, metrics.jsonl, tensorboard/, checkpoints/ and, where videos were broken, broken.json.
     Raises HarvestError for a folder that holds another run, a non-finite loss, or a disk that is full.
     """
-    with world() as here, stop_signals() as stop, claimed(run, config, here):
+    with (
+        world() as here,
+        stop_signals() as stop,
+        claimed(run, config, here),
+        deterministic(config.loop.deterministic),
+    ):
         if config.loop.threads is not None:
             torch.set_num_threads(config.loop.threads)
         if here.device.type == "cpu":
@@ -77,6 +83,7 @@ def train(config: RunConfig, run: Path) -> Path:
             config.loop.precision,
             config.optim.max_grad_norm,
             average,
+            getattr(objective, "loss_scale", None),
         )
         objective.train()
         loader, batches = _batches(config, prepared, run, here, first_step)
@@ -157,8 +164,10 @@ def ready_objective(config: RunConfig, prepared: Prepared, run: Path, here: Worl
     """The objective on its device, its caches filled, compiled and sharded as the run says."""
     model = prepared.model
     objective = build_objective(config, model, prepared.given).to(here.device)
-    if config.loop.compile:
+    if config.loop.compiles_on(here.device):
         compile_blocks(model)
+    if config.loop.precision == "fp16":
+        objective.loss_scale = LossScale().to(here.device)  # its state is in the checkpoints
     model.video.checkpointing = config.loop.checkpointing
     read = partial(read_clips, config, model.config.video.squares)
     ready = Ready(config, prepared.dataset, prepared.tokenizer, here, read, run)
