@@ -79,6 +79,10 @@ class Columns(Sequence[Example]):
         start, end = self._stretch(name, row)
         return self.arrays[name][start:end].tobytes().decode("utf-8", "surrogatepass")
 
+    def text_of(self, text: int) -> str:
+        """One of the texts of all rows, numbered through."""
+        return self._string("text", text)
+
     def id_of(self, row: int) -> str:
         return self._string("id", row)
 

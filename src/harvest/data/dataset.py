@@ -550,6 +550,8 @@ class ClipDataset(Dataset):
     def _text(self, caption: int) -> str:
         if caption < 0:
             return ""
+        if isinstance(self.examples, Columns):
+            return self.examples.text_of(caption)
         sample = int(torch.searchsorted(self._first_caption, caption, right=True)) - 1
         return self.examples[sample].texts[caption - int(self._first_caption[sample])]
 

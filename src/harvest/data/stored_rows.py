@@ -79,18 +79,19 @@ class StoredRows:
 
     def __call__(self, numbers: Tensor) -> Tensor:
         size = self.width * self.dtype.itemsize
-        wanted = numbers.flatten().tolist()
-        if wanted and not (min(wanted) >= 0 and max(wanted) < self.num_rows):
+        wanted = numbers.flatten().numpy()
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.num_rows):
             raise IndexError(
-                f"rows from 0 to {self.num_rows - 1} are stored, {min(wanted)} to {max(wanted)} asked for"
+                f"rows from 0 to {self.num_rows - 1} are stored, {wanted.min()} to {wanted.max()} asked for"
             )
-        parts = []
-        for number in wanted:
-            block, row = divmod(number, self._rows_a_block)
-            file = self._open.get(block)
-            if file is None:
-                file = self._open[block] = os.open(block_path(self.folder, block), os.O_RDONLY)
-            parts.append(os.pread(file, size, self._starts[block] + row * size))
+        blocks, rows_in = np.divmod(wanted, self._rows_a_block)
+        for block in set(blocks.tolist()) - self._open.keys():
+            self._open[block] = os.open(block_path(self.folder, block), os.O_RDONLY)
+        starts = (np.array(self._starts)[blocks] + rows_in * size).tolist()
+        files, pread = self._open, os.pread
+        parts = [
+            pread(files[block], size, start) for block, start in zip(blocks.tolist(), starts, strict=True)
+        ]
         data = bytearray().join(parts)
         if len(data) != size * len(wanted):
             raise HarvestError(f"a block of {self.folder} has been cut short: remove it")
