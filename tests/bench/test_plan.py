@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import harvest.bench.plan as planning
+from harvest.bench import host
 from harvest.bench.plan import (
     BYTES_A_TOKEN,
     BYTES_A_WORD,
@@ -129,6 +130,36 @@ def test_a_plan_by_hand() -> None:
     assert {line.source for line in made.lines} == {"measured", "formula", "data sheet", "assumed", "recipe"}
     unread = plan(config, dataclasses.replace(FOUND, decode_clips_per_s=None), gpus=8, gpu="h200")
     assert unread.stages[0].bound == "unknown" and unread.stages[0].workers is None
+
+
+def test_a_plan_says_first_whether_a_day_is_enough_and_what_else_would_be() -> None:
+    config = RECIPES["harvest-b16"]()
+    slow = plan(config, FOUND, gpus=8, gpu="h200")
+    assert slow.hours > 24 and [line.what for line in slow.lines[:3]] == ["within a day", "for a day", ""]
+    assert slow.lines[0].figure.startswith("no: 4.9 days")
+    words = slow.lines[1].figure.replace(",", "").split()
+    assert words[0] == "--data.workers" and int(words[2]) == 8 * int(words[1])
+    enough, fewer = (changed(config, "data", workers=int(words[1]) - less) for less in (0, 1))
+    met = plan(enough, FOUND, gpus=8, gpu="h200")
+    assert met.hours <= 24 < plan(fewer, FOUND, gpus=8, gpu="h200").hours
+    assert met.lines[0].figure.startswith("yes: 2") and met.lines[1].what != "for a day"
+    computing = plan(config, dataclasses.replace(FOUND, decode_clips_per_s=1e5), gpus=1, gpu="a10")
+    needed = int(computing.lines[1].figure.split()[0])
+    found = dataclasses.replace(FOUND, decode_clips_per_s=1e5)
+    assert plan(config, found, gpus=needed, gpu="a10").hours <= 24.1
+
+
+def test_a_plan_counts_what_the_machine_around_the_devices_needs() -> None:
+    def told(config: RunConfig) -> dict[str, str]:
+        return {line.what: line.figure for line in plan(config, FOUND, gpus=8, gpu="h200").lines}
+
+    config = RECIPES["harvest-b16"]()
+    shared = 8 * 8 * host.PREFETCH * 128 * 8 * 3 * 224**2 / 1e9
+    assert told(config)["shared memory of all devices' workers (/dev/shm)"] == f"{shared:.1f} GB"
+    stored = told(changed(config, "objective", cache_texts=True, text_store_type="fp16"))
+    assert stored["encoded captions on disk"] == "11.0 GB for 10.7 million"
+    assert "encoded captions on disk" not in told(config)
+    assert "frames in memory" in told(RECIPES["mini-harvest"]())
 
 
 def test_what_was_timed_here_counts_for_this_machine_alone() -> None:

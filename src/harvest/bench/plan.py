@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 
 from harvest.bench.ceiling import copy_gb_per_s, matmul_gflop_per_s
+from harvest.bench.host import Line, Probe, Source, Stage, day_lines, host_lines, time_text
 from harvest.bench.step import (
     describe_machine,
     make_objective,
@@ -78,55 +79,6 @@ BYTES_A_WORD = 54
 
 OVERHEAD_GB = 1.5
 """Assumed for the device's context, workspaces and fragments."""
-
-Source = Literal["measured", "formula", "data sheet", "assumed", "recipe"]
-
-
-@dataclass(frozen=True)
-class Line:
-    what: str
-    figure: str
-    source: Source
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What was found on this machine."""
-
-    device: str
-    matmul_gflop_per_s: float
-    copy_gb_per_s: float
-    decode_clips_per_s: float | None
-    """Of one core, by processor time; None where nothing could be decoded."""
-    decoded: str
-    """What was decoded."""
-    step_gflop_per_s: float | None
-    """Of a real step, forward, backward and optimizer; None where none was timed."""
-    memory_gb: float | None
-    """Of the device, a GPU."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the run."""
-
-    name: str
-    steps: int
-    global_batch: int
-    kept: int
-    gflop_per_clip: float
-    clips_per_s: float
-    """What all devices compute, were there always data."""
-    hours: float
-    """By the slower of computing and reading."""
-    memory_gb: float
-    """Of each device, at its share of the global batch."""
-    largest_batch: int | None
-    """Clips that fit on a device; None where memory does not bound them (objective.chunk_clips)."""
-    workers: int | None
-    """Loader workers that each device needs; None where decoding was not measured."""
-    bound: Literal["compute", "decode", "unknown"]
-    """By the recipe's data.workers."""
 
 
 @dataclass(frozen=True)
@@ -412,9 +364,11 @@ def plan(config: RunConfig, found: Probe, *, gpus: int, gpu: str | None) -> Plan
         for name, selection, steps, batch in _stages(config)
     )
     hours = sum(stage.hours for stage in stages)
+    lines += host_lines(config, sizes_of(config), stages, gpus)
     for stage in stages:
         lines += _told(stage, config, gpus)
-    lines.append(Line("the whole run", _time(hours), "formula"))
+    lines.append(Line("the whole run", time_text(hours), "formula"))
+    lines[:0] = day_lines(config, found, stages, hours, gpus)
     return Plan(config.recipe, gpus, device, found, stages, hours, tuple(lines))
 
 
@@ -527,7 +481,7 @@ def _told(stage: Stage, config: RunConfig, gpus: int) -> list[Line]:
         lines.append(line("bound by", needed))
     elif stage.bound == "compute":
         lines.append(line("bound by", "computing"))
-    lines.append(line("time", _time(stage.hours)))
+    lines.append(line("time", time_text(stage.hours)))
     return lines
 
 
@@ -543,12 +497,6 @@ def _batch(stage: Stage, config: RunConfig, gpus: int) -> str:
     if not config.loop.checkpointing:
         ways.append("--loop.checkpointing")
     return f"{stage.largest_batch:,} clips, and its share is {share:,}: {', or '.join(ways)}"
-
-
-def _time(hours: float) -> str:
-    if hours < 1:
-        return f"{60 * hours:.0f} min"
-    return f"{hours:,.1f} h" if hours < 48 else f"{hours / 24:,.1f} days"
 
 
 def print_plan(made: Plan) -> None:
