@@ -82,6 +82,7 @@ WIRING = {
 } | {
     # what a whole run will take
     "harvest.bench.plan",
+    "harvest.bench.host",
 }
 
 
