@@ -449,6 +449,59 @@ def test_a_phone_in_the_dark(page: Any) -> None:
     assert (box["x"], box["width"]) == (0, 360) and page.evaluate(wide)
 
 
+AXE = Path(os.environ.get("HARVEST_AXE", "node_modules/axe-core/axe.min.js"))
+"""From `npm install --no-save axe-core`."""
+
+
+def serious(page: Any) -> list[str]:
+    """What axe-core finds wrong with the page as it is, of the impacts that shut people out."""
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [
+        f"{one['id']}: {one['help']}: {node['html'][:120]}: {node['failureSummary'][:300]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+
+
+@pytest.mark.skipif(
+    not AXE.is_file(), reason="no axe-core: npm install --no-save axe-core, or HARVEST_AXE=FILE"
+)
+@pytest.mark.parametrize(
+    "page", [{"color_scheme": "light"}, PHONE], indirect=True, ids=["light", "phone, dark"]
+)
+def test_nobody_is_shut_out(page: Any) -> None:
+    wrong = {"start": serious(page)}
+    page.click("#show-filters")
+    wrong["filters"] = serious(page)
+    page.click("#show-filters")
+    search(page, SEEN)
+    wrong["hits"] = serious(page)
+    page.locator(".card .like").first.click()
+    page.wait_for_selector("#like >> visible=true")
+    wrong["more like this"] = serious(page)
+    page.fill("#text", UNSEEN)
+    page.wait_for_selector("#answer >> visible=true")
+    wrong["nothing"] = serious(page)
+    page.click("#answer button")
+    wrong["unlikely"] = serious(page)
+    page.locator(".media").first.click()
+    until(page, "document.querySelector('#player video').currentTime > 0")
+    wrong["player"] = serious(page)
+    page.keyboard.press("Escape")
+    page.locator("#text").blur()
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+    wrong["help"] = serious(page)
+    page.keyboard.press("Escape")
+    page.route("**/api/search", lambda route: route.abort())
+    page.fill("#text", SEEN)
+    page.wait_for_selector("#answer.is-error")
+    wrong["error"] = serious(page)
+    assert {state: found for state, found in wrong.items() if found} == {}
+
+
 SHOTS = [
     ("search", {"viewport": {"width": 1180, "height": 700}}),
     ("search-dark", {"viewport": {"width": 1180, "height": 760}, "color_scheme": "dark"}),

@@ -349,7 +349,7 @@ function card(group) {
     if (match) element.classList.add(`is-${match}`);
     const numbers = `score ${score.toFixed(3)}` +
       (chance == null ? "" : `; ${percent(chance)} of sentences about nothing here score as high`);
-    const more = make("button", { type: "button", className: "like", ariaLabel: `More like ${moment.path}, ${when}` }, "More like this");
+    const more = make("button", { type: "button", className: "like", ariaLabel: `More like this: ${moment.path}, ${when}` }, "More like this");
     more.addEventListener("click", () => moreLike(moment));
     about.append(make("div", { className: "foot" }, make("span", { className: "match", title: numbers }, WORDS[match] ?? ""), more));
     element.append(line, about);
