@@ -75,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "recipes": {"interfaces", "ranges", "config", "data", "model", "objectives", "training"},
 }
-# These files wire rooms together, and so do the commands and the demo.
+# These files wire rooms together, and so do the commands, the demo and adaptation.
 WIRING = {
     f"harvest.{name}"
     for name in ("api", "training.loop", "training.prepare", "training.run", "training.start", "__main__")
@@ -87,7 +87,7 @@ WIRING = {
 
 
 def is_wiring(module: str) -> bool:
-    return module in WIRING or module.split(".")[1:2] in (["cli"], ["demo"])
+    return module in WIRING or module.split(".")[1:2] in (["cli"], ["demo"], ["adapting"])
 
 
 @pytest.fixture(scope="module")

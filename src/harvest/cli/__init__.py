@@ -27,6 +27,7 @@ GROUPS = {
         "encode-texts": "encode a run's captions once, before it starts",
         "plan": "what a run will take: memory, clips a second, hours, workers",
         "train": "run a recipe, or resume a run",
+        "adapt": "an image model becomes a video model by videos without captions",
     },
     "evaluate": {
         "evaluate": "retrieval, multiple choice, recognition, question answering",

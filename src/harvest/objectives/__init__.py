@@ -7,6 +7,7 @@ from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.contract import Objective
 from harvest.objectives.detection import DetectionConfig
+from harvest.objectives.embedding_alignment import EmbeddingAlignmentConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.multimodal import MultimodalConfig
@@ -26,4 +27,5 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     PixelReconstructionConfig,
     MultipleChoiceConfig,
     DetectionConfig,
+    EmbeddingAlignmentConfig,
 )

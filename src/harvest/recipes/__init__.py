@@ -35,6 +35,7 @@ from harvest.recipes.fine_tuning import (
 )
 from harvest.recipes.mini import (
     mini_actions,
+    mini_adapt,
     mini_ft_actions,
     mini_ft_boxes,
     mini_ft_choice,
@@ -47,7 +48,7 @@ from harvest.recipes.mini import (
     mini_umt_stage2,
     mini_videomae,
 )
-from harvest.recipes.post_pretraining import harvest_b16, harvest_l14
+from harvest.recipes.post_pretraining import adapt_b16, harvest_b16, harvest_l14
 from harvest.recipes.umt import umt_stage1_b16, umt_stage1_l16, umt_stage2_b16, umt_stage2_l16, videomae_b16
 
 _ALL: tuple[Callable[[], RunConfig], ...] = (
@@ -55,6 +56,8 @@ _ALL: tuple[Callable[[], RunConfig], ...] = (
     mini_harvest,
     harvest_b16,
     harvest_l14,
+    adapt_b16,
+    mini_adapt,
     umt_stage1_b16,
     umt_stage1_l16,
     umt_stage2_b16,

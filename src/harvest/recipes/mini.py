@@ -16,6 +16,7 @@ from harvest.model.video_text import ModelConfig
 from harvest.objectives.answer_decoding import AnswerDecodingConfig
 from harvest.objectives.classification import ClassificationConfig
 from harvest.objectives.detection import DetectionConfig
+from harvest.objectives.embedding_alignment import EmbeddingAlignmentConfig
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
 from harvest.objectives.multimodal import MultimodalConfig
@@ -25,6 +26,7 @@ from harvest.objectives.post_pretraining import PostPretrainingConfig
 from harvest.objectives.question_answering import QuestionAnsweringConfig
 from harvest.recipes.umt import student
 from harvest.training.optim import OptimConfig
+from harvest.training.vary import VaryConfig
 
 
 def mini_image() -> RunConfig:
@@ -103,6 +105,22 @@ def mini_harvest() -> RunConfig:
         ),
         loop=LoopConfig(steps=1300, global_batch=128, save_every=500),
         tuning=TuningConfig(steps=100, drop_ratio=0.6, selector="random", lr=5e-4),
+    )
+
+
+def mini_adapt() -> RunConfig:
+    """The mini-world's clips without their captions: the image model's embeddings from a few tubelets, in minutes."""
+    base = mini_harvest()
+    return dataclasses.replace(
+        base,
+        recipe="mini-adapt",
+        start=dataclasses.replace(base.start, fusion=None),
+        objective=EmbeddingAlignmentConfig(),
+        data=dataclasses.replace(base.data, times="middle"),
+        vary=VaryConfig(budgets=(13, 26, 51)),
+        optim=dataclasses.replace(base.optim, lr=5e-4, lr_factors={"time_positions": 10.0}),
+        loop=dataclasses.replace(base.loop, steps=600),
+        tuning=TuningConfig(steps=0),
     )
 
 

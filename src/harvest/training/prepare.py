@@ -85,7 +85,7 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
     model, tokenizer, image_model = start_model(config, captions)
     if config.blend < 1 and image_model is None:
         raise HarvestError("blend needs an image model to blend with: this run does not start from one")
-    encode_text = None if tokenizer is None else needs.texts(model.config, tokenizer)
+    encode_text = needs.texts(model.config, tokenizer) if tokenizer is not None and needs.text else None
     text = model.config.text
 
     def dataset(rows: Sequence[Example], data: DataConfig, class_names: Sequence[str] = ()) -> ClipDataset:
@@ -134,7 +134,14 @@ def _rows(config: RunConfig, run: Path, here: World, name: str) -> tuple[Sequenc
     if name.split("/")[0] != "mini-world":
         videos = Path(config.data.videos) if config.data.videos else None
         form, columns = ("", ()) if name == config.data.images else (config.data.form, config.data.columns)
-        read = partial(read_manifest, Path(name), videos=videos, form=form, columns=columns)
+        read = partial(
+            read_manifest,
+            Path(name),
+            videos=videos,
+            captions_required=config.objective.needs.text,
+            form=form,
+            columns=columns,
+        )
         with sync_errors():  # the first to read a large manifest keeps its columns for the others
             if here.is_main:
                 found = read()
