@@ -100,6 +100,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "odd_size": ({"image_size": 36}, {}, {}),
     "first": ({}, {"pool_type": "first", "no_causal_mask": True}, {}),
+    "no_projection": ({}, {"proj_type": "none"}, {"custom_text": True, "embed_dim": 32}),
     "tanh": (
         {},
         {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}},

@@ -208,7 +208,7 @@ def test_image_towers_alone(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "groupvit"}, "'groupvit' is not supported"),
+        ({"model_type": "groupvit"}, "'groupvit' is not supported: its image tower merges patches"),
         (
             {"model_type": "vision-text-dual-encoder", "vision_config": {"model_type": "vit"}},
             "image tower, of model_type 'vit'",

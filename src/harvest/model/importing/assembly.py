@@ -101,6 +101,10 @@ Loaded = tuple[VideoTextModel, Tokenizer | None, ImportReport]
 
 def assemble(layout: Layout, tensors: Mapping[str, Tensor], options: ImportOptions, *, source: str) -> Loaded:
     """The model with the weights of a source, in fp32 and eval mode; load or fail."""
+    if layout.text is not None and layout.text.embed_dim != layout.video.embed_dim:
+        raise HarvestError(
+            f"{source}: texts are {layout.text.embed_dim} wide, images {layout.video.embed_dim}"
+        )
     table = layout.table()
     ours, ignored = rename(tensors, table, source=source)
     config = ModelConfig(video=layout.video, text=layout.text, score_bias=layout.score_bias)

@@ -104,6 +104,18 @@ def pooler_rows(pooler: str, projection: str) -> Table:
     }
 
 
+def open_clip_kind(text: Mapping[str, Any], source: str) -> str:
+    """The kind of a text tower that OpenCLIP takes from `transformers`; HarvestError where it is not supported."""
+    name, pooler = str(text["hf_model_name"]), text.get("hf_pooler_type", "mean_pooler")
+    kinds = ("xlm-roberta", "roberta", "bert")
+    kind = next((kind for kind in kinds if name.split("/")[-1].startswith(kind)), None)
+    if kind is None or pooler != "mean_pooler":
+        raise HarvestError(
+            f"{source}: a text tower {name} with {pooler} is not supported, only RoBERTa, XLM-R and BERT with mean_pooler"
+        )
+    return kind
+
+
 def open_clip_words(
     tensors: Mapping[str, Tensor],
     text: Mapping[str, Any],
@@ -114,15 +126,7 @@ def open_clip_words(
     embed_dim: int,
 ) -> Words:
     """OpenCLIP's text towers that are `transformers`' RoBERTa: the mean of the words, through one or two matrices."""
-    name = str(text["hf_model_name"])
-    kind = next(
-        (kind for kind in ("xlm-roberta", "roberta", "bert") if name.split("/")[-1].startswith(kind)), None
-    )
-    if kind is None or text.get("hf_pooler_type", "mean_pooler") != "mean_pooler":
-        raise HarvestError(
-            f"{source}: its text tower {name} with {text.get('hf_pooler_type', 'mean_pooler')} is not supported, only "
-            "RoBERTa, XLM-R and BERT with mean_pooler"
-        )
+    kind = open_clip_kind(text, source)
     settings: dict[str, Any] = {"projection": "text.proj.weight" in tensors}
     rows: Table = {}
     if settings["projection"]:

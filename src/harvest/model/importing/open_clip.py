@@ -15,7 +15,7 @@ from torch import Tensor
 from harvest.interfaces import HarvestError
 from harvest.model.importing import preprocessing
 from harvest.model.importing.assembly import ImportOptions, Layout, Loaded, assemble
-from harvest.model.importing.bert_text import open_clip_words
+from harvest.model.importing.bert_text import open_clip_kind, open_clip_words
 from harvest.model.importing.files import read_folder
 from harvest.model.importing.openai import (
     CAPTIONER,
@@ -115,7 +115,7 @@ def from_folder(folder: Path, source: str, options: ImportOptions) -> Loaded:
     text_rows: Table = {}
     if is_own:
         depth = stack_depth(tensors, f"{prefix}transformer.resblocks")
-        text_rows = openai_text_rows(depth, prefix, tensors)
+        text_rows = openai_text_rows(depth, prefix, tensors, projection=stated.text_projection)
         check_names(tensors, video_rows | text_rows | score_rows(tensors), source=source)
     video = _video(tensors, named, vision, stated, source)
     if is_own:
@@ -141,6 +141,8 @@ def from_folder(folder: Path, source: str, options: ImportOptions) -> Loaded:
 def _check(vision: Mapping[str, Any], text: Mapping[str, Any], path: Path) -> Named | None:
     """What the name of a tower of timm says; HarvestError for what is not supported."""
     _check_known(text, TEXT, path)
+    if "hf_model_name" in text:
+        open_clip_kind(text, str(path))
     if isinstance(vision.get("layers"), list):
         raise HarvestError(f"{path}: a ResNet has no patches that could be left out: it is not supported")
     if isinstance(vision.get("attentional_pool"), str):
@@ -170,6 +172,7 @@ def _stated(
         norm_after_pooling=bool(vision.get("final_ln_after_pool")),
         pool_heads=vision.get("attn_pooler_heads", 8),
         text_pooling=_known(text, "pool_type", poolings, "argmax", path),
+        text_projection=_known(text, "proj_type", {"linear": True, "none": False}, "linear", path),
         causal=not text.get("no_causal_mask", False),
         image_size=vision.get("image_size", 224),
         notes=(f"activation {activation}, from open_clip_config.json",),

@@ -90,7 +90,7 @@ def _coca_pool_rows(pool: str, names: Collection[str]) -> Table:
     return table
 
 
-def openai_text_rows(depth: int, prefix: str, names: Collection[str]) -> Table:
+def openai_text_rows(depth: int, prefix: str, names: Collection[str], *, projection: bool = True) -> Table:
     """OpenAI's names of the text tower; under `text.` where OpenCLIP builds it apart (`custom_text`)."""
     table: Table = {
         "text.words.weight": Row((f"{prefix}token_embedding.weight",)),
@@ -104,7 +104,7 @@ def openai_text_rows(depth: int, prefix: str, names: Collection[str]) -> Table:
         table["text.projection.weight"] = Row((f"{prefix}text_projection.weight",))
         if f"{prefix}text_projection.bias" in names:
             table["text.projection.bias"] = Row((f"{prefix}text_projection.bias",))
-    else:
+    elif projection:
         table["text.projection.weight"] = Row((f"{prefix}text_projection",), transposed)
     return table
 
@@ -149,6 +149,7 @@ class Stated:
     pool_heads: int = 8
     """Of CoCa's pooling queries."""
     text_pooling: Literal["end", "last", "first"] = "end"
+    text_projection: bool = True
     causal: bool = True
     image_size: int | None = None
     preprocessing: Preprocessing | None = None
@@ -315,7 +316,9 @@ def openai_text(
     context_length -= has_class_token
     has_layer = f"{prefix}text_projection.weight" in tensors  # `[E, D]` as a layer's, `[D, E]` as OpenAI's
     projection = f"{prefix}text_projection{'.weight' if has_layer else ''}"
-    embed_dim = shape_of(tensors, projection, 2, source)[0 if has_layer else 1]
+    embed_dim = width
+    if stated.text_projection:
+        embed_dim = shape_of(tensors, projection, 2, source)[0 if has_layer else 1]
     check_heads(width, stated.text_head_width, source)
     tokenizer = tokenizer_of(context_length)
     if has_class_token:  # which looks at one position of padding too: it has to be CoCa's
@@ -333,6 +336,7 @@ def openai_text(
         causal=stated.causal,
         pooling=stated.text_pooling,
         class_token=has_class_token,
+        projection=stated.text_projection,
         projection_bias=f"{prefix}text_projection.bias" in tensors,
         start_id=tokenizer.start_id,
         end_id=tokenizer.end_id,

@@ -1,8 +1,8 @@
 """Any supported model by name: what a source is, and the family that opens it.
 
-Layouts: Harvest's model folders; `transformers` folders (CLIP, SigLIP, SigLIP 2 of fixed resolution); OpenAI's and
-OpenCLIP's state dicts; ViCLIP's and UMT's checkpoints. Image models have one frame (`num_frames = 1`);
-`as_video_model` inflates them.
+Layouts: Harvest's model folders; folders of `transformers` (`FAMILIES`), of OpenCLIP and of timm; OpenAI's and OpenCLIP's
+state dicts; ViCLIP's and UMT's checkpoints. Image models have one frame (`num_frames = 1`); `as_video_model` inflates
+them. docs/towers.md lists what loads.
 """
 
 from __future__ import annotations
@@ -37,6 +37,23 @@ FAMILIES = {
     **{kind: halves.from_vision for kind in halves.VISION},
 }
 """By the `model_type` of a `transformers` config.json."""
+WHY_NOT = {
+    "align": "an EfficientNet has no patches that could be left out",
+    "blip": "its texts are read by a BERT that also looks at images",
+    "blip-2": "a Q-Former stands between its image tower and its texts",
+    "flava": "its embeddings are those of two BERTs with a mixer behind them",
+    "groupvit": "its image tower merges patches into groups, so that none could be left out",
+    "owlvit": "it is a detector: its embeddings are of patches",
+    "owlv2": "it is a detector: its embeddings are of patches",
+    "bridgetower": "its towers read each other in every layer",
+    "tipsv2": "its towers have no rename table yet",
+    "videoprism": "it is a video model, of factored attention in space and time",
+    "siglip2_vision_model": "give the whole model's folder, or its fixed resolutions, which are siglip_vision_model",
+    "dinov2_with_registers": "it has register tokens",
+    "dinov3_vit": "it has register tokens and rotary positions of another kind",
+    "clip_text_model": "it has no image tower",
+}
+"""Why others are not."""
 
 
 def load_pretrained(
@@ -82,11 +99,12 @@ def open_path(
     if "architecture" in config and "pretrained_cfg" in config:
         return timm_vit.from_timm(path, source, config, options)
     if "model_type" in config and (kind in FAMILIES or not (path / "open_clip_config.json").is_file()):
-        family = FAMILIES.get(str(config["model_type"]))
+        family = FAMILIES.get(kind)
         if family is None:
             raise HarvestError(
-                f"{source}: model_type {config['model_type']!r} is not supported, only {', '.join(map(repr, FAMILIES))} "
-                "(SigLIP 2 in its fixed resolutions is 'siglip' too)"
+                f"{source}: model_type {kind!r} is not supported"
+                + (f": {WHY_NOT[kind]}. Supported are " if kind in WHY_NOT else ", only ")
+                + f"{', '.join(map(repr, FAMILIES))} (SigLIP 2 in its fixed resolutions is 'siglip' too)"
             )
         return family(path, source, config, options)
     if (path / "open_clip_config.json").is_file():
