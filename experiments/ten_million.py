@@ -220,8 +220,8 @@ def _memory() -> dict[str, float]:
         name, _, value = line.partition(":")
         if name in ("VmHWM", "VmRSS", "RssAnon"):
             found[name] = int(value.split()[0]) / 1e3
-        if name in ("Private_Clean", "Private_Dirty"):
-            found["own"] = found.get("own", 0.0) + int(value.split()[0]) / 1e3
+        if name == "Private_Dirty":  # clean pages are the system's cache of files
+            found["own"] = int(value.split()[0]) / 1e3
     return {name: round(value, 1) for name, value in found.items()}
 
 

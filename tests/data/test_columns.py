@@ -103,6 +103,7 @@ def test_a_large_manifest_is_read_once(manifest: Path, monkeypatch: pytest.Monke
     for rows in (first, again):
         assert list(rows) == list(plain) and rows.summary() == plain.summary()
         assert rows.left_out == plain.left_out and rows.columns == plain.columns and rows.form == plain.form
+        assert rows.texts_digest() == plain.texts_digest()
         assert digest_of(rows) == digest_of(list(plain)) and rows.repeated == plain.repeated
     assert [row.id for row in again][4:6] == ["0#2", "1#2"]
 

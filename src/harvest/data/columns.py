@@ -106,7 +106,7 @@ class Columns(Sequence[Example]):
     @property
     def clip_of(self) -> Tensor:
         """For each row the number of its clip, counted in order of appearance: int64 `[n]`."""
-        return torch.from_numpy(np.array(self.arrays["clip"]))
+        return torch.from_numpy(self.arrays["clip"])
 
     @property
     def has_rest(self) -> bool:
@@ -139,8 +139,8 @@ def open_columns(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 raise ValueError(
                     f"{path.name} has {path.stat().st_size} bytes, expected {size * dtype.itemsize}"
                 )
-            # a memmap is slow to slice, an array of its memory is not
-            arrays[name] = np.asarray(np.memmap(path, dtype, "r")) if size else np.empty(0, dtype)
+            # a memmap is slow to slice, an array of its memory is not; "c", as PyTorch warns of arrays not to be written
+            arrays[name] = np.asarray(np.memmap(path, dtype, "c")) if size else np.empty(0, dtype)
         return arrays, noted["about"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HarvestError(f"{folder} cannot be read ({error}): remove it") from error

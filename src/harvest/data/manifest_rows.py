@@ -20,7 +20,7 @@ from harvest.data.shards import cache_folder
 from harvest.files import new_folder
 from harvest.interfaces import Example
 
-_FORMAT = 1
+_FORMAT = 2
 WORTH_KEEPING = 2**25
 """Bytes of manifests whose columns are kept, about half a million rows: reading fewer takes seconds."""
 
@@ -45,6 +45,11 @@ class Rows(Columns):
         """Ids of rows that say the same of the same stretch as a row before."""
         self.known_digest: dict[str, Any] | None = None
         """`digest_of` the rows, where they were kept."""
+        self.known_texts: str | None = None
+        """`texts_digest` where they were kept."""
+
+    def texts_digest(self) -> str:
+        return self.known_texts or super().texts_digest()
 
     def summary(self) -> str:
         """How many rows were read and left out, and why the first."""
@@ -84,7 +89,7 @@ class KeptRows:
         rows = Rows(arrays, form=FORMS[about["form"]] if about["form"] else None)
         for name in _NOTED:
             setattr(rows, name, about[name])
-        rows.known_digest = about["digest"]
+        rows.known_digest, rows.known_texts = about["digest"], about["texts"]
         return rows
 
     def made(self, read: Callable[[Path | None], tuple[Rows, bool]]) -> Rows:
@@ -97,6 +102,7 @@ class KeptRows:
                     raise _Unsettled
                 about = {name: getattr(rows, name) for name in _NOTED}
                 about |= {"form": rows.form.name if rows.form else None, "digest": digest_of(rows)}
+                about["texts"] = rows.texts_digest()
                 rows.save(folder, about)
         except _Unsettled:
             return rows

@@ -87,6 +87,8 @@ class StoredRows:
         blocks, rows_in = np.divmod(wanted, self._rows_a_block)
         for block in set(blocks.tolist()) - self._open.keys():
             self._open[block] = os.open(block_path(self.folder, block), os.O_RDONLY)
+            if hasattr(os, "posix_fadvise"):  # nothing is read ahead of a row
+                os.posix_fadvise(self._open[block], 0, 0, os.POSIX_FADV_RANDOM)
         starts = (np.array(self._starts)[blocks] + rows_in * size).tolist()
         files, pread = self._open, os.pread
         parts = [

@@ -105,7 +105,11 @@ def open_texts(model: VideoTextModel, ready: Ready, folder: Path, stored: TextTy
                 parts.append(encode_texts(model, ids, told))
             if rows.stop == num + 1:
                 parts.append(encode_texts(model, tokenizer([""]).to(here.device)))
-            write_block(folder, number, torch.cat(parts).cpu().numpy().astype(_TYPES[stored]))
+            write_block(
+                folder,
+                number,
+                (torch.cat(parts) if len(parts) > 1 else parts[0]).cpu().numpy().astype(_TYPES[stored]),
+            )
             done += len(rows)
     barrier()
     if here.is_main and not (folder / WHOLE).exists():
