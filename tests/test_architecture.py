@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         "tokens",
         "evaluation",
     },
-    "export": {"interfaces", "files", "api", "data", "model", "tokens", "evaluation"},
+    "export": {"interfaces", "files", "parallel", "data", "model", "tokens", "evaluation"},
     "bench": {
         "interfaces",
         "ranges",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +19,16 @@ from harvest.model.video_text import ModelConfig, VideoTextModel
 SENTENCES = ["a red circle moves to the left", "a blue square", "something else"]
 
 
-def small_model(seed: int = 0, **video: object) -> tuple[VideoTextModel, Tokenizer]:
+def small_model(
+    seed: int = 0, texts: Mapping[str, Any] | None = None, **video: Any
+) -> tuple[VideoTextModel, Tokenizer]:
     """Two blocks, every parameter random, also times, biases and norms."""
     tokenizer = train_tokenizer(SENTENCES, vocab_size=300, context_length=12)
     size = {"width": 48, "depth": 2, "num_heads": 3, "mlp_width": 96, "embed_dim": 24}
     settings = {"image_size": 32, "patch_size": 8, "num_frames": 4, **size, **video}
-    text = TextEncoderConfig(
-        vocab_size=tokenizer.core.get_vocab_size(), context_length=12, start_id=0, end_id=1, pad_id=2, **size
-    )
+    words = {"vocab_size": tokenizer.core.get_vocab_size(), "context_length": 12}
+    ids = {"start_id": 0, "end_id": 1, "pad_id": 2}
+    text = TextEncoderConfig(**{**words, **ids, **size, **(texts or {})})
     model = VideoTextModel(ModelConfig(video=VideoEncoderConfig(**settings), text=text))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

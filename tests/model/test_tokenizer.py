@@ -12,7 +12,8 @@ import tokenizers
 from toys import SHARED
 
 from harvest.model.importing.vocabularies import bert_tokenizer, read_bpe_vocabulary
-from harvest.model.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer, umt_text
+from harvest.model.text_cleaning import umt_text
+from harvest.model.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 CAPTIONS = [
     f"a {size} {colour} {shape} moves {way}"

@@ -50,7 +50,7 @@ def evaluate_command(args: list[str]) -> None:
     from harvest.evaluation.tasks import TASKS, task_named
     from harvest.evaluation.tasks import evaluate as score_task
     from harvest.interfaces import OnProgress
-    from harvest.model.tokenizer import Clean
+    from harvest.model.text_cleaning import Clean
     from harvest.progress import bar
 
     kind = task_named(take_option(args, "--task")[0] or TASKS[0].name)

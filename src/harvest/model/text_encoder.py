@@ -114,7 +114,8 @@ class TextEncoder(nn.Module):
             return is_word
         is_end = text_ids == self.config.end_id
         ends_before = is_end.cumsum(dim=1) - is_end.long()
-        return torch.where(is_end.any(dim=1, keepdim=True), ends_before == 0, is_word)
+        has_end = is_end.any(dim=1, keepdim=True)
+        return (has_end & (ends_before == 0)) | (~has_end & is_word)
 
     def maskable(self, text_ids: Tensor) -> Tensor:
         """Bool `[B, L]`: words that may be hidden, which start, end and padding may not."""
@@ -146,7 +147,7 @@ class TextEncoder(nn.Module):
             return (x_BLD * word_mask_BL[..., None]).sum(dim=1) / counts
         # The end token is the last of the unmasked positions; a text cut short is read at its last word.
         last = word_mask_BL.long().sum(dim=1).clamp(min=1) - 1
-        return x_BLD[torch.arange(len(last), device=last.device), last]
+        return x_BLD[torch.arange(last.shape[0], device=last.device), last]
 
     def _with_class_token(self, x_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Words and the class token behind them, and what attends to what, `[B, 1, L + 1, L + 1]`.
@@ -155,7 +156,7 @@ class TextEncoder(nn.Module):
         padding behind the words, and to itself only where there is none.
         """
         assert self.class_token is not None
-        B = len(x_BLD)
+        B = x_BLD.shape[0]
         x_BLD = torch.cat([x_BLD, (self.class_token + self.positions[-1]).expand(B, 1, -1)], dim=1)
         keys = F.pad(mask_BL, (1, 0), value=True)
         N = keys.shape[1]
@@ -171,8 +172,8 @@ class TextEncoder(nn.Module):
             )
         mask_BL = self.word_mask(text_ids)
         looks_at_padding = config.pooling == "last"
-        if not looks_at_padding and text_ids.device.type == "cpu":
-            # Nobody looks at padding behind the longest text. (On a GPU, asking how long that is would stall it.)
+        if not (looks_at_padding or text_ids.device.type != "cpu" or torch.compiler.is_exporting()):
+            # Nobody looks at padding behind the longest text. (Asking how long that is would stall a GPU.)
             longest = max(1, int(mask_BL.sum(dim=1).max()) + config.class_token)
             text_ids, mask_BL = text_ids[:, :longest], mask_BL[:, :longest]
         x_BLD = self.embed(text_ids)

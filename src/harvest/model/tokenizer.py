@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import html
-import re
-import string
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import tokenizers
 import torch
 from torch import Tensor
 
-Clean = Literal["none", "clip", "siglip", "umt"]
+from harvest.model.text_cleaning import Clean, clean_text, special_pattern
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Tokenizer:
         core.no_padding()
         core.enable_truncation(config.context_length)
         special = [token.content for token in core.get_added_tokens_decoder().values() if token.special]
-        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)", re.IGNORECASE)
+        self._special = special_pattern(special)
 
     @classmethod
     def load(cls, path: Path, config: TokenizerConfig) -> Tokenizer:
@@ -83,37 +79,7 @@ class Tokenizer:
         return self.core.encode(self._clean(text), add_special_tokens=False).ids
 
     def _clean(self, text: str) -> str:
-        before = None
-        while text != before:  # what mending or removing brings to light is removed too
-            before = text
-            if self.config.clean == "clip":
-                text = _mended(text)
-            text = self._special.sub(" ", text)
-        if self.config.clean == "siglip":
-            text = text.lower().translate(_NO_PUNCTUATION)
-        elif self.config.clean == "umt":
-            text = umt_text(text)
-        return " ".join(text.split())
-
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def _mended(text: str) -> str:
-    """Broken Unicode, full-width letters and HTML entities, however deep, as CLIP's tokenizer mends them."""
-    import ftfy  # only CLIP's tokenizers need it
-
-    text = ftfy.fix_text(text)
-    while (plain := html.unescape(text)) != text:
-        text = plain
-    return text
-
-
-def umt_text(text: str) -> str:
-    """A caption or question as UMT's data sets give it to the tokenizer (its `pre_text`): lower case, no punctuation."""
-    text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
-    text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
-    return re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+        return clean_text(text, self.config.clean, self._special)
 
 
 def train_tokenizer(texts: list[str], *, vocab_size: int, context_length: int) -> Tokenizer:

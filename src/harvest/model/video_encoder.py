@@ -316,7 +316,7 @@ class VideoEncoder(nn.Module):
         config = self.config
         self._check_choice(keep, bool(layers) or attention or drop_path_scale is not None)
         wanted = tuple(range(config.depth)[layer] for layer in layers)
-        B, grid = len(video), self.grid(video)
+        B, grid = video.shape[0], self.grid(video)
         per_frame = config.attention == "frame"
         x, R, rotation = self.enter(video, keep)
         plan = merge_plan(grid.num_tubelets, keep.budget, config.depth) if isinstance(keep, Merged) else None
@@ -404,7 +404,7 @@ class VideoEncoder(nn.Module):
         if self.config.pooling == "prefix":
             return x_BND[:, :num_prefix].mean(dim=1)
         if times_apart:
-            return tokens.view(len(tokens), grid.num_times, -1, tokens.shape[-1]).mean(dim=2)
+            return tokens.view(tokens.shape[0], grid.num_times, -1, tokens.shape[-1]).mean(dim=2)
         if sizes is not None:
             return (tokens * sizes[..., None]).sum(dim=1) / grid.num_tubelets
         return tokens.mean(dim=1)
@@ -457,7 +457,7 @@ class VideoEncoder(nn.Module):
                 self._check_frames_apart(times_BK, S)
             rows = B * S
             x_BKD = x_BKD.reshape(rows, K // S, D)
-        R = len(prefix_RD) * B // rows
+        R = prefix_RD.shape[0] * B // rows
         if R:
             prefix = prefix_RD.expand(B, -1, -1).reshape(rows, R, D)
             x_BKD = torch.cat([prefix, x_BKD], dim=1)
@@ -580,4 +580,6 @@ class VideoEncoder(nn.Module):
             times = self.joint_positions.view(config.num_times, -1).T[None]  # [1, P * D, S]
             times = F.interpolate(times, size=num_times, mode="linear", align_corners=False)
             table = times[0].T.reshape(-1, config.width)
+        if num_patches == config.num_patches:
+            return table
         return resize_positions(table, num_patches, num_times=num_times)

@@ -15,8 +15,9 @@ from harvest.interfaces import Fit, HarvestError
 from harvest.model.folder import load_strictly
 from harvest.model.importing.tables import ImportReport, Table, count_used, rename
 from harvest.model.layers import Activation, resize_positions
+from harvest.model.text_cleaning import Clean
 from harvest.model.text_encoder import TextEncoderConfig
-from harvest.model.tokenizer import Clean, Tokenizer
+from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.ranges import Range, check_ranges

@@ -11,7 +11,8 @@ import tokenizers
 
 from harvest.files import check_file
 from harvest.interfaces import HarvestError
-from harvest.model.tokenizer import Clean, Tokenizer, TokenizerConfig
+from harvest.model.text_cleaning import Clean
+from harvest.model.tokenizer import Tokenizer, TokenizerConfig
 from harvest.settings import read_json
 
 START, END = "<|startoftext|>", "<|endoftext|>"
