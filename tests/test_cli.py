@@ -115,8 +115,12 @@ def test_quiet_keeps_bars_and_notes_back(harvest, tmp_path: Path, monkeypatch) -
 
 
 @pytest.mark.parametrize("typed", COMMAND_HELP, ids=" ".join)
-def test_help_of_every_command_has_an_example(typed: list[str], harvest) -> None:
+def test_help_of_every_command_has_an_example_and_fits_80_columns(
+    typed: list[str], harvest, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     answer = harvest(typed)
+    assert [line for line in answer.out.splitlines() if len(line) > 80] == []
     assert answer.code == 0
     assert f"harvest {typed[0]}" in answer.out
 
@@ -181,7 +185,7 @@ def test_a_reader_that_has_seen_enough(command: str) -> None:
         ("train mini-harvest --tiny --optim.lrr 1", "--optim.lr "),
         ("train mini-harvest --tiny --loop.stepz 1", "--loop.steps"),
         ("train mini-harvest --tiny --optim.lr fast", "fast"),
-        ("train mini-harvest --tiny --loop.precision fp16", "fp16"),
+        ("train mini-harvest --tiny --loop.precision fp8", "fp8"),
         ("train mini-harvest --tiny --data.num-frames 7", "num_frames 7 is not a multiple"),
         ("train mini-harvest --tiny --objective.drop-ratio 1", "objective.drop_ratio: expected"),
         ("train mini-harvest --tiny --objective.text-tower trained", "cache_texts needs"),

@@ -130,7 +130,7 @@ def step_command(
     """Clips a second of a training step, side by side for several drop ratios.
 
     $ harvest bench step
-    $ harvest bench step --model l14 --drop-ratios 0 0.5 0.9 --batch 16 --cache-texts
+    $ harvest bench step --model l14 --drop-ratios 0 0.9 --batch 16 --cache-texts
     $ harvest bench step --reference --seconds 60 --out step.json
 
     Args:

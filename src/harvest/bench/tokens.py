@@ -53,10 +53,10 @@ def tokens_command(
     out: Path | None = None,
     plot: Path | None = None,
 ) -> None:
-    """Training steps under ways of choosing tokens, budgets and batches, and what choosing costs.
+    """Training steps by way of choosing tokens, budget and batch.
 
-    $ harvest bench tokens --model mini --batches 128 --out tokens.json --plot tokens.svg
-    $ harvest bench tokens --selectors random motion --budgets 0.1 --batches 32 64 128 --compile False True
+    $ harvest bench tokens --model mini --batches 128 --plot tokens.svg
+    $ harvest bench tokens --selectors random motion --batches 32 64
 
     Args:
         model: CLIP's ViT-B/16 or ViT-L/14, or the mini-world's model. Weights are random.

@@ -6,9 +6,9 @@ from harvest.cli.parsing import nearest, run
 from harvest.errors import HarvestError
 
 BENCHES = {
-    "all": "the machine in one file: step, data and tokens, each for a short time",
+    "all": "the machine in one file: step, data and tokens, a short time each",
     "step": "the training step, with and without dropping patches",
-    "data": "reading clips: whole, by seeking, from shards; how long training waits for them",
+    "data": "reading clips: whole, by seeking, from shards; waits of training",
     "tokens": "selectors x budgets x batches, timed, with a plot",
     "vectors": "search among a million made-up vectors",
 }
@@ -17,7 +17,7 @@ BENCHES = {
 
 def bench_command(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
-        print("usage: harvest bench NAME [options]        harvest bench NAME --help for examples\n")
+        print("usage: harvest bench NAME [OPTIONS]    harvest bench NAME --help for examples\n")
         print("\n".join(f"  {name:<8}  {what}" for name, what in BENCHES.items()))
         return
     name = args[0]

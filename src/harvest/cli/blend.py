@@ -31,14 +31,14 @@ def blend_command(args: list[str]) -> None:
         json: bool = False,
         out: Path = Path("runs/blend"),
     ) -> None:
-        """Weights between an image model and the video model made of it: which share keeps most of both skills.
+        """Average an image model and the video model made of it: which share is best.
 
-        $ harvest blend mini-image runs/demo/model --task choice --image-task choice --out runs/blend \\
-            --evaluate runs/demo/world/motion_choice.jsonl --image-evaluate runs/demo/world/appearance_choice.jsonl
+        $ harvest blend mini-image runs/demo/model --task choice \\
+            --image-task choice --out runs/blend \\
+            --evaluate runs/demo/world/motion_choice.jsonl \\
+            --image-evaluate runs/demo/world/appearance_choice.jsonl
 
-        Writes OUT/model with the best share, OUT/curve.json and OUT/curve.svg. The best share is the one whose losses,
-        of image skill against the image model and of video skill against the video model, use least of their limits,
-        the greater of the two counted; of equal ones that with more video skill.
+        The best share loses least of both skills, each measured by its limit.
 
         Args:
             image_model: The image model that the video model was made of, as `harvest convert` takes it, or mini-image.

@@ -25,13 +25,14 @@ def check_command(args: list[str]) -> None:
         links: bool = False,
         link_timeout_s: float = 10.0,
     ) -> None:
-        """Look at every clip of a manifest once; what is wrong goes on a page, what is not into clean.jsonl.
+        """Look at every clip of a manifest once: a page of what is wrong, and clean.jsonl.
 
         $ harvest check clips.jsonl
-        $ harvest check results_10M_train.csv --videos /data/webvid --workers 32 --out checks/webvid
-        $ harvest check results_10M_train.csv --links       are the videos still where the csv says they are?
-        $ harvest check panda70m_training_2m.csv --videos /data/panda      a published set as it is
-        $ harvest check clips.jsonl --caption-model openai/clip-vit-base-patch16 --min-similarity 0.2
+        $ harvest check results_10M_train.csv --videos /data/webvid --workers 32
+        $ harvest check results_10M_train.csv --links      are the videos still there?
+        $ harvest check panda70m_training_2m.csv --videos /data/panda
+        $ harvest check clips.jsonl --caption-model openai/clip-vit-base-patch16 \\
+            --min-similarity 0.2
 
         Args:
             manifest: .jsonl, .csv, .tsv or .parquet: video, caption(s), optional start_s, end_s, label; or the files of a

@@ -16,9 +16,11 @@ def compare_command(args: list[str]) -> None:
         allow: tuple[str, ...] = (),
         json: bool = False,
     ) -> None:
-        """Which differences between two models are larger than their intervals, by a paired bootstrap over videos.
+        """Which differences between two models are larger than their intervals.
 
-        Figures without time (reversed, shuffled, one frame) and of another clip get no better or worse.
+        Differences are judged by a paired bootstrap over videos.
+
+        Figures without time and of another clip get no better or worse.
 
         $ harvest evaluate runs/a/model --data clips.jsonl --card cards/a
         $ harvest evaluate runs/b/model --data clips.jsonl --card cards/b

@@ -19,12 +19,14 @@ def dataset_command(args: list[str]) -> None:
         leave_out: Path | None = None,
         missing: Path | None = None,
     ) -> None:
-        """List the training sets that are read as they are published, or write a manifest of one.
+        """List training sets that are read as published, or write a manifest of one.
 
-        $ harvest dataset                                  all of them: size, terms, what is hosted
-        $ harvest dataset panda-70m                        one of them
-        $ harvest dataset panda-70m panda70m_training_2m.csv --videos /data/panda --out clips.jsonl
-        $ harvest dataset internvid InternVid-10M-flt.jsonl --videos /data/iv --leave-out MSRVTT_JSFUSION_test.csv
+        $ harvest dataset                   all of them: size, terms, what is hosted
+        $ harvest dataset panda-70m         one of them
+        $ harvest dataset panda-70m panda70m_training_2m.csv \\
+            --videos /data/panda --out clips.jsonl
+        $ harvest dataset internvid InternVid-10M-flt.jsonl --videos /data/iv \\
+            --out clips.jsonl --leave-out MSRVTT_JSFUSION_test.csv
 
         Args:
             name: Name of the set; table for a table that is read by the names of its columns.

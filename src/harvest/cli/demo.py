@@ -9,7 +9,7 @@ from harvest.cli.parsing import run
 
 def demo_command(args: list[str]) -> None:
     def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
-        """Watch an image model that cannot tell left from right become a video model that can.
+        """Watch an image model that cannot tell left from right become one that can.
 
         $ harvest demo
         $ harvest demo --out /tmp/demo

@@ -8,13 +8,15 @@ from harvest.errors import HarvestError
 
 HELP = """usage: harvest encode-texts RECIPE [--out RUN] [--SETTING VALUE ...]
 
-Encodes the captions of a run with objective.cache_texts, which a run else does when it starts, into the folder that
-objective.text_store names or beside the run's. Takes what `harvest train` takes. Stopped, the same command goes on. On
-several GPUs: torchrun --nproc-per-node 8 -m harvest encode-texts RECIPE …
+Encodes the captions of a run with objective.cache_texts before the run starts,
+into the folder that objective.text_store names, or beside the run's. Takes what
+`harvest train` takes. Stopped, the same command goes on. On several GPUs:
+torchrun --nproc-per-node 8 -m harvest encode-texts RECIPE …
 
   harvest encode-texts mini-harvest
-  harvest encode-texts harvest-b16 --objective.cache-texts --objective.text-store-type fp16 \\
-      --data.train results_10M_train.csv --data.videos /data/webvid --out runs/webvid
+  harvest encode-texts harvest-b16 --objective.cache-texts \\
+      --objective.text-store-type fp16 --data.train results_10M_train.csv \\
+      --data.videos /data/webvid --out runs/webvid
 """
 
 

@@ -23,10 +23,10 @@ def moments_command(args: list[str]) -> None:
         picture: Path | None = None,
         json: bool = False,
     ) -> None:
-        """A score for every second of one video, and the stretches in which a sentence is best met.
+        """A score for every second of a video, and where a sentence is best met.
 
-        $ harvest moments film.mp4 "two people dance" --model runs/webvid/model --picture dance.svg
-        $ harvest moments film.mp4 "two people dance" "it rains" --model runs/webvid/model --json
+        $ harvest moments film.mp4 "two people dance" -m runs/webvid --picture dance.svg
+        $ harvest moments film.mp4 "two people dance" "it rains" -m runs/webvid --json
 
         Args:
             video: The video.

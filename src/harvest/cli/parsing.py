@@ -8,10 +8,10 @@ from harvest.errors import HarvestError
 def run(function: Callable[..., None], args: list[str], *, prog: str | None = None) -> None:
     import tyro
 
-    # Settings that come as one dataclass are options like any other.
-    flat = (tyro.conf.OmitArgPrefixes,)
+    # Settings that come as one dataclass are options like any other; a switch has the one form that changes it.
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     args = ["--help" if arg == "--help-all" else arg for arg in args]
-    tyro.cli(function, args=args, prog=prog or f"harvest {function.__name__}", config=flat)
+    tyro.cli(function, args=args, prog=prog or f"harvest {function.__name__}", config=config)
 
 
 def asks_help(args: list[str], text: str) -> bool:

@@ -4,18 +4,20 @@ from harvest.cli.parsing import print_json, take_option
 from harvest.cli.train import config_of
 from harvest.errors import HarvestError
 
-PLAN_HELP = """usage: harvest plan RECIPE [--gpus N] [--gpu NAME] [--data FILE] [--json] [--SETTING VALUE ...]
+PLAN_HELP = """usage: harvest plan RECIPE [OPTIONS] [--SETTING VALUE ...]
 
-What a run will take before it is started: memory, clips a second, hours, loader workers, the largest batch. Looks at
-this machine for less than a minute, and says of every line whether it was measured here, or follows by formula.
+What a run will take before it is started: memory, clips a second, hours, loader
+workers, the largest batch. Looks at this machine for less than a minute, and
+says of every line whether it was measured here or follows by formula.
 
   harvest plan harvest-b16 --gpus 8 --gpu h200
-  harvest plan harvest-l14 --gpus 8 --gpu a100 --data 'shard-{000000..010699}.tar' --data.workers 16
-  harvest plan mini-harvest                                             this machine itself
+  harvest plan harvest-l14 --gpus 8 --gpu a100 --data.workers 16 \\
+      --data 'shard-{000000..010699}.tar'
+  harvest plan mini-harvest                              this machine itself
 
   --gpus N     devices, 1 by default
-  --gpu NAME   of the table of data sheets; without it this machine's GPU, or its CPU
-  --data FILE  a manifest or shards, whose clips are decoded; without it a clip is drawn
+  --gpu NAME   a GPU by its data sheet; without it this machine's GPU or CPU
+  --data FILE  manifest or shards to decode from; without it a clip is drawn
   --json       all of it as JSON
 """
 

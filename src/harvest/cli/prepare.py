@@ -26,12 +26,14 @@ def prepare_command(args: list[str]) -> None:
         workers: int = 2,
         verify: bool = False,
     ) -> None:
-        """Pack the clips of a manifest into tar shards that `harvest train` and webdataset read. Goes on if stopped.
+        """Pack the clips of a manifest into tar shards. Goes on if stopped.
 
-        $ harvest prepare results_10M_train.csv /data/webvid-256 --videos /data/webvid --workers 32
-        $ harvest train harvest-b16 --data.train '/data/webvid-256/shard-{000000..010699}.tar'
-        $ harvest prepare clips.jsonl /data/frames --frames 16        JPEGs instead of video
-        $ harvest prepare clips.jsonl /data/webvid-256 --verify       compare with the written checksums
+        $ harvest prepare results_10M_train.csv /data/webvid-256 \\
+            --videos /data/webvid --workers 32
+        $ harvest train harvest-b16 \\
+            --data.train '/data/webvid-256/shard-{000000..010699}.tar'
+        $ harvest prepare clips.jsonl /data/frames --frames 16   JPEGs instead of video
+        $ harvest prepare clips.jsonl /data/webvid-256 --verify  compare the checksums
 
         Args:
             manifest: .jsonl, .csv, .tsv or .parquet: video, caption(s), optional start_s, end_s, label; or the files of a

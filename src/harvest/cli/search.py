@@ -38,11 +38,14 @@ def search_command(args: list[str]) -> None:
         json: bool = False,
         pictures: bool = True,
     ) -> None:
-        """Find moments by a sentence, a picture or a clip. "Nothing like this here" is an answer.
+        """Find moments by a sentence, a picture or a clip.
+
+        "Nothing like this here" is an answer.
 
         $ harvest search a red car turns left             # in the default library
         $ harvest search library "a red car turns left"
-        $ harvest search library "a dog on a beach" --not "people" --path "holiday/*" --after 2026-06-01
+        $ harvest search library "a dog on a beach" --not "people" \\
+            --path "holiday/*" --after 2026-06-01
         $ harvest search library --image photo.jpg --json
         $ harvest search library --clip video.mp4 --start-s 12 --end-s 15
 

@@ -26,20 +26,19 @@ def serve_command(args: list[str]) -> None:
         model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None,
         open: bool = False,
     ) -> None:
-        """Serve a library over HTTP: a page in the browser, and the interface that /openapi.json describes.
+        """Serve a library over HTTP: a page in the browser, and an interface for programs.
 
         $ harvest serve --open                            # the default library
         $ harvest serve library --open
         $ harvest serve library --host 0.0.0.0 --token-file token.txt
 
-        Whoever can reach it on this machine may ask. Bound to another address it asks for a token: that of
-        --token-file or the variable HARVEST_TOKEN, or else one that is made and printed.
+        Everybody on this machine may ask; from elsewhere a token is needed.
 
         Args:
             library: The folder or database that `harvest index` wrote; without it the default library.
             host: Address to listen at.
             port: Port to listen at; 0 is any free one.
-            token_file: File whose first line is the token.
+            token_file: File whose first line is the token; without it HARVEST_TOKEN, or one that is made and printed.
             name: Further names that this service goes by, such as that of a proxy before it.
             prefix: Path under which a proxy serves it, such as /videos.
             threads: Searches, and pictures, computed at once.

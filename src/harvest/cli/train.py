@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 TRAIN_HELP = """usage: harvest train RECIPE [--out RUN] [--tiny] [--SETTING VALUE ...]
        harvest train --config RUN/config.json [--out RUN] [--SETTING VALUE ...]
 
-Runs a recipe; the same command goes on where a stopped run was. `harvest train RECIPE --help` lists its settings,
-`harvest recipes` the recipes. On several GPUs: torchrun --nproc-per-node 8 -m harvest train RECIPE …
+Runs a recipe; the same command goes on where a stopped run was.
+`harvest train RECIPE --help` lists its settings, `harvest recipes` the recipes.
+On several GPUs: torchrun --nproc-per-node 8 -m harvest train RECIPE …
 
   harvest train mini-harvest
-  harvest train harvest-b16 --data.train results_10M_train.csv --data.videos /data/webvid --out runs/webvid
-  harvest train harvest-b16 --start.model google/siglip-base-patch16-224 --data.train clips.jsonl --optim.lr 2e-5
-  harvest train harvest-l14 --data.train clips.parquet --loop.global-batch 512 --tuning.steps 0 --blend 0.5
+  harvest train harvest-b16 --data.train results_10M_train.csv \\
+      --data.videos /data/webvid --out runs/webvid
+  harvest train harvest-b16 --start.model google/siglip-base-patch16-224 \\
+      --data.train clips.jsonl --optim.lr 2e-5
+  harvest train harvest-l14 --data.train clips.parquet --blend 0.5 \\
+      --loop.global-batch 512 --tuning.steps 0
 """
 
 
