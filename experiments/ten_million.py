@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from experiments import main
 from harvest.config import LoopConfig, RunConfig
-from harvest.data.dataset import ClipDataset, DataConfig, Keys
+from harvest.data.dataset import ClipDataset, DataConfig
 from harvest.data.manifest import read_manifest
-from harvest.data.sampler import StepSampler
+from harvest.data.sampler import Keys, StepSampler
 from harvest.model.text_encoder import TextEncoderConfig
 from harvest.model.tokenizer import Tokenizer, train_tokenizer
 from harvest.model.video_encoder import VideoEncoderConfig

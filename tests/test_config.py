@@ -163,7 +163,7 @@ def test_a_recipe_from_scratch_that_starts_from_a_model_has_no_sizes(tmp_path: P
 
 def test_stages() -> None:
     config = RECIPES["harvest-b16"]()
-    assert config.total_steps == 104_000 + 5_200
+    assert config.total_steps == 104_000 + 20_900
     assert config.global_batches == ((0, 1024), (104_000, 256))
     assert [config.selection_at(step).drop_ratio for step in (0, 103_999, 104_000)] == [0.9, 0.9, 0.0]
     assert {config.selection_at(step).selector for step in (0, 104_000)} == {"random"}

@@ -38,8 +38,12 @@ def test_rows_come_back_from_memory_and_from_files(tmp_path: Path, monkeypatch: 
     for made in (columns_of_rows(ROWS), Columns(arrays)):
         assert list(made) == ROWS and made[-1] == ROWS[-1] and made[1:3] == ROWS[1:3]
         assert made.clip_of.tolist() == clip_numbers(ROWS).tolist() == [0, 1, 0, 2, 3]
-        assert made.num_texts.tolist() == [3, 0, 1, 1, 0] and made.labels.tolist() == [3, -1, -1, 0, -1]
+        assert made.num_texts.tolist() == [3, 0, 1, 1, 0] and made.labels.nonzero().tolist() == [
+            [2, 1],
+            [2, 4],
+        ]
         assert made.has_rest and made.samples_of(["d", "z", "a"]) == {"a": 0, "d": 3}
+    assert columns_of_rows([*ROWS[:2], *ROWS[3:]]).labels.tolist() == [3, -1, 0, -1]
     assert about == {"name": "ü"} and not columns_of_rows(ROWS[3:4]).has_rest
     with pytest.raises(IndexError):
         made[5]

@@ -99,7 +99,14 @@ class Columns(Sequence[Example]):
 
     @property
     def labels(self) -> Tensor:
-        """The one label of each row, int64 `[n]`, -1 where there is none."""
+        """The label of each row, int64 `[n]`, -1 where there is none; where a row has several, uint8 `[n, A]` with a 1
+        for each."""
+        listed = [(row, list(e.labels)) for row, e in enumerate(self) if e.labels] if self.has_rest else []
+        if listed:
+            several = torch.zeros(len(self), 1 + max(max(labels) for _, labels in listed), dtype=torch.uint8)
+            for row, chosen in listed:
+                several[row, chosen] = 1
+            return several
         labels = self.arrays["label"]
         return torch.from_numpy(np.where(labels == _NO_LABEL, -1, labels))
 

@@ -26,7 +26,7 @@ from harvest.data.guard import Guard, Lost
 from harvest.data.rand_augment import rand_augment
 from harvest.data.read_once import VIDEO_LIMIT_S, ClipReader, first_rows
 from harvest.data.rows import video_of
-from harvest.data.sampler import Key, epoch_order
+from harvest.data.sampler import Key, Keys, epoch_order
 from harvest.data.shards import ShardSet
 from harvest.data.video import Decoder, PackedVideo, VideoError, read_clip
 from harvest.data.video.second_decoder import find_decoder
@@ -132,14 +132,6 @@ class DataConfig:
             )
 
 
-class Keys(list[Key]):
-    """Keys, and of each the samples of the order from its place on: int64 `[len(keys), n]`."""
-
-    def __init__(self, keys: Iterable[Key], samples: np.ndarray) -> None:
-        super().__init__(keys)
-        self.samples = samples
-
-
 class Refused(NamedTuple):
     """Why a sample is left out, and from which position of the run's order on."""
 
@@ -189,7 +181,7 @@ class ClipDataset(Dataset):
             self.labels, self.clip_of = examples.labels, torch.arange(len(examples))
         else:
             self.examples = examples if isinstance(examples, Columns) else columns_of_rows(examples)
-            self.labels, self.clip_of = _labels(self.examples), self.examples.clip_of
+            self.labels, self.clip_of = self.examples.labels, self.examples.clip_of
         self.num_texts = self.examples.num_texts
         # where some have captions and some only labels, a caption would be missing in the batch
         silent = self.num_texts == 0
@@ -605,14 +597,3 @@ class _Cache:
     frames: Tensor  # uint8 [clips, T, 3, S, S]
     text_ids: Tensor  # [captions, L]
     empty_ids: Tensor  # [L]
-
-
-def _labels(examples: Columns) -> Tensor:
-    """`[n]`, -1 where there is none; where a row has several, uint8 `[n, A]` with a 1 for each."""
-    if not examples.has_rest or not any(e.labels for e in examples):
-        return examples.labels
-    classes = 1 + max(max(e.labels, default=0) for e in examples)
-    several = torch.zeros(len(examples), classes, dtype=torch.uint8)
-    for row, example in zip(several, examples, strict=True):
-        row[list(example.labels)] = 1
-    return several

@@ -6,9 +6,10 @@ The order of samples is an endless sequence of permutations, one an epoch. Step 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,14 @@ from harvest.parallel import generator_for
 
 Key = tuple[int, int]
 """(epoch, place in that epoch's order)"""
+
+
+class Keys(list[Key]):
+    """Keys, and of each the samples of the order from its place on: int64 `[len(keys), n]`."""
+
+    def __init__(self, keys: Iterable[Key], samples: np.ndarray) -> None:
+        super().__init__(keys)
+        self.samples = samples
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
