@@ -67,7 +67,7 @@ def test_round_trip(config: RunConfig, tmp_path: Path) -> None:
         ({"optim__lr_factors": {"fusion": "x"}}, "optim.lr_factors.fusion must be float, got 'x'"),
         ({"data__flip": 1}, "data.flip must be bool, got 1"),
         ({"data__cache": "disk"}, "data.cache must be one of 'none', 'memory', got 'disk'"),
-        ({"loop__precision": "fp16"}, "loop.precision must be one of 'bf16', 'fp32', got 'fp16'"),
+        ({"loop__precision": "fp8"}, "loop.precision must be one of 'bf16', 'fp16', 'fp32', got 'fp8'"),
         ({"loop": 3}, "loop must be an object with settings, got 3"),
         ({"data__num_frames": 7}, "data.num_frames 7 is not a multiple of start.tubelet_size 2"),
         ({"blend": 1.5}, "blend: expected at least 0 and at most 1, got 1.5"),
