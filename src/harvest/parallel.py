@@ -10,8 +10,6 @@ import atexit
 import gc
 import hashlib
 import os
-import signal
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import tree_map_only
 
 from harvest.interfaces import HarvestError
+from harvest.launched import end_with_launcher
 
 Parallel = Literal["ddp", "fsdp"]
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -81,23 +80,20 @@ def world() -> Iterator[World]:
     The device is this process's GPU where there is one, else the CPU. Raises HarvestError where another rank is lost.
     """
     device = own_device()
-    has_gpu = device.type == "cuda"
-    if has_gpu:
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if "RANK" not in os.environ:
         yield World(device=device)
         return
-    _end_with_parent()
+    end_with_launcher()
     global _last_group
-    store, rank, size = next(rendezvous("env://"))
-    # A launcher that starts lost ranks again keeps its store: what the lost ones left there leads to nobody.
-    store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    if has_gpu:
-        dist.init_process_group(
-            "nccl", store=store, rank=rank, world_size=size, timeout=WAIT, device_id=device
-        )
-    else:
-        meet(store, rank, size)
+    try:
+        _join(device)
+    except dist.DistError as error:
+        raise HarvestError(
+            f"process {os.environ['RANK']} could not meet the others: {str(error).splitlines()[0]}. One of them is gone, and"
+            " its own last lines say why; or MASTER_ADDR and MASTER_PORT lead elsewhere."
+        ) from error
     _last_group = dist.group.WORLD
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
@@ -120,19 +116,22 @@ def world() -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def _join(device: torch.device) -> None:
+    """Be one of the group of all ranks."""
+    store, rank, size = next(rendezvous("env://"))
+    # A launcher that starts lost ranks again keeps its store: what the lost ones left there leads to nobody.
+    store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if device.type == "cuda":
+        dist.init_process_group(
+            "nccl", store=store, rank=rank, world_size=size, timeout=WAIT, device_id=device
+        )
+    else:
+        meet(store, rank, size)
+
+
 def _minutes(time: timedelta) -> str:
     seconds = time.total_seconds()
     return f"{seconds / 60:.0f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
-
-
-def _end_with_parent() -> None:
-    """Get SIGTERM, which saves a run, when the launcher of this rank dies; without it a rank would live on alone."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def meet(store: Store, rank: int, size: int) -> None:

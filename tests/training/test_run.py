@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,3 +163,35 @@ def test_a_damaged_list_of_broken_videos_is_named(junk: str, tmp_path: Path) -> 
     (tmp_path / "broken.json").write_text(junk)
     with pytest.raises(HarvestError, match=r"broken\.json"):
         read_broken(tmp_path)
+
+
+def is_running(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells a process that its parent has died")
+@pytest.mark.parametrize("seconds", [0.3, 1.0])
+def test_ranks_that_are_still_starting_end_with_their_launcher(tmp_path: Path, seconds: float) -> None:
+    """While PyTorch is imported too: then nobody would answer them, and they would wait for minutes."""
+    rank = [sys.executable, "-m", "harvest", "train", "mini-image", "--out", str(tmp_path / "run")]
+    code = f"import subprocess; p = subprocess.Popen({rank!r}); print(p.pid, flush=True); p.wait()"
+    world = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | world,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert launcher.stdout is not None
+    number = int(launcher.stdout.readline())
+    time.sleep(seconds)
+    launcher.kill()
+    launcher.communicate(timeout=10)  # ends when the rank does not hold its pipe any more
+    ended_by = time.monotonic() + 10
+    while time.monotonic() < ended_by and is_running(number):
+        time.sleep(0.05)
+    assert not is_running(number)

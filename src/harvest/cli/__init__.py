@@ -10,6 +10,7 @@ import sys
 from harvest import __version__
 from harvest.cli.parsing import nearest
 from harvest.errors import HarvestError, RunStopped
+from harvest.launched import end_with_launcher
 
 GROUPS = {
     "search your videos": {
@@ -72,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     A user's mistake is one message on stderr and code 2, what the machine refuses (a full disk) code 1, and a
     run that was stopped and saved code 130, or 143 where SIGTERM stopped it.
     """
+    if argv is None:
+        end_with_launcher()  # before what takes seconds to import
     code = _run_safely(list(sys.argv[1:] if argv is None else argv))
     if argv is None and "RANK" in os.environ:
         # Everything is written. A normal exit would tear down gloo's groups while their threads run, which
