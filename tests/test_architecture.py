@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "tokens",
         "evaluation",
     },
-    "export": {"interfaces", "files", "parallel", "data", "model", "tokens", "evaluation"},
+    "export": {"interfaces", "files", "parallel", "settings", "data", "model", "tokens", "evaluation"},
     "bench": {
         "interfaces",
         "ranges",

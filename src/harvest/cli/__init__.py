@@ -39,6 +39,7 @@ GROUPS = {
     "models and tools": {
         "convert": "a Harvest model folder from CLIP, SigLIP or ViCLIP weights",
         "export": "a model for sentence-transformers, transformers or ONNX",
+        "push": "a model folder on the Hugging Face hub, with a model card",
         "blend": "average the weights of an image model and its video model",
         "miniworld": "write the generated clips of the mini-world",
         "bench": "measure this machine: the training step, reading, search",

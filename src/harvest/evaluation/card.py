@@ -275,14 +275,21 @@ def _machine(card: Card) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card.hardware.items() if value)
 
 
-def as_markdown(card: Card) -> str:
-    def cell(text: str) -> str:
-        return text.replace("|", "\\|").replace("\n", " ")
+def cell(text: str) -> str:
+    """Text as a cell of a table in Markdown."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
+
+def figures_table(card: Card) -> list[str]:
+    """The figures of a card with their intervals, as lines of a table in Markdown."""
+    lines = ["| figure | scored by | value | 95 % interval |", "|---|---|---:|---:|"]
+    return lines + ["| " + " | ".join(map(cell, row)) + " |" for row in _figures(card)]
+
+
+def as_markdown(card: Card) -> str:
     lines = [f"# {card.task} on {card.split.name}", ""]
     lines += [f"{finding}\n" for finding in card.findings]
-    lines += ["| figure | scored by | value | 95 % interval |", "|---|---|---:|---:|"]
-    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in _figures(card)]
+    lines += figures_table(card)
     lines += ["", "| | |", "|---|---|"]
     lines += [f"| {name} | {cell(value)} |" for name, value in _facts(card, _machine(card))]
     if card.split.missing:

@@ -68,6 +68,9 @@ def _weight_patterns(folder: Path) -> list[tuple[str, ...]]:
         ("pytorch_model.bin", "pytorch_model-*.bin"),
     ]
     open_clip: list[tuple[str, ...]] = [("open_clip_model.safetensors",), ("open_clip_pytorch_model.bin",)]
-    if "model_type" in read_json(folder / "config.json"):
+    config = read_json(folder / "config.json")
+    if "format" in config:  # a Harvest model folder
+        return [("model.safetensors", "head.safetensors")]
+    if "model_type" in config:
         return transformers
     return open_clip if (folder / "open_clip_config.json").is_file() else [*transformers, *open_clip]
