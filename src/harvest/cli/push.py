@@ -21,7 +21,7 @@ def push_command(args: list[str]) -> None:
         dry_run: bool = False,
         new_card: bool = False,
     ) -> None:
-        """Write a model card and upload a model folder to the Hugging Face hub (docs/export.md).
+        """Write a model card and upload a model folder to the hub (docs/export.md).
 
         $ harvest push runs/mine user/my-model --dry-run
         $ harvest push runs/mine user/my-model --private

@@ -99,12 +99,13 @@ def model_card(folder: Path, name: str, stated: Stated) -> str:
         tags=["video", *([] if tokenizer is None else ["video-text-retrieval"]), *opens_elsewhere],
     )
     video = model.config.video
+    frames = "1 frame" if video.num_frames == 1 else f"{video.num_frames} frames"
     facts = {
         "base model": base or _public(notes.get("started_from")) or "not stated",
         "recipe": notes.get("recipe") or "none: converted, not trained by Harvest",
         "schedule": _schedule(run),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "video": f"{video.num_frames} frames of {video.image_size} x {video.image_size}, patches of {video.patch_size}",
+        "video": f"{frames} of {video.image_size} x {video.image_size}, patches of {video.patch_size}",
         "text": "no text tower" if tokenizer is None else f"at most {tokenizer.config.context_length} tokens",
         "head": "" if head is None else f"{head.config.kind}, {len(head.config.names):,} classes or answers",
         "licence": licence or "not stated: the terms of the base model and of the training data apply",
@@ -243,7 +244,7 @@ def _upload_of(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def _check_name(name: str) -> None:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)
@@ -261,7 +262,7 @@ def _address(name: str) -> str:
 
 def _upload(staged: Path, name: str, *, private: bool) -> str:
     from huggingface_hub import HfApi, errors, get_token
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     token = get_token()
     if token is None:
