@@ -5,20 +5,20 @@ from typing import Annotated
 
 from harvest.cli.parsing import asks_help, run
 
-HELP = """usage: harvest adapt FOLDER [FOLDER ...] --out RUN [--model MODEL] [OPTIONS]
+HELP = """usage: harvest adapt FOLDER [FOLDER ...] [--model MODEL] [--out RUN] [OPTIONS]
 
 An image model learns from your videos, without captions, to say of a clip from
 a twentieth to a fifth of its patches what it says of all of them. The model in
 RUN is searched with words as before, and indexes faster with --budget.
 
-  harvest adapt ~/Videos --out runs/mine
-  harvest index ~/Videos --model runs/mine --budget 78
+  harvest adapt ~/Videos
+  harvest index ~/Videos --model runs/adapted --budget 26
 
 options:
   --model MODEL        image model to start from
                        (default google/siglip2-base-patch32-256)
-  --out RUN            folder of the run; the same command goes on where it
-                       was stopped
+  --out RUN            folder of the run (default runs/adapted); the same
+                       command goes on where it was stopped
   --steps N            training steps (default 2000)
   --batch N            clips a step (default 64)
   --window-s SECONDS   length of the stretches of videos (default 4)
@@ -36,7 +36,7 @@ def adapt_command(args: list[str]) -> None:
     def adapt(
         folders: Annotated[tuple[Path, ...], tyro.conf.Positional],
         /,
-        out: Path,
+        out: Path = Path("runs/adapted"),
         model: str = DEFAULT_MODEL,
         steps: int = 2000,
         batch: int = 64,
