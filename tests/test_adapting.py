@@ -68,6 +68,8 @@ def test_a_folder_of_videos_becomes_a_model_nearer_to_its_teacher(
     assert all(p.equal(same[name]) for name, p in adapted.named_parameters() if name.startswith("text."))
     config = json.loads((out / "config.json").read_text())
     assert config["vary"]["budgets"] == [26, 51, 102]
+    main(["index", str(videos), "--model", str(out), "--out", str(tmp_path / "library")])
+    assert "index with --budget 26" in capsys.readouterr().err
 
 
 def test_targets_are_what_the_image_model_says_of_all_frames(tmp_path: Path, videos: Path) -> None:

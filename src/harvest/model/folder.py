@@ -33,7 +33,7 @@ from harvest.settings import from_dict, read_json, read_settings
 
 FORMAT = 2
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "head.json", "head.safetensors")
-NOTES = ("recipe", "started_from", "import_report", "licence", "blended", "video_ratio")
+NOTES = ("recipe", "started_from", "import_report", "licence", "blended", "video_ratio", "budgets")
 SENTENCE = "a red circle moves to the left"
 FINGERPRINT_TOLERANCE = 2e-3
 

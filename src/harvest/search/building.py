@@ -16,6 +16,7 @@ from typing import Annotated, NamedTuple
 from harvest.data.video import VideoError
 from harvest.interfaces import HarvestError, OnProgress
 from harvest.parallel import Precision, barrier, world_rank_size
+from harvest.progress import say
 from harvest.ranges import Range, check_ranges
 from harvest.search.asking.calibration import calibrate, is_calibrated
 from harvest.search.asking.reranking import MAX_RERANK, check_matches
@@ -296,6 +297,11 @@ def _begin(
         trust=settings.trust or (facts.trust if facts else ()),
     )
     check_choice(model.model, facts.segmentation)
+    if model.budgets and facts.segmentation.budget is None:
+        say(
+            f"{model.source} was trained to see {', '.join(map(str, model.budgets))} tubelets of a clip, and is worse"
+            f" where it sees all: index with --budget {model.budgets[0]}"
+        )
     library = Library(database, facts)
     if world_rank_size()[0] == 0:
         library.store.begin()

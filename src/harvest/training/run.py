@@ -199,7 +199,7 @@ def finish(
         model,
         tokenizer,
         head=getattr(objective, "head", None),
-        notes={"recipe": config.recipe, "started_from": config.start.model},
+        notes=_notes(config),
     )
     if broken := read_broken(run):
         say(
@@ -212,3 +212,13 @@ def finish(
         say(
             f"{loader.truncated} captions were longer than {tokenizer.config.context_length} word pieces and were cut"
         )
+
+
+def _notes(config: RunConfig) -> dict[str, object]:
+    """What the model folder says of the run."""
+    notes: dict[str, object] = {"recipe": config.recipe, "started_from": config.start.model}
+    if (
+        config.vary.budgets and not config.tuning.steps
+    ):  # at its end too it saw so many tubelets of a clip, never all
+        notes["budgets"] = list(config.vary.budgets)
+    return notes

@@ -25,7 +25,7 @@ import torch
 from harvest.evaluation.clips import evaluating
 from harvest.files import write_file
 from harvest.interfaces import HarvestError, TextFeatures
-from harvest.model.folder import Unfilled
+from harvest.model.folder import Unfilled, read_notes
 from harvest.model.importing.pretrained import load_pretrained
 from harvest.model.importing.sources import find_local
 from harvest.model.tokenizer import Tokenizer
@@ -134,6 +134,11 @@ class Model:
             self.model, self.tokenizer, _ = load_pretrained(source)
         if torch.cuda.is_available():
             self.model.cuda()  # under torchrun, this rank's own
+
+    @cached_property
+    def budgets(self) -> tuple[int, ...]:
+        """The numbers of tubelets that it was trained to see of a clip; none where it was trained to see all."""
+        return tuple(read_notes(find_local(self.source)).get("budgets", ()))
 
     @cached_property
     def digest(self) -> str:
