@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from experiments import main
 from harvest.bench.ceiling import wait_for
 from harvest.bench.step import Size, describe_machine, model_config, print_table
+from harvest.files import finish_filling
 from harvest.interfaces import Batch, HarvestError, OnProgress
 from harvest.machine import keep_memory
 from harvest.model.alignment import student_tower
@@ -189,7 +190,7 @@ def _fill(
             seed=0,
             device=place,
         )
-    teacher_cache.finish(folder, {})
+    finish_filling(folder, {})
     objective.teaching.cache = teacher_cache.TeacherCache(folder, made_of={})
 
 

@@ -97,7 +97,7 @@ def test_a_task_is_its_file_and_its_place_in_the_tuple(
     assert number["scored"] == "a photometer" and number["interval"] == [1.0, 1.0]
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        main(["evaluate", "--task", "brightness", "--help"])
+        main(["evaluate", "--task", "brightness", "--help-all"])
     said = capsys.readouterr().out
     assert "--threshold" in said and "Grey level above which" in said and "--rerank-top-k" not in said
 

@@ -136,7 +136,7 @@ def test_a_plan_says_first_whether_a_day_is_enough_and_what_else_would_be() -> N
     config = RECIPES["harvest-b16"]()
     slow = plan(config, FOUND, gpus=8, gpu="h200")
     assert slow.hours > 24 and [line.what for line in slow.lines[:3]] == ["within a day", "for a day", ""]
-    assert slow.lines[0].figure.startswith("no: 4.9 days")
+    assert slow.lines[0].figure.startswith("no: 5.1 days")
     words = slow.lines[1].figure.replace(",", "").split()
     assert words[0] == "--data.workers" and int(words[2]) == 8 * int(words[1])
     enough, fewer = (changed(config, "data", workers=int(words[1]) - less) for less in (0, 1))

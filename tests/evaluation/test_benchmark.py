@@ -253,7 +253,7 @@ def test_a_split_is_written_to_train_on(world: World, videos: list[Path], tmp_pa
     with pytest.raises(HarvestError, match="--allow-missing"):
         write_training(data, tmp_path / "train.jsonl")
     rows = write_training(data, tmp_path / "train.jsonl", allow_missing=True)
-    assert read_manifest(tmp_path / "train.jsonl") == [
+    assert list(read_manifest(tmp_path / "train.jsonl")) == [
         dataclasses.replace(e, video=str(Path(e.video))) for e in rows
     ]
     assert [e.id for e in rows] == ["video0", "video1", "video2"]

@@ -25,6 +25,7 @@ from harvest.objectives import OBJECTIVES
 from harvest.objectives.answer_decoding import AnswerDecoding, AnswerDecodingConfig
 from harvest.objectives.classification import Classification, ClassificationConfig
 from harvest.objectives.detection import Detection, DetectionConfig
+from harvest.objectives.embedding_alignment import EmbeddingAlignment, EmbeddingAlignmentConfig
 from harvest.objectives.image_text import ImageTextConfig, ImageTextPretraining
 from harvest.objectives.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
 from harvest.objectives.multimodal import Multimodal, MultimodalConfig
@@ -87,6 +88,12 @@ def classification(**changes: object) -> Callable[[], nn.Module]:
     return lambda: Classification(config, small_model(fusion=False), ("a", "b"), seed=0)
 
 
+def embedding_alignment() -> nn.Module:
+    made = EmbeddingAlignment(EmbeddingAlignmentConfig(), small_model(fusion=False), seed=0)
+    made.targets = torch.rand(B, made.targets.shape[1]).half()
+    return made
+
+
 def asked() -> Batch:
     batch = given()
     batch.text_ids[:, 0, 1] = WORDS  # the hidden word
@@ -137,6 +144,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batch], tuple[str, 
         given,
         ("random",),
     ),
+    "embeddings of an image model": (embedding_alignment, given, TRAINING),
     "classification": (classification(), given, TRAINING[:-1]),
     "classification, attentive": (classification(head="attentive", drop_path=0.0), given, ("run_length",)),
     "detection": (detection, given, ("random",)),

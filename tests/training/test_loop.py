@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harvest.config import RunConfig, StartConfig, read_config, to_json
 from harvest.data.read_once import eval_batches
-from harvest.files import PART
+from harvest.files import PART, checksums_of
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.adaptation import AdaptConfig
 from harvest.model.folder import load_model
@@ -271,6 +271,9 @@ def test_a_checkpoint_of_another_model_lists_the_keys(runs: Path, tiny_run: Tiny
     tensors = safetensors.torch.load_file(weights_file)
     tensors["model.pool.probe"] = tensors.pop("model.log_scale")
     safetensors.torch.save_file(tensors, weights_file)
+    state = json.loads((weights_file.parent / "state.json").read_text())
+    state["checksums"] |= {"weights.safetensors": checksums_of(weights_file.parent)["weights.safetensors"]}
+    (weights_file.parent / "state.json").write_text(json.dumps(state))
     with pytest.raises(
         HarvestError, match=r"(?s)missing \(1\): model.log_scale.*left over \(1\): model.pool.probe"
     ):

@@ -88,9 +88,7 @@ def train(config: RunConfig, run: Path) -> Path:
         objective.train()
         loader, batches = _batches(config, prepared, run, here, first_step)
         step, batch = first_step, next(batches)
-        begin(run, config, prepared, here)
-        if here.is_main:
-            say(_stages(config, first_step))
+        begin(run, config, prepared, here, first_step)
         largest = LargestOfRanks()
         with (
             RunLog(run, first_step=first_step, steps=config.total_steps, is_main=here.is_main) as log,
@@ -143,21 +141,6 @@ def train(config: RunConfig, run: Path) -> Path:
                         objective.load_state_dict(whole)
                     finish(run, config, objective, prepared.tokenizer, prepared.image_model, loader)
     return run / "model"
-
-
-def _stages(config: RunConfig, first_step: int) -> str:
-    """What is ahead, before the first step."""
-
-    def stage(steps: int, clips: int, ratio: float) -> str:
-        seen = f"{ratio:.0%} of the tubelets dropped" if ratio else "all of each seen"
-        return f"{steps:,} steps of {clips:,} clips, {seen}"
-
-    loop, tuning = config.loop, config.tuning
-    parts = [stage(loop.steps, loop.global_batch, config.selection_at(0).drop_ratio)]
-    if tuning.steps:
-        parts.append(stage(tuning.steps, tuning.global_batch or loop.global_batch, tuning.drop_ratio))
-    resumed = f"; resumed after step {first_step:,}" if first_step else ""
-    return f"training: {', then '.join(parts)}{resumed}"
 
 
 def ready_objective(config: RunConfig, prepared: Prepared, run: Path, here: World) -> Any:

@@ -96,8 +96,11 @@ def _lock(run: Path) -> int:
     return lock
 
 
-def begin(run: Path, config: RunConfig, prepared: Prepared, here: World) -> None:
-    """Write config.json and data.json, once a run is ready for its first step; see that its data is what it was."""
+def begin(run: Path, config: RunConfig, prepared: Prepared, here: World, first_step: int) -> None:
+    """Write config.json and data.json, once a run is ready for its first step; see that its data is what it was.
+
+    Says what is ahead.
+    """
     with sync_errors():
         if here.is_main:
             check_data(run / "data.json", prepared, changed_ok=config.data.changed_ok)
@@ -105,6 +108,7 @@ def begin(run: Path, config: RunConfig, prepared: Prepared, here: World) -> None
                 write_file(run / "config.json", to_json(config))
             except OSError as error:
                 raise HarvestError(f"cannot write into {run}: {error.strerror}") from error
+            say(_stages(config, first_step))
 
 
 def check_data(path: Path, prepared: Prepared, *, changed_ok: bool) -> None:
@@ -222,3 +226,18 @@ def _notes(config: RunConfig) -> dict[str, object]:
     ):  # at its end too it saw so many tubelets of a clip, never all
         notes["budgets"] = list(config.vary.budgets)
     return notes
+
+
+def _stages(config: RunConfig, first_step: int) -> str:
+    """What is ahead, before the first step."""
+
+    def stage(steps: int, clips: int, ratio: float) -> str:
+        seen = f"{ratio:.0%} of the tubelets dropped" if ratio else "all of each seen"
+        return f"{steps:,} steps of {clips:,} clips, {seen}"
+
+    loop, tuning = config.loop, config.tuning
+    parts = [stage(loop.steps, loop.global_batch, config.selection_at(0).drop_ratio)]
+    if tuning.steps:
+        parts.append(stage(tuning.steps, tuning.global_batch or loop.global_batch, tuning.drop_ratio))
+    resumed = f"; resumed after step {first_step:,}" if first_step else ""
+    return f"training: {', then '.join(parts)}{resumed}"

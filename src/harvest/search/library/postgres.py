@@ -214,8 +214,15 @@ def indexing_alone(address: str) -> Iterator[None]:
     database = PostgresDatabase(address, create=True)
     try:
         with database._connection() as connection:
-            [is_mine] = connection.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone() or [False]
-            if not is_mine:
+            # The server ends a connection, and its lock, a moment after an indexer has closed it.
+            for wait_s in (0.0, 0.1, 0.4, 1.5):
+                time.sleep(wait_s)
+                [is_mine] = connection.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone() or [
+                    False
+                ]
+                if is_mine:
+                    break
+            else:
                 sql = (
                     "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid) "
                     "WHERE locktype = 'advisory' AND granted AND (classid::bigint << 32) + objid::bigint = %s"
