@@ -178,7 +178,8 @@ def test_a_model_and_its_card_arrive_and_nothing_else(folder: Path, hub: Hub, ca
     (folder / "checkpoints" / "state.safetensors").write_bytes(b"moments")
     card_in(folder / "card", folder)
     args = ("--licence", "apache-2.0", "--base-model", "openai/clip-vit-base-patch16", "--data", "panda-70m")
-    code, out, err = pushed(capsys, folder, "user/name", *args, "pictures of my own")
+    args = (*args, "pictures of my own", "--card", folder / "card")  # which is found, too
+    code, out, err = pushed(capsys, folder, "user/name", *args)
     assert code == 0, err
     assert f"{hub.url}/user/name" in out and "left out: card, checkpoints, optimizer.pt" in out
     files = hub.repositories["user/name"]["files"]
@@ -198,6 +199,7 @@ def test_a_model_and_its_card_arrive_and_nothing_else(folder: Path, hub: Hub, ca
         f"sha256 {json.loads((folder / 'card' / 'card.json').read_text())['model']['fingerprint']}",
     ):
         assert said in readme, said
+    assert readme.count("### ") == 1
     assert "secret" not in readme and "someone" not in readme and str(folder) not in readme
 
 
@@ -302,6 +304,33 @@ def test_what_is_no_model_or_not_its_own_is_refused(
         file.seek(-1, 2)
         file.write(b"\x7f")
     assert "checksum" in refusal(folder, "user/name")
+
+
+def test_base_model_and_data_are_what_the_run_notes(
+    folder: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "started_from": "openai/clip"}))
+    (tmp_path / "train.csv").write_text(
+        "videoID,url,timestamp,caption,matching_score\nx,https://a.b/x,\"[['0:00:01','0:00:02']]\",\"['a']\",\"[0.5]\"\n"
+    )
+    data = {"train": str(tmp_path / "train.csv"), "more": ["/data/shards-{000..999}.tar"], "images": ""}
+    (folder.parent / "config.json").write_text(json.dumps({"recipe": "harvest-b16", "data": data}))
+    assert pushed(capsys, folder, "user/name", "--dry-run")[0] == 0
+    readme = (folder / "README.md").read_text()
+    assert (
+        "base_model" not in readme and "| base model | openai/clip |" in readme
+    )  # it could be a local folder
+    assert "- Panda-70M (train.csv); " in readme and "- shards-{000..999}.tar: terms not stated" in readme
+    cached = tmp_path / "cache" / "models--openai--clip"
+    for name, content in {"refs/main": COMMIT, f"snapshots/{COMMIT}/config.json": "{}"}.items():
+        (cached / name).parent.mkdir(parents=True)
+        (cached / name).write_text(content)
+    (folder.parent / "config.json").write_text("[1]")  # of no run
+    assert pushed(capsys, folder, "user/name", "--dry-run", "--new-card")[0] == 0
+    readme = (folder / "README.md").read_text()
+    assert readme.startswith("---\nbase_model: openai/clip\n") and "- not stated" in readme
 
 
 def test_notes_lose_the_folders_of_this_machine() -> None:

@@ -90,7 +90,7 @@ def model_card(folder: Path, name: str, stated: Stated) -> str:
     base = stated.base_model or _hub_name(notes.get("started_from"))
     digest = digest_of(model)
     digests = {digest} if head is None else {digest, digest_of(model, head)}
-    cards = [_card_of(path, folder, digests) for path in (*_cards_in(folder), *stated.cards)]
+    cards = [_card_of(path, folder, digests) for path in _card_files(folder, stated.cards)]
     opens_elsewhere = ["sentence-transformers"] if (folder / "modules.json").is_file() else []
     front = ModelCardData(
         license=licence,
@@ -129,7 +129,10 @@ def _loading(name: str, has_texts: bool) -> list[str]:
 
 def _run_of(folder: Path) -> Mapping[str, Any]:
     """The settings of the run whose model this is; empty where none lies around the folder."""
-    run = read_json(folder.absolute().parent / "config.json")
+    try:
+        run = read_json(folder.absolute().parent / "config.json")
+    except HarvestError:  # of something else
+        return {}
     is_its = "recipe" in run and run["recipe"] == read_notes(folder).get("recipe")
     return run if is_its and isinstance(run.get("data"), dict) else {}
 
@@ -171,8 +174,11 @@ def _terms(form: Form, name: str) -> str:
     return "; ".join(filter(None, parts))
 
 
-def _cards_in(folder: Path) -> list[Path]:
-    return sorted((*folder.glob("card.json"), *folder.glob("*/card.json")))
+def _card_files(folder: Path, given: Sequence[Path]) -> list[Path]:
+    """The benchmark cards in a model folder, and those that were given, each once."""
+    inside = sorted((*folder.glob("card.json"), *folder.glob("*/card.json")))
+    files = [path / "card.json" if path.is_dir() else path for path in (*inside, *given)]
+    return list({path.resolve(): path for path in files}.values())
 
 
 def _card_of(path: Path, folder: Path, digests: set[str]) -> Card:
@@ -289,7 +295,7 @@ def _refusal(error: Exception, name: str) -> str:
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of one file's upload
         error = error.__cause__
     if not isinstance(error, HfHubHTTPError):
-        said = (str(error).splitlines() or [""])[0][:200]
+        said = re.sub(r"\?\S+", "?…", " ".join(str(error).split()))[:200]
         return f"{name} was not uploaded: {_address(name)} ({type(error).__name__}: {said})"
     status = error.response.status_code
     said = " ".join((error.server_message or "").split())[:200]
