@@ -21,8 +21,9 @@ from harvest.export.push import _public
 from harvest.interfaces import Example
 from harvest.model.folder import load_model, save_model
 from harvest.model.heads import HeadConfig, build_head
+from harvest.model.video_text import ModelConfig, VideoTextModel
 
-from .conftest import SENTENCES, small_model
+from .conftest import small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of huggingface_hub
 
@@ -203,13 +204,20 @@ def test_a_model_and_its_card_arrive_and_nothing_else(folder: Path, hub: Hub, ca
     assert "secret" not in readme and "someone" not in readme and str(folder) not in readme
 
 
-def test_what_arrived_opens_by_its_name(tmp_path: Path, hub: Hub, capsys, monkeypatch) -> None:
+@pytest.mark.parametrize("has_texts", [True, False])
+def test_what_arrived_opens_as_its_card_says(
+    has_texts: bool, clips: list[Path], tmp_path: Path, hub: Hub, capsys, monkeypatch
+) -> None:
     model, tokenizer = small_model()
+    if not has_texts:
+        model = VideoTextModel(ModelConfig(video=model.config.video, text=None)).eval()
     head = build_head(HeadConfig("linear", ("left", "right"), width=48))
-    save_model(tmp_path / "model", model, tokenizer, head=head)
+    save_model(tmp_path / "model", model, tokenizer if has_texts else None, head=head)
     assert pushed(capsys, tmp_path / "model", "user/name")[0] == 0
     files = hub.repositories["user/name"]["files"]
-    assert "| head | linear, 2 classes or answers |" in files["README.md"].decode()
+    readme = files["README.md"].decode()
+    assert "| head | linear, 2 classes or answers |" in readme
+    assert ("- video-text-retrieval\n" in readme) == has_texts
 
     def snapshot(name: str, allow_patterns: list[str], **options: object) -> str:
         place = tmp_path / "cache" / name
@@ -220,9 +228,20 @@ def test_what_arrived_opens_by_its_name(tmp_path: Path, hub: Hub, capsys, monkey
         return str(place)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    found = harvest.load("user/name", device="cpu").embed_texts(SENTENCES)
-    torch.testing.assert_close(found, harvest.load(tmp_path / "model", device="cpu").embed_texts(SENTENCES))
+    shutil.copyfile(clips[0], tmp_path / "a.mp4")
+    shutil.copyfile(clips[1], tmp_path / "b.mp4")
+    monkeypatch.chdir(tmp_path)
+    frames = torch.randint(0, 256, (1, 4, 3, 32, 32), dtype=torch.uint8)
+    names: dict[str, object] = {"frames": frames}
+    exec(readme.partition("```python\n")[2].partition("```")[0], names)
+    if has_texts:
+        own = harvest.load(tmp_path / "model").embed_videos(["a.mp4", "b.mp4"])
+        torch.testing.assert_close(names["videos"], own)
+    else:
+        torch.testing.assert_close(names["features"].pooled, model.encode_video(frames).pooled)
     assert (tmp_path / "cache" / "user" / "name" / "head.safetensors").is_file()
+    save_model(tmp_path / "model", *small_model(seed=1))  # others in their place: the card is not of them
+    assert not (tmp_path / "model" / "README.md").exists()
 
 
 def test_dry_run_asks_nobody_and_a_card_by_hand_is_kept(folder: Path, hub: Hub, capsys, monkeypatch) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from harvest.evaluation.embed import default_frames, mode_of
 from harvest.files import new_folder
 from harvest.interfaces import HarvestError
-from harvest.model.folder import FILES, check_room, load_head, read_notes, write_model
+from harvest.model.folder import FILES, MODEL_CARD, check_room, load_head, read_notes, write_model
 from harvest.model.heads import Head
 from harvest.model.importing.pretrained import load_pretrained
 from harvest.model.importing.sources import find_model
@@ -39,7 +39,7 @@ _SENTENCE_TRANSFORMERS = {"model_type": "SentenceTransformer", "similarity_fn_na
 HUB_FILES = (
     *FILES,
     *(MODELING.name, "processor_config.json", "modules.json", "config_sentence_transformers.json"),
-    *("README.md", ".gitattributes"),
+    *(MODEL_CARD, ".gitattributes"),
 )
 
 

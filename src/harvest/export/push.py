@@ -19,10 +19,9 @@ from harvest.evaluation.card import Card, cell, figures_table, read_card
 from harvest.export.hub import HUB_FILES
 from harvest.files import write_file
 from harvest.interfaces import HarvestError
-from harvest.model.folder import NOTES, digest_of, load_head, load_model, read_notes
+from harvest.model.folder import MODEL_CARD, NOTES, digest_of, load_head, load_model, read_notes
 from harvest.settings import read_json
 
-README = "README.md"
 _FOLDERS = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"]+/)+")
 """The folders of an absolute path within a text."""
 
@@ -58,7 +57,7 @@ def push(
     _check_name(name)
     folder = folder.expanduser()
     folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-    readme = folder / README
+    readme = folder / MODEL_CARD
     if readme.exists() and not new_card:
         if stated not in (None, Stated()):
             raise HarvestError(
@@ -121,10 +120,15 @@ def model_card(folder: Path, name: str, stated: Stated) -> str:
 
 
 def _loading(name: str, has_texts: bool) -> list[str]:
-    lines = ["# pip install harvest-video", "import harvest", "", f'model = harvest.load("{name}")']
-    lines += ['videos = model.embed_videos(["a.mp4", "b.mp4"])']
-    texts = ['texts = model.embed_texts(["a dog catches a ball"])', "print(texts @ videos.T)"]
-    return lines + (texts if has_texts else [])
+    if has_texts:
+        lines = ["import harvest", "", f'model = harvest.load("{name}")']
+        lines += ['videos = model.embed_videos(["a.mp4", "b.mp4"])']
+        lines += ['texts = model.embed_texts(["a dog catches a ball"])', "print(texts @ videos.T)"]
+    else:
+        lines = ["from harvest.model.importing.pretrained import load_any", ""]
+        lines += [f'model, _, _ = load_any("{name}")']
+        lines += ["features = model.encode_video(frames)  # uint8 [B, T, 3, S, S]"]
+    return ["# pip install harvest-video", *lines]
 
 
 def _run_of(folder: Path) -> Mapping[str, Any]:

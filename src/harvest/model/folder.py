@@ -33,6 +33,8 @@ from harvest.settings import from_dict, read_json, read_settings
 
 FORMAT = 2
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "head.json", "head.safetensors")
+MODEL_CARD = "README.md"
+"""Of the weights that it lies beside: a model that is saved in their place leaves none."""
 NOTES = ("recipe", "started_from", "import_report", "licence", "blended", "video_ratio", "budgets")
 SENTENCE = "a red circle moves to the left"
 FINGERPRINT_TOLERANCE = 2e-3
@@ -154,7 +156,7 @@ def check_room(folder: Path, files: Collection[str] = FILES) -> None:
     if not folder.is_dir():
         raise HarvestError(f"{folder} is a file: give a folder for the model")
     found = sorted(path.name for path in folder.iterdir())
-    others = [name for name in found if name not in files]
+    others = [name for name in found if name not in files and name != MODEL_CARD]
     if others or (found and not _is_own(folder / FILES[0])):
         raise HarvestError(
             f"{folder} is not empty and holds no Harvest model alone ({(others or found)[0]}): give another folder"
