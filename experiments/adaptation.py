@@ -34,7 +34,7 @@ _PARTS = {
 
 def adaptation(
     seeds: tuple[int, ...] = (0, 1, 2),
-    steps: int = 600,
+    steps: int = 2000,
     threads: int = 1,
     out: Path = Path("runs/adaptation"),
 ) -> None:

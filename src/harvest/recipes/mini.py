@@ -119,7 +119,7 @@ def mini_adapt() -> RunConfig:
         data=dataclasses.replace(base.data, times="middle"),
         vary=VaryConfig(budgets=(13, 26, 51)),
         optim=dataclasses.replace(base.optim, lr=5e-4, lr_factors={"time_positions": 10.0}),
-        loop=dataclasses.replace(base.loop, steps=600),
+        loop=dataclasses.replace(base.loop, steps=2000),
         tuning=TuningConfig(steps=0),
     )
 
