@@ -9,7 +9,7 @@
     GET  /api/moments/ID/preview         a moment as an mp4 that every browser plays, with byte ranges
     GET  /api/stats, /api/broken, /health, /metrics, /openapi.json
 
-FileCache are asked for by ids of the library, never by a path. What computes runs in threads, a few at a time, with a
+Files are asked for by ids of the library, never by a path. What computes runs in threads, a few at a time, with a
 bounded number waiting; the event loop only hands out and takes in. Who may ask is the guard's business (access.py).
 """
 
@@ -27,7 +27,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import anyio
 import uvicorn
@@ -37,7 +37,6 @@ from fastapi import Query as InQuery
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException as HTTPError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -46,11 +45,10 @@ from harvest.data.video import VideoError
 from harvest.interfaces import HarvestError
 from harvest.ranges import Range, check_range
 from harvest.search.asking.pictures import MOST_HEIGHT
-from harvest.search.asking.reranking import MAX_RERANK
-from harvest.search.index import MAX_QUERY_CHARACTERS, GoneFile, Index, UnknownId
+from harvest.search.index import GoneFile, Index, UnknownId
 from harvest.search.library.decoding import Decoders
 from harvest.search.library.store import Unavailable
-from harvest.search.results import Answer, Broken, Moment, Stats, Video, Where
+from harvest.search.results import Answer, Broken, Moment, Stats, Video
 from harvest.search.serving.access import (
     MAX_HEAD_BYTES,
     MAX_PICTURE_BYTES,
@@ -64,6 +62,20 @@ from harvest.search.serving.access import (
 )
 from harvest.search.serving.metrics import Metrics
 from harvest.search.serving.previews import write_preview
+from harvest.search.serving.schemas import (
+    MAX_VIDEOS,
+    About,
+    Asked,
+    FilePath,
+    Health,
+    Picture,
+    Problem,
+    SearchRequest,
+    TimelinesRequest,
+    Token,
+    Videos,
+    VideoScores,
+)
 from harvest.search.serving.streaming import StreamedFile, is_known
 from harvest.search.serving.uploads import (
     MOST_PICTURES,
@@ -73,9 +85,6 @@ from harvest.search.serving.uploads import (
     scratch_folder,
 )
 
-MAX_K = 200
-MAX_VIDEOS = 500  # of one list or filter
-MAX_TIMELINES = 50
 MAX_CONNECTIONS = 512
 MAX_WAITING = 256  # in a lane
 HEADERS_S = 10.0  # within which a request's head has to arrive
@@ -83,114 +92,8 @@ LEAST_TOKEN = 16  # characters
 LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1"])
 
 T = TypeVar("T")
-Sentence = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
 VideoId = Annotated[str, InPath(pattern="^[0-9a-f]{1,64}$", description="A video's id")]
 MomentId = Annotated[str, InPath(pattern=r"^[0-9a-f]{1,64}\.[0-9]{1,9}$", description="A moment's id")]
-
-
-class Filter(BaseModel):
-    """Which moments may be found; every condition that is set must hold."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    path: Annotated[
-        str | None,
-        Field(max_length=500, description="A pattern such as `holiday/*.mp4`, or a piece of a path"),
-    ] = None
-    after: Annotated[
-        str | None, Field(max_length=40, description="FileCache changed on or after this ISO date")
-    ] = None
-    before: Annotated[
-        str | None, Field(max_length=40, description="FileCache changed before this ISO date")
-    ] = None
-    min_duration_s: Annotated[
-        float | None, Field(ge=0, allow_inf_nan=False, description="Of the whole video")
-    ] = None
-    max_duration_s: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
-    videos: Annotated[
-        list[Annotated[str, Field(max_length=64)]],
-        Field(max_length=MAX_VIDEOS, description="Ids of videos; empty is all"),
-    ] = []
-
-    def where(self) -> Where:
-        return Where(**{**self.model_dump(), "videos": tuple(self.videos)})
-
-
-class Asked(BaseModel):
-    """A query: exactly one of a sentence, a moment ("more like this") and a picture that was sent."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    text: Sentence | None = None
-    moment: str | None = Field(None, max_length=80, description="A moment's id")
-    picture: str | None = Field(None, max_length=80, description="What `POST /api/pictures` gave")
-
-    @model_validator(mode="after")
-    def _is_one(self) -> Asked:
-        if sum(asked is not None for asked in (self.text, self.moment, self.picture)) != 1:
-            raise ValueError("expected exactly one of text, moment and picture")
-        return self
-
-    @property
-    def kind(self) -> str:
-        return "text" if self.text is not None else "moment" if self.moment is not None else "picture"
-
-
-class SearchRequest(Asked):
-    """What to search for, and where."""
-
-    without: list[Sentence] = Field([], max_length=8, description="What must not be there")
-    where: Filter = Field(default_factory=Filter)
-    k: int = Field(24, ge=1, le=MAX_K)
-    per_video: int | None = Field(None, ge=1, le=MAX_K, description="Moments of one video at most")
-    rerank: int | None = Field(
-        None,
-        ge=0,
-        le=MAX_RERANK,
-        description="Number of first answers that the matching head orders again; without it, the library's own number",
-    )
-    false_accept: float = Field(
-        0.05, gt=0, lt=1, description="Share of nonsense queries that may be answered"
-    )
-
-
-class TimelinesRequest(Asked):
-    """Along which videos the scores of a query are wanted."""
-
-    videos: list[Annotated[str, Field(max_length=64)]] = Field(min_length=1, max_length=MAX_TIMELINES)
-
-
-class VideoScores(BaseModel):
-    """VideoScores of all moments of one video, in the order of time; moment n has the id `VIDEO.n`."""
-
-    video: Video
-    start_s: list[float]
-    end_s: list[float]
-    scores: list[float]
-
-
-class Videos(BaseModel):
-    """A part of the list of videos, by path."""
-
-    total: int
-    videos: list[Video]
-
-
-class Picture(BaseModel):
-    picture: str = Field(description="An id, to be given to a search; forgotten after a while")
-
-
-class Health(BaseModel):
-    status: Literal["ok"]
-    version: str
-
-
-class Token(BaseModel):
-    token: str = Field(max_length=500)
-
-
-class Problem(BaseModel):
-    error: str = Field(description="What is wrong, in one sentence")
 
 
 class Lane:
@@ -219,18 +122,6 @@ class Lane:
         finally:
             self._count -= 1
             self._waiting.set(self._count)
-
-
-class FilePath(BaseModel):
-    path: str
-
-
-class About(BaseModel):
-    """What the page shows before anything is searched."""
-
-    examples: list[str] = Field(description="Sentences to try; the last is about nothing in the library")
-    warning: str | None = Field(description="What the library's model cannot do")
-    shows_paths: bool = Field(description="Whether this machine's own user asks, to whom paths may be shown")
 
 
 def make_app(
@@ -432,7 +323,7 @@ def make_app(
 
     @app.get("/api/broken", tags=["library"])
     async def broken(request: Request) -> list[Broken]:
-        """FileCache that could not be indexed, and why."""
+        """Files that could not be indexed, and why."""
         return list(await searching.run(request, index.broken))
 
     @app.get("/health", tags=["service"])

@@ -1,4 +1,4 @@
-"""FileCache that the service makes for itself: pictures that were sent to search with, and previews of moments.
+"""Files that the service makes for itself: pictures that were sent to search with, and previews of moments.
 
 Both lie in a temporary folder, in bounded number, and go with the service, or when another starts after it died.
 """
