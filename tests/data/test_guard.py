@@ -182,3 +182,19 @@ print(Guard(add, limit_s=20.0)(4_000_000))
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
     )
     assert ended.stdout == "8000000.0\n", ended.stderr
+
+
+def test_a_child_that_somebody_else_collected_is_not_killed(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number may belong to another process by then."""
+    number = guard("pid")
+    assert isinstance(number, int)
+    os.kill(number, signal.SIGKILL)
+    os.waitpid(number, 0)
+    killed: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", lambda child, _: killed.append(child))
+        with pytest.raises(Lost, match="is gone"):
+            guard("four")
+    assert not killed and guard("four") is not None

@@ -151,11 +151,12 @@ class Guard:
         assert self._child is not None and self._pipe is not None
         child, self._child = self._child, None
         pipe, self._pipe = self._pipe, None
-        status = _wait(child, 0.2)  # its pipe closes a moment before it is gone
-        if status is None:
-            with suppress(ProcessLookupError):
+        status = None
+        with suppress(ChildProcessError):  # somebody else collected it: its number may be another's by now
+            status = _wait(child, 0.2)  # its pipe closes a moment before it is gone
+            if status is None:
                 os.kill(child, signal.SIGKILL)
-            status = _wait(child, 2.0)
+                status = _wait(child, 2.0)
         pipe.close()
         return status
 
@@ -163,10 +164,7 @@ class Guard:
 def _wait(child: int, seconds: float) -> int | None:
     end = time.monotonic() + seconds
     while True:
-        try:
-            done, status = os.waitpid(child, os.WNOHANG)
-        except ChildProcessError:  # somebody else collected it
-            return None
+        done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return status
         if time.monotonic() >= end:

@@ -66,7 +66,7 @@ def fill(folder: Path, videos: list[Path], draw: random.Random, depth: int = 0) 
                         end.bind(str(path))
                 case "sparse":
                     path.touch()
-                    os.truncate(path, draw.choice([1, 1 << 20, 1 << 33]))
+                    os.truncate(path, draw.choice([1, 1 << 20, 1 << 28]))
                 case "folder" if depth < 4:
                     path.mkdir()
                     fill(path, videos, draw, depth + 1)
