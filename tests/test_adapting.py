@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from harvest.data.miniworld import MiniWorldConfig, write_miniworld
 from harvest.evaluation.embed import embed_videos
 from harvest.interfaces import HarvestError
 from harvest.model.importing.pretrained import load_pretrained
-from harvest.objectives.embedding_alignment import TARGETS, check_run
+from harvest.objectives.embedding_alignment import check_run
 from harvest.recipes import RECIPES
 from harvest.training.loop import train
 
@@ -26,6 +27,11 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = world.folder / "videos" / "train"
     (folder / "broken.mp4").write_bytes(b"no video")
     return folder
+
+
+def targets_beside(folder: Path) -> Path:
+    """The oldest file of embeddings in a folder of runs."""
+    return min(folder.glob("targets-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def test_stretches_cover_every_video_and_broken_ones_are_named(
@@ -76,12 +82,34 @@ def test_targets_are_what_the_image_model_says_of_all_frames(tmp_path: Path, vid
     manifest = tmp_path / "clips.jsonl"
     write_stretches([videos], manifest, window_s=2)
     train(adapting_run("mini-image", manifest, steps=1, batch=4), tmp_path / "run")
-    targets = load_file(tmp_path / "run" / TARGETS)["targets"].float()
+    targets = load_file(targets_beside(tmp_path))["targets"].float()
     image, _, _ = load_pretrained("mini-image")
     rows = read_manifest(manifest, captions_required=False)
     whole = embed_videos(image, rows, mode="image").pooled
     torch.testing.assert_close(targets, whole, atol=2e-2, rtol=0)  # bf16 and fp16 against fp32
     assert float((targets * whole).sum(dim=1).min()) > 0.999
+
+
+def test_other_videos_are_neither_taken_for_the_first_nor_trained_on_in_their_run(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Embeddings that an unfinished start left behind are of its clips: the same number of others gets its own."""
+    manifest = tmp_path / "clips.jsonl"
+    write_stretches([videos], manifest, window_s=2)
+    train(adapting_run("mini-image", manifest, steps=1, batch=4), tmp_path / "first" / "run")
+    manifest.write_text("".join(reversed(manifest.read_text().splitlines(keepends=True))))
+    (tmp_path / "second").mkdir()
+    shutil.copy(targets_beside(tmp_path / "first"), tmp_path / "second")
+    train(adapting_run("mini-image", manifest, steps=1, batch=4), tmp_path / "second" / "run")
+    targets_beside(tmp_path / "second").unlink()  # the older one
+    first, second = (load_file(targets_beside(tmp_path / name))["targets"] for name in ("first", "second"))
+    torch.testing.assert_close(second, first.flip(0), atol=1e-3, rtol=0)
+    assert not torch.allclose(second, first, atol=1e-2)
+
+    command = ["--model", "mini-image", "--out", str(tmp_path / "adapted"), "--steps", "1", "--batch", "2"]
+    assert main(["adapt", str(videos), *command, "--window-s", "2"]) == 0
+    assert main(["adapt", str(videos), *command, "--window-s", "1"]) == 2
+    assert "adapted" in capsys.readouterr().err
 
 
 def test_clips_that_change_from_step_to_step_are_refused() -> None:

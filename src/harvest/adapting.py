@@ -40,6 +40,7 @@ def write_stretches(folders: Sequence[Path], manifest: Path, *, window_s: float)
     files = [(found.root / file.path, file.reason) for found in scan(folders) for file in found.files]
     with bar("looking at videos") as progress:
         for number, (path, reason) in enumerate(files):
+            progress(number, len(files))
             try:
                 if reason is not None:
                     raise VideoError(str(path), reason)
@@ -53,7 +54,7 @@ def write_stretches(folders: Sequence[Path], manifest: Path, *, window_s: float)
                 if start < num - 1:
                     stretch["end_s"] = (start + 1) * window_s
                 lines.append(json.dumps(stretch, ensure_ascii=False) + "\n")
-            progress(number + 1, len(files))
+        progress(len(files), len(files))
     if broken:
         first, reason = next(iter(broken.items()))
         say(
@@ -75,10 +76,6 @@ def adapting_run(model: str, manifest: Path, *, steps: int, batch: int) -> RunCo
     """The recipe `adapt-b16` for another image model, another manifest and another length."""
     base = adapt_b16()
     image_model, _, _ = load_pretrained(model)
-    if image_model.config.video.num_frames > 1:
-        raise HarvestError(
-            f"{model} is a video model: give an image model, as google/siglip2-base-patch32-256"
-        )
     return dataclasses.replace(
         base,
         start=dataclasses.replace(base.start, model=model),

@@ -65,9 +65,8 @@ def adapt_command(args: list[str]) -> None:
                 "expected --steps and --compared of at least 1, --batch of at least 2, --window-s above 0"
             )
         manifest = out.with_name(out.name + ".clips.jsonl")
-        if not manifest.exists():
-            num = write_stretches(folders, manifest, window_s=window_s)
-            print(f"{num:,} stretches of {window_s:g} s: {manifest}")
+        num = write_stretches(folders, manifest, window_s=window_s)
+        print(f"{num:,} stretches of {window_s:g} s: {manifest}")
         config = adapting_run(model, manifest, steps=steps, batch=batch)
         folder = train(config, out)
         budgets = config.vary.budgets

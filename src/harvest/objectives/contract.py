@@ -75,6 +75,8 @@ class Ready(NamedTuple):
     """Batches (numbers from 0 on, video) of some rows, as the run shows them when nothing is drawn."""
     folder: Path
     """The run's."""
+    image_model: VideoTextModel | None = None
+    """What the model was made from; None where it was made from none."""
 
 
 @dataclass(frozen=True)

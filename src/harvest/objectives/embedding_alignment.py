@@ -7,33 +7,32 @@ shared space of image and text: the text tower stays as it is and finds what the
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from harvest.data.columns import Columns
 from harvest.files import write_file
 from harvest.interfaces import Batch, HarvestError, Losses
-from harvest.model.importing.pretrained import load_pretrained
+from harvest.model.folder import digest_of
 from harvest.model.video_text import VideoTextModel
 from harvest.objectives.contract import Given, Needs, Ready
 from harvest.objectives.reach import freeze_unreached
 from harvest.objectives.seen import check_seen, choose_seen, step_generator
-from harvest.objectives.starting import vocabulary_of
-from harvest.parallel import autocast, mean_over_ranks, sync_errors
+from harvest.parallel import autocast, computed_in, mean_over_ranks, sync_errors
 from harvest.progress import bar
 from harvest.tokens import DropRatio, Selection, Selector
 
 if TYPE_CHECKING:
     from harvest.config import RunConfig
-
-
-TARGETS = "targets.safetensors"
 
 
 @dataclass(frozen=True)
@@ -96,21 +95,26 @@ class EmbeddingAlignment(nn.Module):
 
 
 def fill_targets(objective: EmbeddingAlignment, ready: Ready) -> None:
-    """Embed every clip of the training set with the image model; ranks share the work, and the run folder keeps it."""
+    """Embed every clip of the training set with the image model, or read what an earlier start has kept.
+
+    Ranks share the work. The file lies beside the run's folder, under a name that is a digest of the model and the
+    clips: runs of the same share it.
+    """
     from harvest.data.read_once import first_rows  # decodes: training is started where there is no PyAV too
 
-    run, here, dataset = ready.run, ready.here, ready.dataset
-    path = ready.folder / TARGETS
+    run, here, dataset, teacher = ready.run, ready.here, ready.dataset, ready.image_model
+    if teacher is None:
+        raise HarvestError(f"start.model {run.start.model} is no image model: adaptation starts from one")
     if not isinstance(dataset.examples, Columns):
         raise HarvestError("the teacher's embeddings need a manifest: shards have no order of clips to keep")
-    if not path.exists():
-        teacher, _, _ = load_pretrained(run.start.model, vocabulary=vocabulary_of(run))
-        if teacher.config.video.num_frames > 1:
-            raise HarvestError(
-                f"start.model {run.start.model} is a video model: adaptation starts from an image model"
-            )
+    clips = [dataset.examples[row] for row in first_rows(dataset.clip_of)]
+    named = "\n".join(f"{clip.video} {clip.start_s} {clip.end_s}" for clip in clips)
+    shown = [run.data.num_frames, run.data.fit, computed_in(here.device, run.loop.precision)]
+    digest = hashlib.sha256(f"{digest_of(teacher.video)} {shown}\n{named}".encode()).hexdigest()
+    path = ready.folder.parent / f"targets-{digest[:16]}.safetensors"
+    kept = _kept(path)
+    if kept is None:
         teacher.to(here.device).eval()
-        clips = [dataset.examples[row] for row in first_rows(dataset.clip_of)]
         mine = torch.arange(here.rank, len(clips), here.size)
         targets = torch.zeros(len(clips), objective.targets.shape[1], device=here.device)
         with (
@@ -123,10 +127,17 @@ def fill_targets(objective: EmbeddingAlignment, ready: Ready) -> None:
                 pooled = teacher.encode_video(frames).pooled.float().view(*video.shape[:2], -1).mean(dim=1)
                 targets[mine[numbers]] = F.normalize(pooled, dim=1)
                 progress(int(numbers[-1]) + 1, len(mine))
-        targets = mean_over_ranks(targets) * here.size
+        teacher.cpu()
+        kept = (mean_over_ranks(targets) * here.size).half()
         with sync_errors():
             if here.is_main:
-                write_file(path, save({"targets": targets.half().cpu()}))
-    objective.targets = load_file(path)["targets"].to(here.device)
-    if len(objective.targets) != dataset.num_clips:
-        raise HarvestError(f"{path} is of other clips than this run's: remove it")
+                write_file(path, save({"targets": kept.cpu()}))
+    objective.targets = kept.to(here.device)
+
+
+def _kept(path: Path) -> Tensor | None:
+    """The embeddings of an earlier start; None where there are none, or damaged ones."""
+    try:
+        return load_file(path)["targets"]
+    except (OSError, SafetensorError):
+        return None

@@ -153,7 +153,7 @@ def ready_objective(config: RunConfig, prepared: Prepared, run: Path, here: Worl
         objective.loss_scale = LossScale().to(here.device)  # its state is in the checkpoints
     model.video.checkpointing = config.loop.checkpointing
     read = partial(read_clips, config, model.config.video.squares)
-    ready = Ready(config, prepared.dataset, prepared.tokenizer, here, read, run)
+    ready = Ready(config, prepared.dataset, prepared.tokenizer, here, read, run, prepared.image_model)
     config.objective.needs.prepare(objective, ready)
     if config.loop.parallel == "fsdp":
         shard(objective, here)
