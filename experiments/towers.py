@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,6 +54,15 @@ class _Anything(types.ModuleType):
         return inner or type(name, (), {mode: n for n, mode in enumerate(_MODES)})
 
 
+def stand_in(set_module: Callable[[str, types.ModuleType], None]) -> None:
+    """Set, by name, a stand-in for each part of torchvision that OpenCLIP imports."""
+    parts = ("", ".transforms", ".transforms.functional", ".transforms.v2", ".ops", ".ops.misc", ".models")
+    for part in (*parts, ".models.feature_extraction", ".datasets", ".io"):
+        module = _Anything(f"torchvision{part}")
+        module.__path__ = []
+        set_module(f"torchvision{part}", module)
+
+
 def without_torchvision() -> Any:
     """OpenCLIP, whether or not there is torchvision."""
     try:
@@ -61,19 +70,7 @@ def without_torchvision() -> Any:
     except (ImportError, RuntimeError):
         import transformers  # noqa: F401  # looks for torchvision in its own way, before there is a stand-in
 
-        parts = (
-            "",
-            ".transforms",
-            ".transforms.functional",
-            ".transforms.v2",
-            ".ops",
-            ".ops.misc",
-            ".models",
-        )
-        for part in (*parts, ".models.feature_extraction", ".datasets", ".io"):
-            module = _Anything(f"torchvision{part}")
-            module.__path__ = []
-            sys.modules[f"torchvision{part}"] = module
+        stand_in(sys.modules.__setitem__)
     import open_clip
 
     return open_clip

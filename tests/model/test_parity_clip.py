@@ -3,10 +3,9 @@
 import json
 
 import pytest
-import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
-from toys import END, HEAD_WIDTH, SHARED, START, clip_folder, openai_state_dict
+from toys import END, HEAD_WIDTH, SHARED, START, clip_folder, openai_state_dict, write_words
 from transformers import CLIPTokenizer
 
 from harvest.interfaces import HarvestError
@@ -217,16 +216,7 @@ def test_metaclip_2_has_a_tokenizer_of_its_own(tmp_path, inputs):
     ).eval()
     theirs.load_state_dict(reference.state_dict())
     theirs.save_pretrained(tmp_path)
-    words = ["<s>", "<pad>", "</s>", "<unk>", "red", "circle", "left"]
-    core = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
-    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    core.add_special_tokens(words[:4])
-    core.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    core.save(str(tmp_path / "tokenizer.json"))
+    write_words(tmp_path, ["<s>", "<pad>", "</s>", "<unk>"], ["red", "circle", "left"], "<s> $A </s>")
     model, tokenizer, report = load_pretrained(tmp_path)
     assert report.used == len(reference.state_dict())
     ids = tokenizer(["red circle", "left", "circle red left left"])

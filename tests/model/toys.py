@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -127,17 +128,20 @@ def siglip_folder(folder: Path, *, image_size: int = 32) -> SiglipModel:
         model.logit_scale.fill_(4.765)  # the released models' is above CLIP's limit of 100
         model.logit_bias.fill_(-12.9)
     model.save_pretrained(folder)
-    words = ["<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz", "red", "circle", "moves", "to", "the", "left"]
-    core = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
-    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    core.add_special_tokens(["<unk>", "</s>"])
-    core.post_processor = tokenizers.processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    core.save(str(folder / "tokenizer.json"))
+    words = [*"abcdefghijklmnopqrstuvwxyz", "red", "circle", "moves", "to", "the", "left"]
+    write_words(folder, ["<unk>", "</s>"], words, "$A </s>")
     return model
+
+
+def write_words(folder: Path, specials: Sequence[str], words: Iterable[str], template: str) -> None:
+    """A tokenizer of whole words behind its special tokens, which a template such as "<s> $A </s>" puts around a text."""
+    ids = {word: number for number, word in enumerate([*specials, *words])}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    core.add_special_tokens(list(specials))
+    around = [(special, ids[special]) for special in template.split() if special in specials]
+    core.post_processor = tokenizers.processors.TemplateProcessing(single=template, special_tokens=around)
+    core.save(str(folder / "tokenizer.json"))
 
 
 def toy_model(*, fusion: bool = False, num_frames: int = 4) -> tuple[VideoTextModel, Tokenizer]:

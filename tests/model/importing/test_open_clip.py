@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import tokenizers
 import torch
 from safetensors.torch import save_file
 
+from experiments.towers import stand_in
 from harvest.interfaces import HarvestError, Packed
 from harvest.model.importing.pretrained import load_pretrained
 from harvest.model.inflation import as_teacher
 from harvest.model.teacher import look, outputs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from toys import clip_folder, openai_state_dict, randomize, siglip_folder, write_vocabulary
+from toys import clip_folder, openai_state_dict, randomize, siglip_folder, write_vocabulary, write_words
 
 needs_open_clip = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("open_clip", "timm"))),
@@ -30,34 +31,10 @@ VISION = {"image_size": 32, "layers": 2, "width": 48, "patch_size": 8, "head_wid
 TEXT = {"context_length": 16, "vocab_size": 600, "width": 32, "heads": 2, "layers": 2}
 
 
-class _Anything(types.ModuleType):
-    """Stands in for torchvision, which OpenCLIP imports for training and whose install replaces PyTorch."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        inner = sys.modules.get(f"{self.__name__}.{name}")
-        return inner or type(
-            name, (), {"BILINEAR": 2, "BICUBIC": 3, "LANCZOS": 1, "HAMMING": 5, "BOX": 4, "NEAREST": 0}
-        )
-
-
 @pytest.fixture
 def open_clip(monkeypatch: pytest.MonkeyPatch) -> Any:
     if importlib.util.find_spec("torchvision") is None:
-        names = (
-            "",
-            ".transforms",
-            ".transforms.functional",
-            ".ops",
-            ".ops.misc",
-            ".transforms.v2",
-            ".models",
-        )
-        for name in (*names, ".models.feature_extraction", ".datasets", ".io"):
-            module = _Anything(f"torchvision{name}")
-            module.__path__ = []
-            monkeypatch.setitem(sys.modules, f"torchvision{name}", module)
+        stand_in(partial(monkeypatch.setitem, sys.modules))
     import open_clip
 
     return open_clip
@@ -342,16 +319,7 @@ def test_texts_of_xlm_roberta(open_clip: Any, tmp_path: Path, projection: str) -
     randomize(theirs)
     config["text_cfg"] = {"hf_model_name": "xlm-roberta-base", "hf_pooler_type": "mean_pooler"}
     write_folder(tmp_path, theirs, config)
-    words = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnop"]
-    core = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
-    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    core.add_special_tokens(words[:4])
-    core.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    core.save(str(tmp_path / "tokenizer.json"))
+    write_words(tmp_path, ["<s>", "<pad>", "</s>", "<unk>"], "abcdefghijklmnop", "<s> $A </s>")
     model, tokenizer, _ = load_pretrained(tmp_path)
     ids = tokenizer(["a b c", "d", "a b c d e f g h i j k l m n o p a b c d e f"])
     assert ids.shape == (3, 18)

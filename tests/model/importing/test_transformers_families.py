@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
 import transformers
 from torch.nn import functional as F
@@ -20,7 +19,7 @@ from harvest.model.inflation import as_teacher, as_video_model
 from harvest.model.teacher import look, outputs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from toys import END, START, randomize, write_vocabulary
+from toys import END, START, randomize, write_vocabulary, write_words
 
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 72, "num_attention_heads": 3}
 VISION = SHAPE | {"image_size": 32, "patch_size": 8}
@@ -54,18 +53,9 @@ def check_images(model: Any, wanted: torch.Tensor, pixels: torch.Tensor) -> None
         torch.testing.assert_close(still, wanted, atol=1e-5, rtol=0)
 
 
-def write_words(folder: Path, specials: tuple[str, str, str]) -> None:
-    start, pad, end = specials
-    pieces = [start, pad, end, "<unk>", *"abcdefghijklmnop"]
-    core = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: i for i, word in enumerate(pieces)}, unk_token="<unk>")
-    )
-    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    core.add_special_tokens(pieces[:4])
-    core.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f"{start} $A {end}", special_tokens=[(start, 0), (end, 2)]
-    )
-    core.save(str(folder / "tokenizer.json"))
+def write_letters(folder: Path, specials: tuple[str, str, str]) -> None:
+    start, _, end = specials
+    write_words(folder, [*specials, "<unk>"], "abcdefghijklmnop", f"{start} $A {end}")
 
 
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -111,7 +101,7 @@ def test_towers_and_texts(tmp_path: Path, name: str) -> None:
     theirs = FAMILIES[name]().eval()
     randomize(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
-    write_words(tmp_path / "theirs", ("<s>", "<pad>", "</s>"))
+    write_letters(tmp_path / "theirs", ("<s>", "<pad>", "</s>"))
     model, tokenizer, report = load_pretrained(tmp_path / "theirs")
     ids = tokenizer(TEXTS)
     assert (report.used and not report.ignored) or name.startswith("dinov2")
