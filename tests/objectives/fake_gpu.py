@@ -94,7 +94,8 @@ class FakeGpu(TorchDispatchMode):
         self.fakes = FakeTensorMode(allow_non_fake_inputs=True)
         self.waits: list[tuple[str, str]] = []
         """What was waited for, and the innermost function of the library that does: (kind, "file function")."""
-        self.pinned: set[int] = set()
+        self.pinned: dict[int, Tensor] = {}
+        """Pinned copies by address, kept so that no other tensor comes to lie there."""
 
     def __enter__(self) -> FakeGpu:
         F = torch.nn.functional
@@ -110,7 +111,7 @@ class FakeGpu(TorchDispatchMode):
 
         def pin_memory(tensor: Tensor, *_: object) -> Tensor:
             pinned = tensor.clone()
-            self.pinned.add(pinned.untyped_storage().data_ptr())
+            self.pinned[pinned.untyped_storage().data_ptr()] = pinned
             return pinned
 
         self._replace(F, "scaled_dot_product_attention", _plain_attention)
