@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
+import numpy as np
 import pytest
+import torch
 
 from harvest.config import RunConfig
 from harvest.objectives.masked_alignment import MaskedAlignmentConfig
@@ -16,6 +20,30 @@ from harvest.recipes import tiny
 from harvest.training.loop import train
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples in each run, and no verdict from the speed of the machine.
+hypothesis.settings.register_profile(
+    "steady",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("steady")
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def pytest_fixture_setup() -> None:
+    """What a fixture draws does not depend on the tests before it, nor what a test draws on those."""
+    _seed()
+
+
+def pytest_runtest_call() -> None:
+    _seed()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -154,7 +154,9 @@ def wait_for_a_stuck_rank(rank: int, meeting: dict[str, str], folder: str) -> No
             parallel.WAIT = timedelta(seconds=2)
             parallel._set_pg_timeout(parallel.WAIT)
             if rank == 1:
-                time.sleep(4)
+                end = time.monotonic() + 100
+                while not Path(folder, "said").exists() and time.monotonic() < end:
+                    time.sleep(0.05)
                 os._exit(0)
             dist.all_reduce(torch.ones(1))
     except HarvestError as error:

@@ -113,7 +113,7 @@ def wait_or_fail(seconds: float) -> float:
 def test_guarded_map_keeps_the_order() -> None:
     arguments = [(0.02 * (3 - place % 4),) for place in range(12)]
     arguments[4], arguments[7] = (-1.0,), (100.0,)
-    results = list(guarded_map(wait_or_fail, arguments, workers=3, limit_s=1))
+    results = list(guarded_map(wait_or_fail, arguments, workers=3, limit_s=3))
     assert isinstance(results[4], HarvestError) and isinstance(results[7], Lost)
     for place, (args, result) in enumerate(zip(arguments, results, strict=True)):
         assert place in (4, 7) or result == args[0]

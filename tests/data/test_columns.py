@@ -50,7 +50,7 @@ def test_rows_come_back_from_memory_and_from_files(tmp_path: Path, monkeypatch: 
     assert list(columns_of_rows([])) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["a", "b", "a#2", "a#2#2", "a#3", "c#", "#2", ""])))
 def test_ids_are_made_unique_as_one_by_one(ids: list[str]) -> None:
     unique = columns.Ids()

@@ -378,21 +378,20 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_sample(
     examples: list[Example], hostile: list[Example]
 ) -> None:
     rows = [*examples[:6], *hostile]
-    options = {"batch": 8, "workers": 2, "times": "middle", "video_limit_s": 0.5}
+    options = {"batch": 8, "workers": 2, "times": "middle", "video_limit_s": 2.0}
     reader = loader(rows, **options)
     batches = take(reader, 4)
     assert reader.broken["crash"].reason == "the decoder crashed (SIGSEGV)"
-    assert reader.broken["hang"].reason == "reading took longer than 0.5 s"
+    assert reader.broken["hang"].reason == "reading took longer than 2 s"
     assert reader.broken_ratio == 2 / 8
     for epoch, batch in enumerate(batches):
         samples = epoch_order(1, epoch, 8).tolist()
         assert batch.example.tolist() == [
             next(s for s in samples[place:] + samples if s < 6) for place in range(8)
         ]
-    began = time.monotonic()  # what was found broken is not tried again when a run goes on
-    again = loader(rows, first_step=2, refused=reader.broken, **{**options, "video_limit_s": 60})
+    # What was found broken is not tried again when a run goes on: that would take longer than a test may.
+    again = loader(rows, first_step=2, refused=reader.broken, **{**options, "video_limit_s": 900})
     assert equal(take(again, 2), batches[2:])
-    assert time.monotonic() - began < 30
 
 
 def test_a_video_is_left_out_from_its_position_on_only(examples: list[Example]) -> None:

@@ -192,7 +192,7 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 words = st.text("ab éß漢😀[]{}\"',#:\\", min_size=1).map(lambda text: f"a{text}z")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.builds(

@@ -224,7 +224,7 @@ def test_render_holds_on_twos_and_scales() -> None:
     assert render(scene, size=96).shape == (16, 96, 96, 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(index=st.integers(0, 10**6), seed=st.integers(0, 100), size=st.sampled_from([64, 66, 98, 128]))
 def test_no_thing_leaves_the_frame(index: int, seed: int, size: int) -> None:
     scene, _ = make_clip(MiniWorldConfig(seed=seed), "train", index)
@@ -234,7 +234,7 @@ def test_no_thing_leaves_the_frame(index: int, seed: int, size: int) -> None:
             assert state.radius < min(state.x, state.y, 64 - state.x, 64 - state.y)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(index=st.integers(0, 10**6))
 def test_things_do_not_overlap_at_rest(index: int) -> None:
     scene, row = make_clip(SMALL, "train", index)
@@ -261,7 +261,7 @@ def test_phrases_belong_to_one_motion_and_read_as_sentences() -> None:
     assert gerund("goes left and comes back") == "going left and coming back"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(index=st.integers(0, 10**6))
 def test_captions_name_colour_and_shape_in_plain_words(index: int) -> None:
     scene, row = make_clip(SMALL, "train", index)

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvest.data.manifest import Rows, read_manifest
@@ -78,9 +78,7 @@ ODD = [
 ]
 
 
-@settings(
-    max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=NUM_EXAMPLES)
 @given(
     st.integers(0, len(CAPTIONS) - 1),
     st.sampled_from(["video", "caption", "start", "end", "id", "label", "labels", "question", "boxes"]),
@@ -208,9 +206,7 @@ def test_columns_that_are_no_times_of_clips(tmp_path: Path, column: str) -> None
     is_right(read_manifest(tmp_path / "m.jsonl"), len(CAPTIONS))
 
 
-@settings(
-    max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=NUM_EXAMPLES)
 @given(st.sampled_from(["m.csv", "m.tsv", "m.jsonl", "m.json", "quoted.csv"]), st.data())
 def test_a_damaged_file_loses_no_row_in_silence(tmp_path: Path, name: str, data: st.DataObject) -> None:
     """A byte more, a byte less, another byte: what is read is in the file, and rows are read, named or the file refused."""
@@ -270,9 +266,7 @@ ODD_MEMBERS = [
 ]
 
 
-@settings(
-    max_examples=NUM_EXAMPLES // 2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=NUM_EXAMPLES // 2)
 @given(
     st.integers(0, 4),
     st.sampled_from(ODD_MEMBERS),

@@ -14,7 +14,7 @@ def clip(seed: int = 0, height: int = 12, width: int = 16, num_frames: int = 2) 
     return torch.randint(256, (num_frames, 3, height, width), generator=generator, dtype=torch.uint8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(OPERATIONS), st.floats(0, 1), st.sampled_from([1, -1]), st.integers(0, 99))
 def test_an_operation_treats_equal_frames_alike(operation, strength: float, sign: int, seed: int) -> None:
     frame = clip(seed, num_frames=1)

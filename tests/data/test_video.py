@@ -175,7 +175,7 @@ def plain(folder: Path) -> Path:
     return path
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     num_frames=st.integers(1, 16),
     start=st.floats(0, 11),

@@ -100,12 +100,18 @@ def test_a_killed_worker_is_an_error_of_the_next_batch_and_of_nothing_else(
 
 
 def test_a_worker_that_is_killed_while_a_batch_is_waited_for(squares: Any, started: list[Any]) -> None:
-    batches = squares(pause_s=2.0)
-    killer = threading.Timer(1.0, lambda: os.kill(started[0].pid, signal.SIGKILL))
+    batches = squares(pause_s=1000.0)
+
+    def kill() -> None:
+        while not started:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(started[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(HarvestError, match=r"ended by the system \(DataLoader worker \(pid"):
-        for _ in range(3):
-            next(batches)
+        next(batches)
     killer.join()
 
 

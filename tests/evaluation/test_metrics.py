@@ -71,7 +71,7 @@ def test_the_best_of_several_right_items_counts() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6), st.integers(1, 7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ranks_are_means_over_all_orders_of_the_tied(row: list[tuple[int, bool]], k: int) -> None:
     if not any(is_right for _, is_right in row):
         row[0] = (row[0][0], True)
@@ -90,7 +90,7 @@ score_rows = st.integers(2, 6).flatmap(
 
 
 @given(score_rows, st.integers(0, 2**31), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_order_and_scale_do_not_matter(rows: list[list[int]], seed: int, k: int) -> None:
     scores = torch.tensor(rows, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
@@ -213,7 +213,7 @@ def test_average_precision_by_hand_and_against_scikit_learn() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6), st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_average_precision_is_the_mean_over_all_orders_of_the_tied(
     row: list[tuple[int, bool]], times: int
 ) -> None:

@@ -90,7 +90,7 @@ def test_wrong_sizes_are_named(model, video):
         model.encode_text(torch.zeros(1, 13, dtype=torch.long))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     num_clips=st.integers(1, 5),
     num_tubelets=st.integers(1, 200),
@@ -110,7 +110,7 @@ def test_random_keep(num_clips, num_tubelets, drop_ratio, seed):
     assert keep.equal(draw())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), ratio=st.floats(0, 1), seed=st.integers(0, 2**40))
 def test_mask_text(data, ratio, seed):
     size = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 12)))

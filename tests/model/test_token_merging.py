@@ -26,7 +26,7 @@ def test_a_plan_falls_to_the_budget_by_half_at_most(tokens: int, share: float, d
     assert all(a >= b >= a - a // 2 for a, b in itertools.pairwise(plan))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(tokens=st.integers(2, 40), share=st.floats(0, 1), seed=st.integers(0, 2**31))
 def test_weighted_sums_are_kept(tokens: int, share: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

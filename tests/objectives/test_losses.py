@@ -51,7 +51,7 @@ def test_two_captions_of_one_video_are_both_positives_by_hand() -> None:
     assert loss.item() == pytest.approx((math.log(2) + math.log(3)) / 2, abs=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 10_000))
 def test_against_loops(videos: int, captions: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +94,7 @@ def test_sigmoid_by_hand() -> None:
     assert rows.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 5), st.integers(0, 10_000))
 def test_sigmoid_against_loops(clips: int, captions: int, bank: int, seed: int) -> None:
     """SigLIP's sum over all pairs, divided by the captions of the batch; what of a bank is a clip's own is right."""

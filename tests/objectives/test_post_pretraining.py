@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -384,21 +385,28 @@ def test_a_batch_in_chunks_has_the_gradients_of_the_whole(settings: dict) -> Non
     assert sum(bool(gradient.any()) for gradient in expected.values()) > 20
 
 
+class Saved:
+    """What autograd holds of a tensor, for as long as it does."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 def kept_for_backward(made: PostPretraining, batch: Batch) -> int:
     """Bytes of tensors that the forward pass leaves for the backward pass, the batch itself and the weights aside."""
     known = {t.untyped_storage().data_ptr() for t in (*batch, *made.parameters(), *made.buffers())}
-    sizes: dict[int, int] = {}
+    alive: weakref.WeakSet[Saved] = weakref.WeakSet()
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def pack(tensor: Tensor) -> Saved:
+        saved = Saved(tensor)
+        alive.add(saved)
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         losses = made(batch, 0)
     assert losses.total.requires_grad
-    return sum(sizes.values())
+    storages = {saved.tensor.untyped_storage().data_ptr(): saved.tensor.untyped_storage() for saved in alive}
+    return sum(storage.nbytes() for address, storage in storages.items() if address not in known)
 
 
 def test_chunks_keep_little_of_the_forward_pass() -> None:

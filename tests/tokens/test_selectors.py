@@ -35,7 +35,7 @@ sizes = {"clips": st.integers(1, 4), "times": st.integers(1, 6), "places": st.in
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(**sizes, share=st.floats(0, 1), seed=st.integers(0, 2**31))
 def test_an_exact_number_ascending_and_repeatable(
     name: str, clips: int, times: int, places: int, share: float, seed: int
@@ -69,7 +69,7 @@ def test_a_budget_that_no_clip_has_is_refused(name: str, budget: int) -> None:
         draw(name, 2, 4, 6, budget, 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(**sizes, ratio=st.floats(0, 0.99), seed=st.integers(0, 2**31))
 def test_tubes_are_the_same_places_at_all_times(
     clips: int, times: int, places: int, ratio: float, seed: int
@@ -88,7 +88,7 @@ def test_tubes_of_a_budget_that_times_do_not_divide() -> None:
         assert min(places, key=len) <= max(places, key=len)  # the larger set holds the smaller
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(**sizes, ratio=st.floats(0, 0.99), seed=st.integers(0, 2**31))
 def test_attention_keeps_as_many_at_each_time(
     clips: int, times: int, places: int, ratio: float, seed: int
@@ -133,7 +133,7 @@ def test_times_must_divide(select: Callable[..., Tensor]) -> None:
         select(torch.rand(1, 7), 2, budget=3, generator=seeded())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     **sizes,
     share=st.floats(0, 1),
@@ -210,7 +210,7 @@ def unpacked(packed: Packed, clips: int) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @example(
     clips=1, times=4, places=10, still=0.875, capped=True, seed=0
 )  # 12 change, 13 is the most, 14 the next length

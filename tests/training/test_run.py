@@ -21,8 +21,9 @@ from test_loop import PATIENCE_S, finished, lines_of, metrics, start, wait_for, 
 from harvest.config import RunConfig, to_json
 from harvest.data.manifest import read_manifest, write_manifest
 from harvest.data.miniworld import write_miniworld
-from harvest.interfaces import Example, HarvestError
+from harvest.interfaces import Example, HarvestError, Losses, RunStopped
 from harvest.parallel import World
+from harvest.training import loop
 from harvest.training.loop import train
 from harvest.training.prepare import Prepared
 from harvest.training.run import LOCK, check_data, claimed, read_broken
@@ -98,7 +99,7 @@ def test_what_ends_a_launcher_saves_the_run_and_leaves_nobody(
 ) -> None:
     """SLURM sends SIGTERM to torchrun or to the whole group, workers and all; a killed launcher takes its ranks along."""
     run = runs / f"launched-{whom.replace(' ', '-')}"
-    config = tiny_run(loop={"steps": 800, "save_every": 5000}, data={"workers": 1})
+    config = tiny_run(loop={"steps": 9000, "save_every": 9000}, data={"workers": 1})
     asked = runs / f"{run.name}.json"
     asked.write_text(to_json(config))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
@@ -127,14 +128,23 @@ def test_what_ends_a_launcher_saves_the_run_and_leaves_nobody(
     assert not (run / "broken.json").exists()  # no video is blamed for the signal
 
 
-def test_a_run_stopped_by_a_signal_equals_the_unbroken_one(runs: Path, tiny_run: TinyRun) -> None:
-    config = tiny_run(loop={"steps": 60, "save_every": 1000}, tuning={"steps": 0})
+def test_a_run_stopped_by_a_signal_equals_the_unbroken_one(
+    runs: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run(loop={"steps": 8, "save_every": 1000}, tuning={"steps": 0})
     train(config, runs / "unbroken")
     run = runs / "interrupted"
-    process = start(config, run)
-    wait_for(process, lambda: lines_of(run) >= 2)
-    process.send_signal(signal.SIGTERM)
-    finished(process, code=143)
+    numbers = loop._numbers
+
+    def ask_to_stop(losses: Losses, step: int) -> dict[str, float]:
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return numbers(losses, step)
+
+    with monkeypatch.context() as patch, pytest.raises(RunStopped) as stopped:
+        patch.setattr(loop, "_numbers", ask_to_stop)
+        train(config, run)
+    assert stopped.value.code == 143 and len(metrics(run)) < 8
     train(config, run)
     first, second = weights(runs / "unbroken"), weights(run)
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
@@ -173,8 +183,7 @@ def is_running(number: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells a process that its parent has died")
-@pytest.mark.parametrize("seconds", [0.3, 1.0])
-def test_ranks_that_are_still_starting_end_with_their_launcher(tmp_path: Path, seconds: float) -> None:
+def test_ranks_that_are_still_starting_end_with_their_launcher(tmp_path: Path) -> None:
     """While PyTorch is imported too: then nobody would answer them, and they would wait for minutes."""
     rank = [sys.executable, "-m", "harvest", "train", "mini-image", "--out", str(tmp_path / "run")]
     code = f"import subprocess; p = subprocess.Popen({rank!r}); print(p.pid, flush=True); p.wait()"
@@ -188,10 +197,11 @@ def test_ranks_that_are_still_starting_end_with_their_launcher(tmp_path: Path, s
     )
     assert launcher.stdout is not None
     number = int(launcher.stdout.readline())
-    time.sleep(seconds)
+    while "libtorch" not in Path(f"/proc/{number}/maps").read_text():
+        time.sleep(0.02)
     launcher.kill()
-    launcher.communicate(timeout=10)  # ends when the rank does not hold its pipe any more
-    ended_by = time.monotonic() + 10
+    launcher.communicate(timeout=PATIENCE_S)  # ends when the rank does not hold its pipe any more
+    ended_by = time.monotonic() + PATIENCE_S
     while time.monotonic() < ended_by and is_running(number):
         time.sleep(0.05)
     assert not is_running(number)

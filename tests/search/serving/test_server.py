@@ -589,7 +589,7 @@ def served(folder: Path, *options: str, **environment: str) -> Iterator[tuple[st
         yield line.split(" at ")[1].strip(), process
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -680,7 +680,9 @@ def test_a_slow_head_is_cut_off(library: harvest.Index, monkeypatch: pytest.Monk
 
     bound = socket.create_server(("127.0.0.1", 0))
     run = uvicorn.Server(
-        uvicorn.Config(app, http=server.Protocol, ws="none", lifespan="off", log_level="warning")
+        uvicorn.Config(
+            app, http=server.Protocol, ws="none", lifespan="off", log_level="warning", timeout_keep_alive=200
+        )
     )
     thread = threading.Thread(target=run.run, kwargs={"sockets": [bound]})
     thread.start()
@@ -693,7 +695,9 @@ def test_a_slow_head_is_cut_off(library: harvest.Index, monkeypatch: pytest.Monk
                 connection.sendall(b"GET / HT")
                 started = time.monotonic()
                 assert connection.recv(999) == b""
-                assert time.monotonic() - started < 4  # uvicorn's own limit is 5 s, and only between requests
+                assert (
+                    time.monotonic() - started < 15
+                )  # uvicorn's own limit is longer, and only between requests
     finally:
         run.should_exit = True
         thread.join(20)
