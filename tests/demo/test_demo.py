@@ -262,11 +262,11 @@ def test_the_command_offers_to_open_the_report(
     monkeypatch.setattr("builtins.input", lambda prompt: asked.append(prompt) or answer)
     pages: list[str] = []
     monkeypatch.setattr(demo_command.webbrowser, "open", pages.append)
-    demo_command.demo_command(["--out", str(tmp_path)])
+    demo_command.demo_command(tmp_path)
     assert not asked and not pages  # nobody is there to answer
     for stream in ("stdin", "stdout"):
         monkeypatch.setattr(getattr(sys, stream), "isatty", lambda: True, raising=False)
-    demo_command.demo_command(["--out", str(tmp_path)])
+    demo_command.demo_command(tmp_path)
     assert len(asked) == 1 and len(pages) == opened and all(page.startswith("file://") for page in pages)
 
 

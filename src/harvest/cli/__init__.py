@@ -8,7 +8,7 @@ import os
 import sys
 
 from harvest import __version__
-from harvest.cli.parsing import nearest
+from harvest.cli.parsing import nearest, run
 from harvest.errors import HarvestError, RunStopped
 from harvest.launched import end_with_launcher
 
@@ -48,7 +48,8 @@ GROUPS = {
     },
 }
 COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}
-"""Every command, and what it does. `harvest NAME` calls `harvest.cli.NAME.NAME_command`, - read as _, imported then."""
+"""Every command, and what it does. The options of `harvest NAME` are the arguments of `harvest.cli.NAME.NAME_command`;
+a command that looks at its arguments first has `main(args)` instead. - is read as _."""
 
 _QUIET = ("-q", "--quiet")
 _SHORT = {"-o": "--out", "-m": "--model", "-k": "--k"}
@@ -116,16 +117,19 @@ def _main(args: list[str]) -> int:
         print(f"harvest: no command {args[0]!r}{nearest(args[0], COMMANDS)}", file=sys.stderr)
         print(about(), file=sys.stderr)
         return 2
-    name, *rest = args[0], *(_SHORT.get(arg, arg) for arg in args[1:])
+    rest = [_SHORT.get(arg, arg) for arg in args[1:]]
     if any(arg in _QUIET for arg in rest):
         from harvest.progress import set_quiet
 
         set_quiet(True)
         rest = [arg for arg in rest if arg not in _QUIET]
     try:
-        module_name = name.replace("-", "_")
-        module = importlib.import_module(f"harvest.cli.{module_name}")
-        getattr(module, f"{module_name}_command")(rest)
+        name = args[0].replace("-", "_")
+        module = importlib.import_module(f"harvest.cli.{name}")
+        if hasattr(module, "main"):
+            module.main(rest)
+        else:
+            run(getattr(module, f"{name}_command"), rest, prog=f"harvest {args[0]}")
     except HarvestError as error:
         print(f"harvest: {error}", file=sys.stderr)
         return error.code if isinstance(error, RunStopped) else 2

@@ -15,7 +15,7 @@ BENCHES = {
 """`harvest bench NAME` calls `harvest.bench.NAME.NAME_command`, imported by that call."""
 
 
-def bench_command(args: list[str]) -> None:
+def main(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print("usage: harvest bench NAME [OPTIONS]    harvest bench NAME --help for examples\n")
         print("\n".join(f"  {name:<8}  {what}" for name, what in BENCHES.items()))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harvest.interfaces import OnProgress
     from harvest.model.importing.assembly import ImportOptions
 
-BENCHMARK_HELP = """usage: harvest benchmark
+HELP = """usage: harvest benchmark
        harvest benchmark NAME --annotations FOLDER [--videos FOLDER]
            [--model MODEL] [options]
 
@@ -46,8 +46,8 @@ Every option, with those of its task: harvest benchmark NAME --help-all
 """
 
 
-def benchmark_command(args: list[str]) -> None:
-    if asks_help(args, BENCHMARK_HELP):
+def main(args: list[str]) -> None:
+    if asks_help(args, HELP):
         return
     import tyro
 
@@ -165,7 +165,7 @@ def benchmark_command(args: list[str]) -> None:
             )
 
     benchmark.__annotations__["of_task"] = kind
-    run(benchmark, args)
+    run(benchmark, args, prog="harvest benchmark")
 
 
 def _task_of(args: list[str]) -> "type[Task]":

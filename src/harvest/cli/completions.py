@@ -3,26 +3,20 @@
 import contextlib
 import io
 import re
+from typing import Annotated, Literal
 
-from harvest.cli.parsing import nearest
-from harvest.errors import HarvestError
-
-HELP = """usage: harvest completions SHELL        bash, zsh or fish
-
-  harvest completions bash > ~/.local/share/bash-completion/completions/harvest
-  harvest completions zsh > "${fpath[1]}/_harvest"
-  harvest completions fish > ~/.config/fish/completions/harvest.fish
-"""
+import tyro
 
 
-def completions_command(args: list[str]) -> None:
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return
-    shells = {"bash": bash, "zsh": zsh, "fish": fish}
-    if args[0] not in shells:
-        raise HarvestError(f"no completions for {args[0]!r}{nearest(args[0], shells)}")
-    print(shells[args[0]](words_of_commands()), end="")
+def completions_command(shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional], /) -> None:
+    """Print a script that lets a shell complete commands, options and recipes.
+
+    $ harvest completions bash > ~/.local/share/bash-completion/completions/harvest
+    $ harvest completions zsh > "${fpath[1]}/_harvest"
+    $ harvest completions fish > ~/.config/fish/completions/harvest.fish
+    """
+    write = {"bash": bash, "zsh": zsh, "fish": fish}[shell]
+    print(write(words_of_commands()), end="")
 
 
 def words_of_commands() -> dict[str, list[str]]:

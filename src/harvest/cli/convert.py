@@ -5,7 +5,7 @@ from typing import Annotated
 
 from harvest.cli.parsing import asks_help, run
 
-CONVERT_HELP = """usage: harvest convert SOURCE OUT [options]
+HELP = """usage: harvest convert SOURCE OUT [options]
 
 Writes a Harvest model folder from other weights, and says what was used,
 ignored and new.
@@ -31,8 +31,8 @@ Every option: harvest convert --help-all
 """
 
 
-def convert_command(args: list[str]) -> None:
-    if asks_help(args, CONVERT_HELP):
+def main(args: list[str]) -> None:
+    if asks_help(args, HELP):
         return
     import dataclasses
 
@@ -84,4 +84,4 @@ def convert_command(args: list[str]) -> None:
         print(report)
         print(f"model: {out}")
 
-    run(convert, args)
+    run(convert, args, prog="harvest convert")

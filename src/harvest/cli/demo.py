@@ -4,27 +4,22 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from harvest.cli.parsing import run
 
+def demo_command(out: Path = Path("runs/demo"), seed: int = 0) -> None:
+    """Watch an image model that cannot tell left from right become one that can.
 
-def demo_command(args: list[str]) -> None:
-    def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
-        """Watch an image model that cannot tell left from right become one that can.
+    $ harvest demo
+    $ harvest demo --out /tmp/demo
 
-        $ harvest demo
-        $ harvest demo --out /tmp/demo
+    Args:
+        out: Folder for the mini-world, the run, the model, the library, report.html and demo.json. A stopped demo resumes.
+        seed: Seed of the training run.
+    """
+    from harvest.demo import run_demo
 
-        Args:
-            out: Folder for the mini-world, the run, the model, the library, report.html and demo.json. A stopped demo resumes.
-            seed: Seed of the training run.
-        """
-        from harvest.demo import run_demo
-
-        report = run_demo(out, seed=seed)
-        if sys.stdin.isatty() and sys.stdout.isatty():
-            _offer(report)
-
-    run(demo, args)
+    report = run_demo(out, seed=seed)
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        _offer(report)
 
 
 def _offer(report: Path) -> None:

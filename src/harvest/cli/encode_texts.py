@@ -20,7 +20,7 @@ torchrun --nproc-per-node 8 -m harvest encode-texts RECIPE …
 """
 
 
-def encode_texts_command(args: list[str]) -> None:
+def main(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(HELP)
         return

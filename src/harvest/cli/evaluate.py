@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from harvest.cli.parsing import asks_help, run, take_option
 
-EVALUATE_HELP = """usage: harvest evaluate MODEL --data FILE [--task TASK] [options]
+HELP = """usage: harvest evaluate MODEL --data FILE [--task TASK] [options]
 
 Scores of a model on a manifest, as a table and, with --out, as JSON.
 
@@ -33,8 +33,8 @@ Every option, with those of the task: harvest evaluate --task TASK --help-all
 """
 
 
-def evaluate_command(args: list[str]) -> None:
-    if asks_help(args, EVALUATE_HELP):
+def main(args: list[str]) -> None:
+    if asks_help(args, HELP):
         return
     import tyro
 
@@ -143,4 +143,4 @@ def evaluate_command(args: list[str]) -> None:
         )
 
     evaluate.__annotations__["of_task"] = kind
-    run(evaluate, args)
+    run(evaluate, args, prog="harvest evaluate")

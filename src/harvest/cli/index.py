@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from harvest.search.results import IndexReport
 
 MOST_NAMED = 10  # files of one kind in the report
-INDEX_HELP = """usage: harvest index [FOLDER ...] [options]
+HELP = """usage: harvest index [FOLDER ...] [options]
 
 Indexes folders of videos, or brings their library up to date. A stopped run
 goes on with the same command.
@@ -41,8 +41,8 @@ Every option: harvest index --help-all
 """
 
 
-def index_command(args: list[str]) -> None:
-    if asks_help(args, INDEX_HELP):
+def main(args: list[str]) -> None:
+    if asks_help(args, HELP):
         return
     import tyro
 
@@ -139,7 +139,7 @@ def index_command(args: list[str]) -> None:
             if warning:
                 print(warning, file=sys.stderr)
 
-    run(index, args)
+    run(index, args, prog="harvest index")
 
 
 def _print_report(report: "IndexReport", library: str) -> None:

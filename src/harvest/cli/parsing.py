@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable
 from harvest.errors import HarvestError
 
 
-def run(function: Callable[..., None], args: list[str], *, prog: str | None = None) -> None:
+def run(function: Callable[..., None], args: list[str], *, prog: str) -> None:
     import tyro
 
     # Settings that come as one dataclass are options like any other; a switch has the one form that changes it.
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     args = ["--help" if arg == "--help-all" else arg for arg in args]
-    tyro.cli(function, args=args, prog=prog or f"harvest {function.__name__}", config=config)
+    tyro.cli(function, args=args, prog=prog, config=config)
 
 
 def asks_help(args: list[str], text: str) -> bool:

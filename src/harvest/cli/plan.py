@@ -4,7 +4,7 @@ from harvest.cli.parsing import print_json, take_option
 from harvest.cli.train import config_of
 from harvest.errors import HarvestError
 
-PLAN_HELP = """usage: harvest plan RECIPE [OPTIONS] [--SETTING VALUE ...]
+HELP = """usage: harvest plan RECIPE [OPTIONS] [--SETTING VALUE ...]
 
 What a run will take before it is started: memory, clips a second, hours, loader
 workers, the largest batch. Looks at this machine for less than a minute, and
@@ -22,9 +22,9 @@ says of every line whether it was measured here or follows by formula.
 """
 
 
-def plan_command(args: list[str]) -> None:
+def main(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
-        print(PLAN_HELP)
+        print(HELP)
         return
     from harvest.bench.plan import check_devices, plan, print_plan, probe
 

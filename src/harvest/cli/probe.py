@@ -6,7 +6,7 @@ from typing import Annotated
 from harvest.cli.parsing import asks_help, run
 from harvest.errors import HarvestError
 
-PROBE_HELP = """usage: harvest probe MODEL --train FILE --test FILE --classes FILE [options]
+HELP = """usage: harvest probe MODEL --train FILE --test FILE --classes FILE [options]
        harvest probe MODEL --benchmark NAME --annotations FOLDER \\
            --videos FOLDER [options]
 
@@ -32,8 +32,8 @@ Every option: harvest probe --help-all
 """
 
 
-def probe_command(args: list[str]) -> None:
-    if asks_help(args, PROBE_HELP):
+def main(args: list[str]) -> None:
+    if asks_help(args, HELP):
         return
     import tyro
 
@@ -112,4 +112,4 @@ def probe_command(args: list[str]) -> None:
             if here.is_main:
                 show(result, out, json=json)
 
-    run(probe, args)
+    run(probe, args, prog="harvest probe")

@@ -2,19 +2,12 @@
 
 import textwrap
 
-from harvest.cli.parsing import asks_help
 
-RECIPES_HELP = """usage: harvest recipes
+def recipes_command() -> None:
+    """List the training recipes. Settings of one: harvest train RECIPE --help
 
-Lists the training recipes. Settings of one: harvest train RECIPE --help
-
-  harvest recipes
-"""
-
-
-def recipes_command(args: list[str]) -> None:
-    if asks_help(args, RECIPES_HELP):
-        return
+    $ harvest recipes
+    """
     from harvest.recipes import RECIPES
 
     margin = max(map(len, RECIPES)) + 2

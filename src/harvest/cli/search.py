@@ -5,102 +5,99 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import tyro
+
 from harvest.cli.defaults import split_library
-from harvest.cli.parsing import print_json, printable, run
+from harvest.cli.parsing import print_json, printable
 
 if TYPE_CHECKING:
     from harvest import Index
     from harvest.search.results import Answer
 
 
-def search_command(args: list[str]) -> None:
-    import tyro
+def search_command(
+    words: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    /,
+    image: Path | None = None,
+    clip: Path | None = None,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    moment: str | None = None,
+    not_: Annotated[tuple[str, ...], tyro.conf.arg(name="not")] = (),
+    path: str | None = None,
+    after: str | None = None,
+    before: str | None = None,
+    min_duration_s: float | None = None,
+    max_duration_s: float | None = None,
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
+    per_video: int | None = None,
+    rerank: int | None = None,
+    false_accept: float = 0.05,
+    model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None,
+    json: bool = False,
+    pictures: bool = True,
+) -> None:
+    """Find moments by a sentence, a picture or a clip.
 
-    def search(
-        words: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-        /,
-        image: Path | None = None,
-        clip: Path | None = None,
-        start_s: float = 0.0,
-        end_s: float | None = None,
-        moment: str | None = None,
-        not_: Annotated[tuple[str, ...], tyro.conf.arg(name="not")] = (),
-        path: str | None = None,
-        after: str | None = None,
-        before: str | None = None,
-        min_duration_s: float | None = None,
-        max_duration_s: float | None = None,
-        k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
-        per_video: int | None = None,
-        rerank: int | None = None,
-        false_accept: float = 0.05,
-        model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None,
-        json: bool = False,
-        pictures: bool = True,
-    ) -> None:
-        """Find moments by a sentence, a picture or a clip.
+    "Nothing like this here" is an answer.
 
-        "Nothing like this here" is an answer.
+    $ harvest search a red car turns left             # in the default library
+    $ harvest search library "a red car turns left"
+    $ harvest search library "a dog on a beach" --not "people" \\
+        --path "holiday/*" --after 2026-06-01
+    $ harvest search library --image photo.jpg --json
+    $ harvest search library --clip video.mp4 --start-s 12 --end-s 15
 
-        $ harvest search a red car turns left             # in the default library
-        $ harvest search library "a red car turns left"
-        $ harvest search library "a dog on a beach" --not "people" \\
-            --path "holiday/*" --after 2026-06-01
-        $ harvest search library --image photo.jpg --json
-        $ harvest search library --clip video.mp4 --start-s 12 --end-s 15
+    Args:
+        words: What to look for; before it, the folder or database of a library that is not the default one.
+        image: Find moments like a picture.
+        clip: Find moments like a clip, or a stretch of it.
+        start_s: Where the stretch of --clip starts.
+        end_s: Where it ends; without it the clip's end.
+        moment: Find moments like one of the library's own, by its id in --json.
+        not_: What must not be there.
+        path: Pattern, or piece, of the paths to look in.
+        after: Only files changed on or after this date.
+        before: Only files changed before this date.
+        k: How many moments.
+        per_video: How many of one video at most.
+        rerank: Number of first answers that the matching head orders again; without it, as indexed.
+        false_accept: Share of nonsense queries that may be answered all the same.
+        model: Where the model is now, if it was moved.
+        json: Print the answer as JSON.
+        pictures: Thumbnails, in a terminal with colours.
+    """
+    library, query = split_library(words)
+    import harvest
+    from harvest.search.results import Where
 
-        Args:
-            words: What to look for; before it, the folder or database of a library that is not the default one.
-            image: Find moments like a picture.
-            clip: Find moments like a clip, or a stretch of it.
-            start_s: Where the stretch of --clip starts.
-            end_s: Where it ends; without it the clip's end.
-            moment: Find moments like one of the library's own, by its id in --json.
-            not_: What must not be there.
-            path: Pattern, or piece, of the paths to look in.
-            after: Only files changed on or after this date.
-            before: Only files changed before this date.
-            k: How many moments.
-            per_video: How many of one video at most.
-            rerank: Number of first answers that the matching head orders again; without it, as indexed.
-            false_accept: Share of nonsense queries that may be answered all the same.
-            model: Where the model is now, if it was moved.
-            json: Print the answer as JSON.
-            pictures: Thumbnails, in a terminal with colours.
-        """
-        library, query = split_library(words)
-        import harvest
-        from harvest.search.results import Where
-
-        with harvest.Index.open(library, model=model) as index:
-            answer = index.search(
-                " ".join(query) or None,
-                image=image,
-                clip=clip,
-                clip_start_s=start_s,
-                clip_end_s=end_s,
-                moment=moment,
-                without=not_,
-                where=Where(
-                    path=path,
-                    after=after,
-                    before=before,
-                    min_duration_s=min_duration_s,
-                    max_duration_s=max_duration_s,
-                ),
-                k=k,
-                per_video=per_video,
-                rerank=rerank,
-                false_accept=false_accept,
-            )
-            if json:
-                print_json(_with_whole_paths(index, answer))
-            else:
-                _print_answer(index, answer, pictures=pictures)
-            if warning := index.warning():
-                print(warning, file=sys.stderr)
-
-    run(search, args)
+    with harvest.Index.open(library, model=model) as index:
+        answer = index.search(
+            " ".join(query) or None,
+            image=image,
+            clip=clip,
+            clip_start_s=start_s,
+            clip_end_s=end_s,
+            moment=moment,
+            without=not_,
+            where=Where(
+                path=path,
+                after=after,
+                before=before,
+                min_duration_s=min_duration_s,
+                max_duration_s=max_duration_s,
+            ),
+            k=k,
+            per_video=per_video,
+            rerank=rerank,
+            false_accept=false_accept,
+        )
+        if json:
+            print_json(_with_whole_paths(index, answer))
+        else:
+            _print_answer(index, answer, pictures=pictures)
+        if warning := index.warning():
+            print(warning, file=sys.stderr)
 
 
 def _with_whole_paths(index: "Index", answer: "Answer") -> "Answer":

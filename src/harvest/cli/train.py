@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from harvest.config import RunConfig
 
 
-TRAIN_HELP = """usage: harvest train RECIPE [--out RUN] [--tiny] [--SETTING VALUE ...]
+HELP = """usage: harvest train RECIPE [--out RUN] [--tiny] [--SETTING VALUE ...]
        harvest train --config RUN/config.json [--out RUN] [--SETTING VALUE ...]
 
 Runs a recipe; the same command goes on where a stopped run was.
@@ -27,9 +27,9 @@ On several GPUs: torchrun --nproc-per-node 8 -m harvest train RECIPE …
 """
 
 
-def train_command(args: list[str]) -> None:
+def main(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
-        print(TRAIN_HELP)
+        print(HELP)
         return
     out, args = take_option(args, "--out")
     config = config_of(args, command="train")

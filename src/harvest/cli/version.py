@@ -8,7 +8,11 @@ from harvest import __version__
 LIBRARIES = ("torch", "numpy", "av", "tokenizers", "safetensors", "huggingface-hub", "usearch")
 
 
-def version_command(args: list[str]) -> None:
+def version_command() -> None:
+    """The versions that a report of a fault should name.
+
+    $ harvest version
+    """
     lines = {"harvest": __version__, "python": platform.python_version(), "system": platform.platform()}
     for name in LIBRARIES:
         try:
