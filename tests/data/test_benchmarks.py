@@ -8,13 +8,13 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harvest.data import benchmarks
 from harvest.data.benchmarks import (
     BENCHMARKS,
     ActingBox,
@@ -22,7 +22,6 @@ from harvest.data.benchmarks import (
     looks_like,
     missing,
     read,
-    recognition,
 )
 from harvest.data.benchmarks.files import Files, check_class_order
 from harvest.data.manifest import read_manifest, write_manifest
@@ -394,7 +393,7 @@ def test_kinetics(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", validate__csv=kinetics_table(reversed(classes)))
     videos = touch(tmp_path / "v", "class 399/00000000000_000004_000014.mp4", "00000000001.mkv")
     data = read("k400", folder, split="val", videos=videos)
-    assert data.class_names == tuple(classes) and len(data.templates) == 28
+    assert data.class_names == tuple(classes)
     assert [e.label for e in data.examples[:2]] == [399, 398]
     assert [os.path.relpath(e.video, videos) for e in data.examples[:3]] == [
         "class 399/00000000000_000004_000014.mp4",
@@ -749,7 +748,7 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "captions_msvd.json").write_bytes(b"\x80\x04c__builtin__\nprint\n.")
     (tmp_path / "test_list.txt").write_text("abcdefghijk_1_5\n")
     refused(lambda: read("msvd", tmp_path), "not UTF-8")
-    for path in Path(recognition.__file__).parent.glob("*.py"):
+    for path in Path(benchmarks.__file__).parent.glob("*.py"):
         assert "pickle" not in path.read_text(encoding="utf-8").replace("nothing is unpickled", "")
 
 
@@ -862,27 +861,6 @@ def test_the_digest_is_of_the_rows_and_not_of_the_place(tmp_path: Path) -> None:
     digest = read("msrvtt", folder).digest
     assert digest == read("msrvtt", folder, videos=touch(tmp_path / "v", "video0.avi")).digest
     assert digest != read("msrvtt", msrvtt_of(tmp_path / "b", 2)).digest
-
-
-# ---- prompts -----------------------------------------------------------------------------------------------------
-
-
-def test_templates() -> None:
-    assert len(recognition.KINETICS_TEMPLATES) == len(set(recognition.KINETICS_TEMPLATES)) == 28
-    assert len(recognition.UCF101_TEMPLATES) == len(set(recognition.UCF101_TEMPLATES)) == 48
-    for template in (*recognition.KINETICS_TEMPLATES, *recognition.UCF101_TEMPLATES):
-        assert template.count("{}") == 1 and "  " not in template and template.endswith(".")
-
-
-@real
-@pytest.mark.parametrize(
-    "section, templates",
-    [("Kinetics700", recognition.KINETICS_TEMPLATES), ("UCF101", recognition.UCF101_TEMPLATES)],
-)
-def test_templates_are_those_of_clip(section: str, templates: tuple[str, ...]) -> None:
-    text = (ANNOTATIONS / "prompts/prompts.md").read_text(encoding="utf-8")
-    part = text.split(f"\n## {section}\n")[1].split("\n## ")[0].split("templates = [")[1]
-    assert re.findall(r"'(.*)',", part) == list(templates)
 
 
 # ---- the real files ----------------------------------------------------------------------------------------------

@@ -12,12 +12,13 @@ from harvest.cli import main
 from harvest.data.benchmarks import BenchmarkData, Published, read, widen, write_training
 from harvest.data.manifest import read_manifest
 from harvest.evaluation import evaluate
-from harvest.evaluation.benchmark import UMT_TEXT_LENGTHS, check_complete, score_benchmark, umt_texts
+from harvest.evaluation.benchmark import check_complete, score_benchmark
 from harvest.evaluation.result import is_fraction, shown
 from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.tasks.detection import DetectionTask
 from harvest.evaluation.tasks.question_answering import squared_error
 from harvest.evaluation.tasks.recognition import RecognitionTask
+from harvest.evaluation.text_protocols import TEXTS, Texts
 from harvest.interfaces import Example, HarvestError
 from harvest.model.folder import save_model
 from harvest.model.tokenizer import train_tokenizer
@@ -101,7 +102,12 @@ def test_nothing_to_score_and_nothing_that_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["recognition", "qa", "choice"])
-def test_a_task_gets_its_classes_answers_or_options(world: World, videos: list[Path], task: str) -> None:
+def test_a_task_gets_its_classes_answers_or_options(
+    world: World, videos: list[Path], task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = Texts(templates=("a video of {}", "a photo of {}"))
+    monkeypatch.setitem(TEXTS["model"], "small", prompts)  # type: ignore[index]
+
     def example(number: int, path: Path) -> Example:
         given = {
             "recognition": {"label": number},
@@ -121,7 +127,6 @@ def test_a_task_gets_its_classes_answers_or_options(world: World, videos: list[P
         unresolved=frozenset(),
         answers=("red", "blue", "green"),
         class_names=SENTENCES,
-        templates=("a video of {}", "a photo of {}"),
     )
     result = score_benchmark(world.model, world.tokenizer, data, settings=EvalSettings(num_frames=2))
     assert (
@@ -193,12 +198,9 @@ def test_texts_as_umts_tests_read_them(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data = retrieval_data(tmp_path, videos)
-    assert (umt_texts(data).context_length, umt_texts(data).clean) == (32, "umt")
-    with pytest.raises(HarvestError, match="UMT has no test on vatex"):
-        umt_texts(dataclasses.replace(data, name="vatex"))
+    retrieval_data(tmp_path, videos)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(UMT_TEXT_LENGTHS, "msrvtt", 6)  # the toy tower has room for 20
+    monkeypatch.setitem(TEXTS["umt"], "msrvtt", Texts("umt", 6))  # type: ignore[index] # the toy tower has room for 20
     save_model(tmp_path / "model", world.model, world.tokenizer)
     line = [
         "msrvtt",

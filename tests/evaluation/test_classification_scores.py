@@ -117,7 +117,6 @@ def data(world: World, examples: list[Example], names: tuple[str, ...] = NAMES) 
         published=Published({"rows": len(examples)}, "a test"),
         unresolved=frozenset(e.video for e in examples if not Path(e.video).exists()),
         class_names=names,
-        templates=("{}",),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from harvest.cli.parsing import asks_help, run, take_option
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from harvest.evaluation.result import Result
     from harvest.evaluation.settings import EvalSettings
     from harvest.evaluation.task import Task
+    from harvest.evaluation.text_protocols import TextProtocol
     from harvest.interfaces import OnProgress
-    from harvest.model.importing.assembly import ImportOptions
 
 HELP = """usage: harvest benchmark
        harvest benchmark NAME --annotations FOLDER [--videos FOLDER]
@@ -53,9 +53,9 @@ def main(args: list[str]) -> None:
 
     from harvest.cli.results import MotionTruth, refuse
     from harvest.data.benchmarks import BENCHMARKS, missing, read, widen, write_training
-    from harvest.evaluation.benchmark import check_complete, umt_texts
+    from harvest.evaluation.benchmark import check_complete
     from harvest.evaluation.settings import EvalSettings
-    from harvest.model.importing.assembly import ImportOptions
+    from harvest.evaluation.text_protocols import TextProtocol, texts_of
     from harvest.progress import say
 
     if not args:
@@ -77,7 +77,7 @@ def main(args: list[str]) -> None:
         manifest: Path | None = None,
         span_s: float | None = None,
         zero_shot: bool = False,
-        texts: Literal["model", "umt"] = "model",
+        texts: TextProtocol = "model",
         motion_truth: MotionTruth = "auto",
         of_task: Any = plain,
         settings: EvalSettings = plain_settings,
@@ -107,7 +107,8 @@ def main(args: list[str]) -> None:
                 (.names.json).
             span_s: Of action detection: seconds of video shown around a picture; without it what annotators saw.
             zero_shot: Leave the head of a fine-tuned model aside.
-            texts: model: cleaned and cut as the model does. umt: as UMT's tests do, whose numbers are compared with.
+            texts: model: cleaned and cut as the model does, with CLIP's prompts. umt: cleaned and cut as in UMT's tests.
+                viclip, viclip-16: as in ViCLIP's, with its 28 prompts, or the 16 of its published test.
             motion_truth: yes: score again with the frames reversed, shuffled, and one frame alone, as columns of their
                 own.
             card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
@@ -149,13 +150,14 @@ def main(args: list[str]) -> None:
             tell(f"manifest: {manifest}")
         if model is not None:
             check_complete(data, allow_missing=allow_missing)  # before the model is loaded
+            texts_of(texts, data.name)
             _score(
                 data,
                 model,
                 of_task,
                 settings,
                 zero_shot=zero_shot,
-                texts=umt_texts(data) if texts == "umt" else ImportOptions(),
+                texts=texts,
                 allow_missing=allow_missing,
                 motion_truth=motion_truth == "yes",
                 card=card,
@@ -190,7 +192,7 @@ def _score(
     settings: "EvalSettings",
     *,
     zero_shot: bool,
-    texts: "ImportOptions",
+    texts: "TextProtocol",
     allow_missing: bool,
     motion_truth: bool,
     card: Path | None,
@@ -201,9 +203,11 @@ def _score(
     from harvest.cli.results import open_model, score_and_give
     from harvest.evaluation.benchmark import score_benchmark
     from harvest.evaluation.card import ScoredRows
+    from harvest.evaluation.text_protocols import texts_of
 
+    read_as = texts_of(texts, data.name)
     model, tokenizer, head = open_model(
-        source, zero_shot=zero_shot, context_length=texts.context_length, clean=texts.clean
+        source, zero_shot=zero_shot, context_length=read_as.context_length, clean=read_as.clean
     )
 
     def score(frame_order: "FrameOrder", progress: "OnProgress") -> "Result":
@@ -212,6 +216,7 @@ def _score(
             tokenizer,
             data,
             task=task,
+            texts=texts,
             allow_missing=allow_missing,
             head=head,
             settings=settings,

@@ -13,18 +13,11 @@ from harvest.evaluation.result import Result
 from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.task import Task
 from harvest.evaluation.tasks import TASKS, evaluate
+from harvest.evaluation.text_protocols import TextProtocol, Texts, texts_of
 from harvest.interfaces import HarvestError, OnProgress
 from harvest.model.heads import Head
-from harvest.model.importing.assembly import ImportOptions
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
-
-UMT_TEXT_LENGTHS = {
-    **{"msrvtt": 32, "msvd": 64, "didemo": 64, "activitynet": 150, "lsmdc": 96, "msrvtt-mc": 32},
-    **{"ssv2-label": 25, "ssv2-template": 25, "msrvtt-qa": 25, "msvd-qa": 25, "activitynet-qa": 25},
-}
-"""Ids of a caption, an option or a question in UMT's tests, by benchmark (its configs; B/16 without training on LSMDC
-takes 64)."""
 
 
 def check_complete(data: BenchmarkData, *, allow_missing: bool = False) -> Missing:
@@ -37,13 +30,6 @@ def check_complete(data: BenchmarkData, *, allow_missing: bool = False) -> Missi
     if absent and not allow_missing:
         raise HarvestError(f"{absent}. {_refusal(data, absent.share)}")
     return absent
-
-
-def umt_texts(data: BenchmarkData) -> ImportOptions:
-    """How UMT's tests read the texts of a benchmark: cleaned by its `pre_text`, and cut at its number of ids."""
-    if data.name not in UMT_TEXT_LENGTHS:
-        raise HarvestError(f"UMT has no test on {data.name}; it has on {', '.join(UMT_TEXT_LENGTHS)}")
-    return ImportOptions(context_length=UMT_TEXT_LENGTHS[data.name], clean="umt")
 
 
 def task_for(kind: str, *, has_head: bool) -> type[Task]:
@@ -60,6 +46,7 @@ def score_benchmark(
     data: BenchmarkData,
     *,
     task: Task | None = None,
+    texts: TextProtocol = "model",
     allow_missing: bool = False,
     head: Head | None = None,
     settings: EvalSettings | None = None,
@@ -69,6 +56,7 @@ def score_benchmark(
     """Evaluate by the benchmark's protocol, zero-shot or with the head of a fine-tuned model.
 
     `task` has the settings that the protocol leaves free, such as `RetrievalTask(rerank_top_k=128)`; None: `task_for`.
+    `texts` says whose prompts and averaging are taken; the tokenizer cleans and cuts as it was loaded (`texts_of`).
 
     Raises HarvestError where rows are missing, from the annotation files or because their video is not there or
     cannot be read. `allow_missing` scores what is there instead: `metrics["share_of_rows"]` is then the share of
@@ -83,7 +71,7 @@ def score_benchmark(
         model,
         tokenizer,
         data.examples,
-        task=_by_protocol(task, data),
+        task=_by_protocol(task, data, texts_of(texts, data.name)),
         names=names,
         head=head,
         settings=settings,
@@ -93,10 +81,12 @@ def score_benchmark(
     return _of_the_whole(data, result, absent, allow_missing=allow_missing)
 
 
-def _by_protocol(task: Task, data: BenchmarkData) -> Task:
-    """The task with the settings that the benchmark has under their names, such as its prompts."""
+def _by_protocol(task: Task, data: BenchmarkData, texts: Texts) -> Task:
+    """The task with the settings that the benchmark or its text protocol has under their names, such as prompts."""
     own = {field.name for field in dataclasses.fields(task)}  # type: ignore[arg-type]
     fixed = {name: getattr(data, name) for name in own if getattr(data, name, ()) != ()}
+    if texts.templates and "templates" in own:
+        fixed |= {"templates": texts.templates, "average": texts.average}
     plain = type(task)()
     for name, value in fixed.items():
         if getattr(task, name) not in (getattr(plain, name), value):

@@ -103,7 +103,6 @@ def read(
         unresolved=None if folder is None else frozenset(unresolved),
         answers=found.answers,
         class_names=found.class_names,
-        templates=found.templates,
         actions=found.actions,
         key_frames=tuple(
             KeyFrame(row.id, path, ((row.end_s or 0.0) + row.start_s) / 2, found.boxes[row.id])

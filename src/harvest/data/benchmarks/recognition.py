@@ -1,41 +1,15 @@
-"""Action recognition: clips, the official class list in the order of the labels, and published prompts."""
+"""Action recognition: clips and the official class list in the order of the labels."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 
 from harvest.data.benchmarks.files import Files, SplitFiles, check_class_order, split
 from harvest.data.benchmarks.record import Benchmark, BenchmarkRow, SplitRows
 from harvest.interfaces import HarvestError
-
-KINETICS_TEMPLATES = tuple(
-    f"a {kind} of {person}{{}}."
-    for kind, person in product(
-        ("photo", "video", "example", "demonstration"),
-        (
-            "",
-            *(
-                f"a person {verb}"
-                for verb in ("", "using ", "doing ", "during ", "performing ", "practicing ")
-            ),
-        ),
-    )
-)
-"""The 28 prompts of CLIP for Kinetics-700 (github.com/openai/CLIP, data/prompts.md)."""
-
-UCF101_TEMPLATES = tuple(
-    f"a {kind} of {person} person {verb}{{}}."
-    for verb, person, kind in product(
-        ("", "using ", "doing ", "during ", "performing ", "practicing "),
-        ("a", "the"),
-        ("photo", "video", "example", "demonstration"),
-    )
-)
-"""The 48 prompts of CLIP for UCF101 (the same file)."""
 
 _PROTOCOL = "a clip's class among {} is to be named: top-1 and top-5"
 
@@ -78,7 +52,6 @@ def kinetics(files: Files, split: str) -> SplitRows:
         rows,
         _PROTOCOL.format(number),
         class_names=class_names,
-        templates=KINETICS_TEMPLATES,
         counts={"classes": len(class_names)},
         unscored=None if has_labels else "the official test file has no labels",
     )
@@ -100,7 +73,6 @@ def k600_zero_shot(files: Files, split: str) -> SplitRows:
         rows,
         _PROTOCOL.format("160 that Kinetics-400 does not have") + "; the mean of three splits is reported",
         class_names=class_names,
-        templates=KINETICS_TEMPLATES,
         counts={"classes": len(class_names)},
     )
 
@@ -138,7 +110,6 @@ def ssv2(files: Files, split: str) -> SplitRows:
         rows,
         _PROTOCOL.format("174"),
         class_names=class_names,
-        templates=("{}",),
         counts={"classes": len(class_names)},
         view_places="leading",
     )
@@ -172,7 +143,6 @@ def mit(files: Files, split: str) -> SplitRows:
         rows,
         _PROTOCOL.format(f"{len(class_names)}"),
         class_names=class_names,
-        templates=KINETICS_TEMPLATES,
         counts={"classes": len(class_names)},
     )
 
@@ -206,7 +176,6 @@ def ucf101(files: Files, split: str) -> SplitRows:
         rows,
         _PROTOCOL.format("101") + "; the mean of three splits is reported",
         class_names=tuple(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) for name in folders),
-        templates=UCF101_TEMPLATES,
         counts={"classes": 101},
     )
 
@@ -232,7 +201,6 @@ def hmdb51(files: Files, split: str) -> SplitRows:
         rows,
         _PROTOCOL.format("51") + "; the mean of three splits is reported",
         class_names=tuple(name.replace("_", " ") for name in classes),
-        templates=KINETICS_TEMPLATES,
         counts={"classes": 51},
     )
 

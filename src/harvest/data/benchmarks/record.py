@@ -84,7 +84,6 @@ class SplitRows:
     protocol: str
     answers: tuple[str, ...] | None = None
     class_names: tuple[str, ...] | None = None
-    templates: tuple[str, ...] = ()
     actions: Mapping[int, str] = field(default_factory=dict)
     boxes: Mapping[str, tuple[ActingBox, ...]] = field(default_factory=dict)
     """Of detection: row id to its boxes."""
@@ -113,8 +112,6 @@ class BenchmarkData:
     """Of question answering: the official answers to choose from."""
     class_names: tuple[str, ...] | None = None
     """Of recognition: in the order of the labels."""
-    templates: tuple[str, ...] = ()
-    """Of recognition: published prompts, with {} for the class."""
     actions: Mapping[int, str] = field(default_factory=dict)
     """Of detection: the actions that are scored, by official id."""
     key_frames: tuple[KeyFrame, ...] = ()

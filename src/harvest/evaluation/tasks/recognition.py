@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from harvest.model.video_text import VideoTextModel
 from harvest.parallel import Precision
 
 TEMPLATES = ("a video of {}",)
+Averaging = Literal["vectors", "cosines"]
+"""Of a class's prompts: their vectors, and the mean made unit length (CLIP, 3.1.4); or a clip's cosines with each
+(ViCLIP), where classes whose prompts lie far apart score lower."""
 
 
 def embed_classes(
@@ -30,11 +33,16 @@ def embed_classes(
     class_names: Sequence[str],
     *,
     templates: Sequence[str] = TEMPLATES,
+    average: Averaging = "vectors",
+    dim: int | None = None,
     precision: Precision = "fp32",
 ) -> Tensor:
-    """A unit vector a class, `[n, E]`: the mean of the unit embeddings of its prompts, made unit length (CLIP, 3.1.4)."""
+    """A vector a class, `[n, dim]`: the mean of the unit embeddings of its prompts, for `vectors` of unit length."""
     pooled = embed_texts(model, tokenizer, prompts_of(class_names, templates), precision=precision)
-    return F.normalize(pooled.view(len(class_names), len(templates), -1).mean(dim=1), dim=-1)
+    pooled = pooled.view(len(class_names), len(templates), -1)
+    if average == "cosines":
+        return shorten(pooled, dim).mean(dim=1)
+    return shorten(F.normalize(pooled.mean(dim=1), dim=-1), dim)
 
 
 def prompts_of(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -58,6 +66,8 @@ class RecognitionTask:
 
     templates: tuple[str, ...] = TEMPLATES
     """Prompts with {} for the class; several are averaged."""
+    average: Averaging = "vectors"
+    """vectors: of a class's prompts (CLIP). cosines: of a clip with each of them (ViCLIP)."""
     dim: int | None = None
     """Compare the first entries of the embeddings, this many; for models trained with objective.dims."""
 
@@ -82,15 +92,17 @@ class RecognitionTask:
             given.words,
             names,
             templates=self.templates,
+            average=self.average,
+            dim=self.dim,
             precision=given.settings.precision,
         )
-        scores = cosines(videos.pooled[rows], shorten(classes, videos.pooled.shape[1]))
+        scores = cosines(videos.pooled[rows], classes)
         top1, top5 = choice_credit(scores, label), choice_credit(scores, label, k=5)
         return Result(
             self.name,
             given.settings.mode,
             f"Zero-shot: the class with the highest cosine of embeddings among {len(names)}, {len(self.templates)} "
-            f"prompt templates a class; {given.shown}.",
+            f"prompt templates a class, their {self.average} averaged; {given.shown}.",
             metrics={
                 "top1": float(top1.mean()),
                 "top5": float(top5.mean()),
