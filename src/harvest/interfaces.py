@@ -8,30 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from harvest.errors import HarvestError as HarvestError
 from harvest.errors import RunStopped as RunStopped
-
-OnProgress = Callable[[int, int], None]
-"""Called with how many are done and how many there are."""
-
-Fit = Literal["squash", "crop", "pad"]
-"""How a picture becomes a square: scaled to it; its middle, after the shorter side; or whole, between black borders."""
-
-Interpolation = Literal["bicubic", "bilinear"]
-"""How it is scaled, always with antialiasing."""
-
-
-class Squares(TypedDict):
-    """What a model's pictures are: arguments of every reader, as `VideoEncoderConfig.squares` gives them."""
-
-    image_size: int
-    fit: Fit
-    interpolation: Interpolation
+from harvest.plain_types import Clip as Clip
+from harvest.plain_types import Fit as Fit
+from harvest.plain_types import Interpolation as Interpolation
+from harvest.plain_types import OnProgress as OnProgress
+from harvest.plain_types import Squares as Squares
 
 
 @dataclass(frozen=True)
@@ -77,25 +65,6 @@ class Example:
     def __post_init__(self) -> None:
         if self.end_s is not None and self.end_s <= self.start_s:
             raise HarvestError(f"example {self.id!r}: end_s {self.end_s} is not after start_s {self.start_s}")
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Decoded frames of one stretch of a video. Checks itself."""
-
-    frames: Tensor  # uint8 [T, 3, H, W]
-    times_s: Tensor  # float64 [T], seconds in the file's clock, never decreasing
-    shown_as: tuple[int, int] | None = None  # height and width of the video, before it was scaled
-
-    def __post_init__(self) -> None:
-        if self.frames.ndim != 4 or self.frames.shape[1] != 3 or self.frames.dtype != torch.uint8:
-            raise ValueError(
-                f"frames: expected uint8 [T, 3, H, W], got {self.frames.dtype} {list(self.frames.shape)}"
-            )
-        if self.times_s.shape != self.frames.shape[:1]:
-            raise ValueError(f"times_s: expected [{self.frames.shape[0]}], got {list(self.times_s.shape)}")
-        if (self.times_s.diff() < 0).any():
-            raise ValueError("times_s: must not decrease")
 
 
 _NO_HARD_TEXTS = torch.zeros(0, 0, 0, dtype=torch.int64)

@@ -27,9 +27,9 @@ from torch.utils._pytree import tree_map_only
 
 from harvest.interfaces import HarvestError
 from harvest.launched import end_with_launcher
+from harvest.plain_types import Precision as Precision
 
 Parallel = Literal["ddp", "fsdp"]
-Precision = Literal["bf16", "fp16", "fp32"]
 TYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 K = TypeVar("K")
 V = TypeVar("V")

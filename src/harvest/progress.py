@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harvest.interfaces import OnProgress
+    from harvest.plain_types import OnProgress
 
 _quiet = False
 

@@ -15,7 +15,7 @@ import math
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
-from harvest.interfaces import HarvestError
+from harvest.errors import HarvestError
 
 
 @dataclasses.dataclass(frozen=True)

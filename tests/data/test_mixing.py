@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,7 +26,7 @@ def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def read(video: str, *, num_frames: int, image_size: int, **_: object) -> Clip:
         frames = torch.zeros(num_frames, 3, image_size, image_size, dtype=torch.uint8)
-        return Clip(frames, torch.zeros(num_frames, dtype=torch.float64))
+        return Clip(frames.numpy(), np.zeros(num_frames))
 
     monkeypatch.setattr("harvest.data.dataset.read_clip", read)
 
@@ -91,7 +92,7 @@ def test_a_broken_video_leaves_the_picture_of_that_name(monkeypatch: pytest.Monk
         if (video, num_frames) == ("2.mp4", 4):
             raise VideoError(video, "broken")
         frames = torch.zeros(num_frames, 3, image_size, image_size, dtype=torch.uint8)
-        return Clip(frames, torch.zeros(num_frames, dtype=torch.float64))
+        return Clip(frames.numpy(), np.zeros(num_frames))
 
     monkeypatch.setattr("harvest.data.dataset.read_clip", read)
 

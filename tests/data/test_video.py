@@ -263,7 +263,7 @@ def test_fits(folder: Path, fit: Fit | None, shape: tuple[int, int]) -> None:
     assert clip.frames.shape == (2, 3, *shape)
     if fit == "pad":  # all of the picture, as wide as the square, between black borders
         assert clip.frames[:, :, :5].max() == clip.frames[:, :, -5:].max() == 0
-        clip = Clip(clip.frames[:, :, 6:26], clip.times_s)
+        clip = Clip(clip.pixels[:, :, 6:26], clip.seconds)
     assert "".join(corners(clip.frames)) == "rgbw"
 
 

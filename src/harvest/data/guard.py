@@ -24,15 +24,14 @@ from multiprocessing.connection import Connection
 from queue import Queue
 from typing import Any, NoReturn
 
-import torch
-
-from harvest.interfaces import HarvestError
+from harvest.errors import HarvestError
 
 with suppress(ImportError):  # not on Windows
     import resource
 
 _START_S = 10.0  # a child that is not up by then was forked at an unlucky moment
 _STARTS = 5
+MAX_BYTES = 2**31  # a decoder's memory for pictures of 8K
 
 
 class Lost(Exception):
@@ -202,7 +201,8 @@ def _serve(
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         # The threads that the parent computes with are not forked: they would be waited for.
-        torch.set_num_threads(1)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
         if max_bytes is not None and sys.platform == "linux":
             with open("/proc/self/statm") as file:
                 most = int(file.read().split()[0]) * resource.getpagesize() + max_bytes

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from harvest.interfaces import HarvestError
+from harvest.errors import HarvestError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Times = npt.NDArray[np.float64]
 
 FrameOrder = Literal["forward", "reversed", "shuffled", "one_frame"]
 """How the frames of a clip are shown to a model: as they are, or so that time is taken from it."""
@@ -24,7 +30,7 @@ def segment_times(
     generator: torch.Generator | None = None,
     num_clips: int = 1,
     view_places: ViewPlaces = "inner",
-) -> Tensor:
+) -> Times:
     """One time from each of `num_frames` equal segments of the stretch (Temporal Segment Networks, 2016).
 
     With a generator the time is uniform in its segment, without one it is the middle. `num_clips` clips
@@ -35,20 +41,22 @@ def segment_times(
     _check(start_s, end_s, num_frames)
     if num_clips < 1 or (num_clips > 1 and generator is not None):
         raise HarvestError(f"num_clips must be at least 1, and 1 where times are random, got {num_clips}")
-    places = torch.arange(num_frames, dtype=torch.float64)
+    places = np.arange(num_frames, dtype=np.float64)
     if generator is None:
-        shares = torch.arange(1, num_clips + 1, dtype=torch.float64) / (num_clips + 1)
+        shares = np.arange(1, num_clips + 1) / (num_clips + 1)
         if view_places == "leading" and num_clips > 1:
-            shares = torch.arange(num_clips, dtype=torch.float64) / num_clips
+            shares = np.arange(num_clips) / num_clips
         places = (places[:, None] + shares).flatten()
     else:
-        places = places + torch.rand(num_frames, dtype=torch.float64, generator=generator)
+        import torch
+
+        places = places + torch.rand(num_frames, dtype=torch.float64, generator=generator).numpy()
     return _inside(start_s + places * ((end_s - start_s) / num_frames), start_s, end_s)
 
 
 def dense_times(
     start_s: float, end_s: float, *, num_frames: int, every_s: float, generator: torch.Generator | None = None
-) -> Tensor:
+) -> Times:
     """`num_frames` times `every_s` apart: a window placed at random, or in the middle without a generator.
 
     A stretch shorter than the window begins at its start, and times past its end are its last moment.
@@ -58,8 +66,12 @@ def dense_times(
     if every_s <= 0:
         raise HarvestError(f"dense_times: every_s must be above 0, got {every_s}")
     slack_s = max(0.0, (end_s - start_s) - num_frames * every_s)
-    share = 0.5 if generator is None else float(torch.rand((), dtype=torch.float64, generator=generator))
-    times = start_s + slack_s * share + torch.arange(num_frames, dtype=torch.float64) * every_s
+    share = 0.5
+    if generator is not None:
+        import torch
+
+        share = float(torch.rand((), dtype=torch.float64, generator=generator))
+    times = start_s + slack_s * share + np.arange(num_frames, dtype=np.float64) * every_s
     return _inside(times, start_s, end_s)
 
 
@@ -70,12 +82,9 @@ def _check(start_s: float, end_s: float, num_frames: int) -> None:
         raise HarvestError(f"a stretch cannot end ({end_s} s) before it starts ({start_s} s)")
 
 
-def _inside(times: Tensor, start_s: float, end_s: float) -> Tensor:
+def _inside(times: Times, start_s: float, end_s: float) -> Times:
     """Rounding may reach the end itself, which belongs to the next stretch."""
-    last = torch.nextafter(
-        torch.tensor(end_s, dtype=torch.float64), torch.tensor(start_s, dtype=torch.float64)
-    )
-    return times.clamp(min=start_s).clamp(max=last)
+    return times.clip(min=start_s).clip(max=np.nextafter(float(end_s), float(start_s)))
 
 
 def frame_places(order: FrameOrder, num_frames: int, *, generator: torch.Generator) -> Tensor:
@@ -83,6 +92,8 @@ def frame_places(order: FrameOrder, num_frames: int, *, generator: torch.Generat
 
     "shuffled" draws among the orders that differ from the true one; "one_frame" shows the middle frame all the time.
     """
+    import torch
+
     places = torch.arange(num_frames)
     if order == "reversed":
         return places.flip(0)

@@ -39,9 +39,9 @@ def show(
             picture = fit_picture(clip, Fitting(image_size, fit, interpolation))
         except Unreadable as error:
             raise HarvestError(f"a picture in memory: {error}") from error
-        return picture.expand(num_frames, -1, -1, -1)
+        return torch.from_numpy(picture).expand(num_frames, -1, -1, -1)
     frames = as_frames(clip)
-    places = segment_times(0.0, float(len(frames)), num_frames=num_frames).long()
+    places = segment_times(0.0, float(len(frames)), num_frames=num_frames).astype(int)
     return fit_square(frames[places], image_size, fit=fit, interpolation=interpolation)
 
 

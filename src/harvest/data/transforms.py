@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harvest.data.geometry import cut_square, scaled_size
 from harvest.interfaces import Fit, HarvestError, Interpolation
 from harvest.parallel import send
 
@@ -17,33 +18,8 @@ def fit_square(
 ) -> Tensor:
     """Frames uint8 `[..., H, W]` as squares of `image_size`."""
     height, width = scaled_size(frames.shape[-2], frames.shape[-1], image_size, fit)
-    return cut_square(resize(frames, height, width, interpolation), image_size, fit).contiguous()
-
-
-def scaled_size(height: int, width: int, image_size: int, fit: Fit | None) -> tuple[int, int]:
-    """Height and width that a picture is scaled to before it is cropped or padded; without a fit it is neither.
-
-    Rounded as torchvision's `Resize` does it, and OpenCLIP's padding.
-    """
-    if fit == "squash":
-        return image_size, image_size
-    if fit == "pad":
-        ratio = image_size / max(height, width)
-        return max(1, round(height * ratio)), max(1, round(width * ratio))
-    short = min(height, width)
-    return int(image_size * height / short), int(image_size * width / short)
-
-
-def cut_square(frames: Tensor, image_size: int, fit: Fit | None) -> Tensor:
-    """The middle square of scaled frames `[..., H, W]`, or the square of black around them."""
-    height, width = frames.shape[-2:]
-    if fit == "pad":
-        top, left = (image_size - height) // 2, (image_size - width) // 2
-        return F.pad(frames, (left, image_size - width - left, top, image_size - height - top))
-    if fit is None:
-        return frames
-    top, left = round((height - image_size) / 2), round((width - image_size) / 2)
-    return frames[..., top : top + image_size, left : left + image_size]
+    scaled = resize(frames, height, width, interpolation).cpu()
+    return torch.from_numpy(cut_square(scaled.numpy(), image_size, fit)).to(frames.device)
 
 
 def random_resized_crop(

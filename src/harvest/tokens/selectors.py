@@ -1,6 +1,6 @@
 """Choosing the tubelets that an encoder sees: each function returns `keep`, indices `[B, K]`, or `Packed`.
 
-A new selector is a function and a line of `SELECTORS`: settings, options and the encoder follow.
+A new selector is a name in `Selector`, a function and a line of `SELECTORS`: settings, options and the encoder follow.
 
 Indices count the tubelets of a clip in the order (time, row, column), are pairwise different and ascend. Each
 function is a priority for every tubelet; the largest are kept, an exact number in each group of neighbours.
@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from harvest.interfaces import Grid, HarvestError, Kept, Merged, Packed
 from harvest.parallel import send
+from harvest.plain_types import Selector as Selector
 from harvest.tokens.change import repeated_change, tubelet_change
 
 
@@ -299,7 +300,7 @@ def _merge(asked: Request) -> Merged:
     return Merged(asked.budget)
 
 
-SELECTORS: dict[str, SelectorKind] = {
+SELECTORS: dict[Selector, SelectorKind] = {
     "random": SelectorKind(_random, "any"),
     "tube": SelectorKind(_tube, "the same places at all times", by_frame=True),
     "motion": SelectorKind(_motion, "those that change most"),
@@ -308,8 +309,3 @@ SELECTORS: dict[str, SelectorKind] = {
     "merge": SelectorKind(_merge, "all, and what is alike is merged: of a trained model in use"),
 }
 """Every way of choosing, by the name that settings and options give it."""
-
-if TYPE_CHECKING:
-    Selector = str
-else:
-    Selector = Literal[tuple(SELECTORS)]

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from harvest.data.check import CheckConfig, check
-from harvest.data.guard import Guard, Lost
+from harvest.data.guard import MAX_BYTES, Guard, Lost
 from harvest.data.prepare import PrepareConfig, prepare
 from harvest.data.sidecars import SUFFIXES
 from harvest.data.video import VideoError, probe, read_clip, stream_frames, transcode
-from harvest.data.video.guarded import MAX_BYTES
 from harvest.interfaces import Example
 from harvest.search.index import Index
 from harvest.search.serving.previews import write_preview

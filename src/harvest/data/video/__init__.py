@@ -8,7 +8,6 @@ frames      a decoded frame as a picture: upright, scaled, cropped
 pictures    files of one picture, folders of many; JPEGs
 reading     read_clip, read_frames, stream_frames, probe
 second_decoder  the same by torchcodec, where asked for
-guarded     the same in a process of its own, for strangers' files
 writing     write_video, transcode
 """
 

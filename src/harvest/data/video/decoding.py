@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import av
-from torch import Tensor
 
 from harvest.data.video.frames import Fitting, shown_size
 from harvest.data.video.opening import MAX_HELD_S, STILL_S, Clock, packets_of
 from harvest.data.video.source import Source, Unreadable, VideoError
+from harvest.plain_types import Pixels
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Shown:
     """The frames found, in the order of the times asked for."""
 
     pts: list[int]
-    pictures: list[Tensor]  # uint8 [3, H, W] each
+    pictures: list[Pixels]  # uint8 [3, H, W] each
     ended_at: int | None  # where the last frame ends, if the file ended before the last time
     size: tuple[int, int] | None = None  # width and height as shown
 
@@ -79,7 +79,7 @@ def read_in_order(
     """Decode from the start to the last target. None if there is no frame."""
     shown = Shown([], [], None)
     before: tuple[int, Any] | None = None
-    picture: Tensor | None = None
+    picture: Pixels | None = None
 
     def show(pts: int, frame: Any) -> None:
         nonlocal picture

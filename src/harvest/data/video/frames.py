@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.reformatter import Interpolation as Scaling
-from torch import Tensor
 
-from harvest.data.transforms import cut_square, scaled_size
+from harvest.data.geometry import cut_square, scaled_size
 from harvest.data.video.source import Unreadable
-from harvest.interfaces import Fit, Interpolation
+from harvest.plain_types import Fit, Interpolation, Pixels
 
 _MAX_ASPECT = 32  # a picture longer than this cannot be cropped to anything meaningful
 _SCALINGS = {"bicubic": Scaling.BICUBIC, "bilinear": Scaling.BILINEAR}
@@ -87,7 +85,7 @@ class Fitting:
     fit: Fit | None = "crop"
     interpolation: Interpolation = "bicubic"
 
-    def picture_of(self, frame: Any, stream: Any) -> Tensor:
+    def picture_of(self, frame: Any, stream: Any) -> Pixels:
         """RGB uint8 `[3, H, W]`, scaled by the decoder's own scaler, upright."""
         if frame.is_corrupt:
             raise Unreadable(f"the picture at {float((frame.pts or 0) * stream.time_base):.2f} s is damaged")
@@ -111,8 +109,7 @@ class Fitting:
         pixels = rows[:, : scaled.width * 3].reshape(scaled.height, scaled.width, 3)
         if turn is not None:
             pixels = _upright(pixels, turn)
-        picture = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-        return cut_square(picture, self.image_size, self.fit).contiguous()
+        return cut_square(pixels.transpose(2, 0, 1), self.image_size, self.fit)
 
 
 def _upright(picture: np.ndarray, turn: np.ndarray) -> np.ndarray:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import av
-from torch import Tensor
 
 from harvest.data.video.decoding import Shown
 from harvest.data.video.frames import Fitting, shown_size
 from harvest.data.video.opening import Timeline, packets_of
+from harvest.plain_types import Pixels
 
 # Codecs in which a frame nobody refers to changes nothing but itself. VP8, VP9 and AV1 adapt their entropy
 # coding even on such frames, so none is skipped there.
@@ -45,7 +45,7 @@ class _KeyFrameReader:
         self.reorder = 0  # largest distance seen between decoding and presentation time
         self.is_at_end = False
         self.wanted: set[int] = set()  # timestamps within these packets
-        self.pictures: dict[int, Tensor] = {}
+        self.pictures: dict[int, Pixels] = {}
         self.size: tuple[int, int] | None = None
         if not self._can_start_anywhere():
             raise _Decline

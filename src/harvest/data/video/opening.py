@@ -15,7 +15,8 @@ from fractions import Fraction
 from typing import Any
 
 import av
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from harvest.data.video.source import PackedVideo, Source, Unreadable, VideoError, named
 
@@ -164,9 +165,12 @@ class Clock:
     step: int  # between frames that have no timestamps
     restarts: bool = False  # recordings were joined: where the clock starts again or jumps, it is counted on
 
-    def ticks(self, times_s: Tensor) -> list[int]:
+    def ticks(self, times_s: npt.ArrayLike) -> list[int]:
         per_second = float(1 / self.time_base)
-        return [math.floor((t + ROUNDING_S) * per_second) + self.zero for t in times_s.tolist()]
+        return [
+            math.floor((t + ROUNDING_S) * per_second) + self.zero
+            for t in np.asarray(times_s, np.float64).tolist()
+        ]
 
     def seconds(self, ticks: int) -> float:
         return float((ticks - self.zero) * self.time_base)

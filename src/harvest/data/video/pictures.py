@@ -17,22 +17,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
-from torch import Tensor
 
-from harvest.data.transforms import cut_square, scaled_size
+from harvest.data.geometry import cut_square, scaled_size
 from harvest.data.video.frames import Fitting, check_shape
 from harvest.data.video.opening import ROUNDING_S, open_file
 from harvest.data.video.source import PackedVideo, Source, Unreadable, VideoError, VideoInfo, named
-from harvest.interfaces import Clip
+from harvest.plain_types import Clip, Pixels
 
 FOLDER_FPS = 12.0  # of a folder of pictures; Something-Something's own rate
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PICTURE_PIXELS = 2**25  # 134 MB where it is decoded
 MAX_JPEG_PIXELS = 2**28  # which are decoded at a half, a quarter or an eighth of their sides
 MAX_METADATA_BYTES = 2**26  # of a file that is no pixels, e.g. maker notes and profiles
+Pick = Callable[[float], npt.NDArray[np.float64]]
+"""The times to look at in a video of so many seconds."""
 STILL_S = 0.04  # for which a picture is shown
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"BM")
@@ -66,31 +67,31 @@ def is_picture(path: Source) -> bool:
     return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def read_folder(path: Path, pick: Callable[[float], Tensor], fitting: Fitting, *, fps: float) -> Clip:
+def read_folder(path: Path, pick: Pick, fitting: Fitting, *, fps: float) -> Clip:
     """A folder of pictures as a video of `fps`."""
     pictures = pictures_in(path)
-    places = (pick(len(pictures) / fps) * fps + 1e-6).floor().long().clamp(0, len(pictures) - 1).tolist()
+    places = np.floor(pick(len(pictures) / fps) * fps + 1e-6).astype(int).clip(0, len(pictures) - 1).tolist()
     read = {place: read_picture(pictures[place], fitting) for place in dict.fromkeys(places)}
-    times_s = torch.tensor([place / fps for place in places], dtype=torch.float64)
+    times_s = np.array([place / fps for place in places])
     return Clip(stacked(path, [read[place][0] for place in places]), times_s, read[places[-1]][1])
 
 
-def read_packed_pictures(packed: PackedVideo, pick: Callable[[float], Tensor], fitting: Fitting) -> Clip:
+def read_packed_pictures(packed: PackedVideo, pick: Pick, fitting: Fitting) -> Clip:
     """Pictures taken at given times: at each time wanted the last one taken by then."""
     times = packed.times_s or ()
     if len(times) != len(packed.files) or list(times) != sorted(times) or not times:
         raise VideoError(
             packed, f"{len(packed.files)} pictures with {len(times)} times that must not decrease"
         )
-    taken = torch.tensor(times, dtype=torch.float64)
+    taken = np.array(times, np.float64)
     wanted = pick(max(packed.duration_s, times[-1]))
-    places = (torch.searchsorted(taken, wanted + ROUNDING_S, right=True) - 1).clamp(min=0).tolist()
+    places = (np.searchsorted(taken, wanted + ROUNDING_S, side="right") - 1).clip(min=0).tolist()
     ones = {place: PackedVideo(f"{packed.name} picture {place}", (packed.files[place],)) for place in places}
     read = {place: read_picture(one, fitting) for place, one in ones.items()}
     return Clip(stacked(packed, [read[place][0] for place in places]), taken[places], read[places[-1]][1])
 
 
-def read_picture(path: Source, fitting: Fitting) -> tuple[Tensor, tuple[int, int]]:
+def read_picture(path: Source, fitting: Fitting) -> tuple[Pixels, tuple[int, int]]:
     """A file that is one picture as RGB uint8 `[3, H, W]`, and its height and width as shown.
 
     Upright by its EXIF orientation; transparent parts are white, as img2dataset has them; of 16 bits the upper eight.
@@ -101,15 +102,14 @@ def read_picture(path: Source, fitting: Fitting) -> tuple[Tensor, tuple[int, int
         return fit_picture(image, fitting), (info.height, info.width)
 
 
-def fit_picture(image: Image.Image, fitting: Fitting) -> Tensor:
+def fit_picture(image: Image.Image, fitting: Fitting) -> Pixels:
     """A decoded picture as RGB uint8 `[3, H, W]`, scaled by Pillow. Raises Unreadable for one too narrow to crop."""
     check_shape(image.width, image.height)
     image = _rgb(image)
     height, width = scaled_size(image.height, image.width, fitting.image_size, fitting.fit)
     if (width, height) != image.size:
         image = image.resize((width, height), _SCALINGS[fitting.interpolation])
-    picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return cut_square(picture, fitting.image_size, fitting.fit).contiguous()
+    return cut_square(np.asarray(image).transpose(2, 0, 1), fitting.image_size, fitting.fit)
 
 
 def probe_picture(path: Source) -> VideoInfo:
@@ -214,19 +214,19 @@ def _by_numbers(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
-def stacked(path: Source, pictures: list[Tensor]) -> Tensor:
+def stacked(path: Source, pictures: list[Pixels]) -> Pixels:
     """Pictures `[3, H, W]` as one clip."""
     if len({picture.shape for picture in pictures}) > 1:
         raise VideoError(path, "the size of the pictures changes within the stretch")
-    return torch.stack(pictures)
+    return np.stack(pictures)
 
 
-def write_pictures(frames: Tensor, *, quality: int = 90) -> list[bytes]:
+def write_pictures(frames: npt.ArrayLike, *, quality: int = 90) -> list[bytes]:
     """Each frame of uint8 `[T, 3, H, W]` as the bytes of a JPEG, of a colour for four pixels; `quality` is libjpeg's, 1 to 95."""
     files = []
-    for picture in frames:
+    for picture in np.asarray(frames):
         buffer = io.BytesIO()
-        pixels = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+        pixels = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
         pixels.save(buffer, "JPEG", quality=quality, subsampling=2)
         files.append(buffer.getvalue())
     return files

@@ -12,12 +12,12 @@ file's timestamps do not allow this it declines, and the file is read in order. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from harvest.data.sampling import ViewPlaces, segment_times
 from harvest.data.video.decoding import first_frame, frames_in_order, read_in_order
@@ -27,6 +27,7 @@ from harvest.data.video.opening import ROUNDING_S, SELF_CONTAINED, opened, rate_
 from harvest.data.video.pictures import (
     FOLDER_FPS,
     STILL_S,
+    Pick,
     is_picture,
     pictures_in,
     probe_picture,
@@ -37,7 +38,11 @@ from harvest.data.video.pictures import (
 )
 from harvest.data.video.second_decoder import Decoder, find_decoder, read_by_torchcodec
 from harvest.data.video.source import PackedVideo, Source, VideoError, VideoInfo, as_source, is_folder
-from harvest.interfaces import Clip, Fit, HarvestError, Interpolation
+from harvest.errors import HarvestError
+from harvest.plain_types import Clip, Fit, Interpolation, Pixels
+
+if TYPE_CHECKING:
+    import torch
 
 
 def read_clip(
@@ -65,7 +70,7 @@ def read_clip(
     Raises VideoError with the reason for anything that cannot be read.
     """
 
-    def pick(duration_s: float) -> Tensor:
+    def pick(duration_s: float) -> npt.NDArray[np.float64]:
         if start_s > 0 and start_s >= duration_s + 0.5:
             raise VideoError(
                 path, f"the stretch starts at {start_s:g} s, the video ends at {duration_s:.2f} s"
@@ -85,7 +90,7 @@ def read_clip(
 
 def read_frames(
     path: str | Path | PackedVideo,
-    times_s: Tensor,
+    times_s: npt.ArrayLike,
     *,
     image_size: int,
     fit: Fit | None = "crop",
@@ -94,9 +99,9 @@ def read_frames(
     decoder: Decoder = "pyav",
 ) -> Clip:
     """The frames shown at given times, which must not decrease: before the first frame the first, past the end the last."""
-    if times_s.ndim != 1 or len(times_s) == 0 or bool((times_s.diff() < 0).any()):
+    wanted = np.asarray(times_s, np.float64)
+    if wanted.ndim != 1 or len(wanted) == 0 or bool((np.diff(wanted) < 0).any()):
         raise HarvestError("read_frames: times_s must be a list of times that do not decrease")
-    wanted = times_s.to(torch.float64)
     fitting = Fitting(image_size, fit, interpolation)
     return _read(as_source(path), lambda duration_s: wanted, fitting, folder_fps, decoder)
 
@@ -108,11 +113,11 @@ def stream_frames(
     image_size: int,
     fit: Fit | None = "crop",
     interpolation: Interpolation = "bicubic",
-) -> Iterator[tuple[float, Tensor]]:
+) -> Iterator[tuple[float, Pixels]]:
     """The frames shown at 0, `every_s`, 2 `every_s`, … to the end of the file, as (time, uint8 `[3, H, W]`).
 
     Decoded once, in order, in the memory of one frame: for work on all of a long video. A frame shown at several
-    of the times comes as the same tensor. The last time is at most `every_s` before the end of the last frame.
+    of the times comes as the same array. The last time is at most `every_s` before the end of the last frame.
 
     Raises VideoError where the file cannot be read on, which may be after frames that it has given.
     """
@@ -185,9 +190,7 @@ def probe(path: str | Path | PackedVideo) -> VideoInfo:
         )
 
 
-def _read(
-    path: Source, pick: Callable[[float], Tensor], fitting: Fitting, folder_fps: float, decoder: Decoder
-) -> Clip:
+def _read(path: Source, pick: Pick, fitting: Fitting, folder_fps: float, decoder: Decoder) -> Clip:
     found = find_decoder(decoder)
     if isinstance(path, PackedVideo):
         if path.times_s is not None:
@@ -197,7 +200,7 @@ def _read(
     if is_picture(path):
         picture, size = read_picture(path, fitting)
         count = len(pick(STILL_S))
-        return Clip(torch.stack([picture] * count), torch.zeros(count, dtype=torch.float64), size)
+        return Clip(np.stack([picture] * count), np.zeros(count), size)
     # Nothing of a stream is touched once its container is closed: its memory is gone.
     with opened(path) as (container, stream):
         timeline = timeline_of(path, container, stream)
@@ -225,5 +228,5 @@ def _read(
             with opened(path) as (container, stream):
                 shown = read_in_order(container, stream, clock, targets, fitting)
             assert shown is not None  # it had frames a moment ago
-    times_s = torch.tensor([clock.seconds(pts) for pts in shown.pts], dtype=torch.float64)
+    times_s = np.array([clock.seconds(pts) for pts in shown.pts])
     return Clip(stacked(path, shown.pictures), times_s, shown.size and (shown.size[1], shown.size[0]))

@@ -11,18 +11,19 @@ import io
 import os
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import av
 import numpy as np
-import torch
-from torch import Tensor
 
-from harvest.data.transforms import cut_square, resize, scaled_size
+from harvest.data.geometry import cut_square, scaled_size
 from harvest.data.video.decoding import Shown
 from harvest.data.video.frames import Fitting, check_shape, square_pixels
 from harvest.data.video.source import PackedVideo, Source
-from harvest.interfaces import HarvestError
+from harvest.errors import HarvestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Decoder = Literal["auto", "pyav", "torchcodec", "torchcodec_cuda"]
 Found = Literal["pyav", "torchcodec", "torchcodec_cuda"]
@@ -83,6 +84,8 @@ def _need_torchcodec(name: str) -> None:
 
 def _need_gpu(name: str) -> None:
     """Raise HarvestError unless a clip can be decoded on the GPU: torchcodec says only then what it was built without."""
+    import torch
+
     if not torch.cuda.is_available():
         raise HarvestError(
             f"data.decoder {name}: PyTorch finds no NVIDIA GPU here, or was built without CUDA: take data.decoder pyav or"
@@ -154,6 +157,8 @@ def read_by_torchcodec(
     path: Source, stream: Any, targets: list[int], fitting: Fitting, decoder: Found
 ) -> Shown | None:
     """The same frames by another library. None where it declines."""
+    from harvest.data.transforms import resize
+
     tick_s = float(stream.time_base)
     # Between one tick and the next nothing changes: half a tick on, rounding cannot step back to the frame before.
     times_s = [(target + 0.5) * tick_s for target in targets]
@@ -167,11 +172,11 @@ def read_by_torchcodec(
     frames = resize(
         found.frames, *scaled_size(height, width, fitting.image_size, fitting.fit), fitting.interpolation
     )
-    frames = cut_square(frames, fitting.image_size, fitting.fit)
+    pixels = cut_square(frames.cpu().numpy(), fitting.image_size, fitting.fit)
     is_over = found.end_s[-1] >= found.last_end_s - tick_s
     return Shown(
         [round(start_s / tick_s) for start_s in found.start_s],
-        list(frames.cpu()),
+        list(pixels),
         round(found.last_end_s / tick_s) if is_over else None,
         (width, height),
     )

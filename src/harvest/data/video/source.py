@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 import av
 
-from harvest.interfaces import HarvestError
+from harvest.errors import HarvestError
 
 # What the decoder raises on bad files; everything else is a mistake of ours and must be seen.
 _DECODER_ERRORS = (av.error.FFmpegError, OSError, EOFError, ValueError, OverflowError, MemoryError)

@@ -1,4 +1,4 @@
-"""Writing H.264: clips from tensors, stretches of videos encoded anew."""
+"""Writing H.264: clips from arrays, stretches of videos encoded anew."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 
 import av
 import numpy as np
-import torch
+import numpy.typing as npt
 from av.video.reformatter import Interpolation
-from torch import Tensor
 
 from harvest.data.video.decoding import frames_in_order
 from harvest.data.video.frames import Fitting, scaler, shown_size
 from harvest.data.video.opening import SEEK_S, SEEKABLE, opened, rate_of, timeline_of
 from harvest.data.video.source import PackedVideo, Unreadable, VideoError, VideoInfo, as_source
+from harvest.errors import HarvestError
 from harvest.files import new_file
-from harvest.interfaces import HarvestError
 
 _TICK = Fraction(1, 90_000)  # of what is written
 # Clips written for training are decoded far more often than they are encoded: no arithmetic coding, no deblocking,
@@ -30,7 +29,7 @@ _QUICK_TO_DECODE = {"tune": "fastdecode", "bf": "3", "x264-params": "b-adapt=0:b
 
 def write_video(
     path: str | Path,
-    frames: Tensor,
+    frames: npt.ArrayLike,
     *,
     fps: float,
     crf: int = 18,
@@ -42,11 +41,12 @@ def write_video(
     The same frames give the same bytes with the same libraries. `crf` is x264's quality (0 lossless, 18 clean),
     `key_every` the largest distance of key frames.
     """
-    if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8 or frames.shape[0] == 0:
+    pixels = np.asarray(frames)
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype != np.uint8 or pixels.shape[0] == 0:
         raise HarvestError(
-            f"write_video: expected uint8 [T, 3, H, W], got {frames.dtype} {list(frames.shape)}"
+            f"write_video: expected uint8 [T, 3, H, W], got {pixels.dtype} {list(pixels.shape)}"
         )
-    height, width = frames.shape[-2:]
+    height, width = pixels.shape[-2:]
     if height % 2 or width % 2:
         raise HarvestError(f"write_video: H.264 needs even sides, got {width} x {height}")
     path = Path(path)
@@ -61,9 +61,10 @@ def write_video(
             )
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.thread_count = 1
-            for picture in frames:
-                pixels = picture.permute(1, 2, 0).contiguous().numpy()
-                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            for picture in pixels:
+                frame = av.VideoFrame.from_ndarray(
+                    np.ascontiguousarray(picture.transpose(1, 2, 0)), format="rgb24"
+                )
                 frame = scaler().reformat(
                     frame, format="yuv420p", interpolation=Interpolation.BICUBIC, threads=1
                 )
@@ -98,8 +99,8 @@ def transcode(
     with opened(path) as (container, stream):
         timeline = timeline_of(path, container, stream)
     clock = timeline.clock
-    first = clock.ticks(torch.tensor([start_s], dtype=torch.float64))[0]
-    last = None if end_s is None else clock.ticks(torch.tensor([end_s], dtype=torch.float64))[0]
+    first = clock.ticks([start_s])[0]
+    last = None if end_s is None else clock.ticks([end_s])[0]
     wanted_s = math.inf if end_s is None else end_s
     with opened(path) as (container, stream):
         if start_s > SEEK_S and container.format.name in SEEKABLE:
@@ -157,7 +158,7 @@ class _Writer:
 
     def add(self, frame: Any, stream: Any, short_side: int, time_s: float) -> None:
         size = min(short_side, *shown_size(frame, stream))
-        picture = Fitting(size, fit=None).picture_of(frame, stream).permute(1, 2, 0).numpy()
+        picture = Fitting(size, fit=None).picture_of(frame, stream).transpose(1, 2, 0)
         height, width = (max(2, side // 2 * 2) for side in picture.shape[:2])
         if min(picture.shape[:2]) < 2:
             picture = np.resize(picture, (height, width, 3))

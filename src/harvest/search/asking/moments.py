@@ -191,9 +191,9 @@ def _hops(path: Path, hop_s: float, per_hop: int, squares: Squares) -> Iterator[
     any_hop = False
     for number, (_, picture) in enumerate(stream_frames(path, every_s=hop_s / (2 * per_hop), **squares)):
         if number % 2:
-            pictures.append(picture)
+            pictures.append(torch.from_numpy(picture))
         elif number == 0:
-            first = picture
+            first = torch.from_numpy(picture)
         if len(pictures) == per_hop:
             yield torch.stack(pictures)
             any_hop = True

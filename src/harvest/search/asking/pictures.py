@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
+import numpy as np
+from PIL import Image
 from rich.text import Text
-from torch import Tensor
 
 from harvest.data.video import read_frames, write_pictures
+from harvest.plain_types import Pixels
 
 MOST_HEIGHT = 1080
 
 
-def frames_at(path: Path, times_s: Sequence[float], *, height: int) -> Tensor:
+def frames_at(path: Path, times_s: Sequence[float], *, height: int) -> Pixels:
     """The frames shown at times, uint8 `[n, 3, height', W]`: the short side is `height`. VideoError if unreadable."""
-    return read_frames(path, torch.tensor(times_s, dtype=torch.float64), image_size=height, fit=None).frames
+    return read_frames(path, times_s, image_size=height, fit=None).pixels
 
 
 def thumbnail(path: Path, time_s: float, *, height: int) -> bytes:
@@ -27,15 +27,20 @@ def thumbnail(path: Path, time_s: float, *, height: int) -> bytes:
     return write_pictures(frames[..., :height, :width])[0]
 
 
-def half_blocks(pictures: Tensor, *, rows: int) -> Text:
+def half_blocks(pictures: Pixels, *, rows: int) -> Text:
     """Pictures `[n, 3, H, W]` side by side in `rows` lines of a terminal with colours."""
     height = 2 * rows
     width = max(2, round(pictures.shape[-1] * height / pictures.shape[-2]))
-    small = F.interpolate(pictures, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    small = [
+        np.asarray(
+            Image.fromarray(picture.transpose(1, 2, 0)).resize((width, height), Image.Resampling.BICUBIC)
+        )
+        for picture in pictures
+    ]
     text = Text(no_wrap=True)
     for row in range(0, height, 2):
         for picture in small:
-            upper, lower = picture[:, row].T.tolist(), picture[:, row + 1].T.tolist()
+            upper, lower = picture[row].tolist(), picture[row + 1].tolist()
             for (r, g, b), (R, G, B) in zip(upper, lower, strict=True):
                 text.append("▀", style=f"rgb({r},{g},{b}) on rgb({R},{G},{B})")
             text.append(" ")

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harvest.interfaces import HarvestError
+from harvest.errors import HarvestError
 from harvest.search.library.store import Unavailable
 
 _WAIT_S = 60.0  # for another process's transaction

@@ -16,14 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from harvest.data.guard import Guard, Lost
+from harvest.data.guard import MAX_BYTES, Guard, Lost
 from harvest.data.video import VideoError
-from harvest.data.video.guarded import MAX_BYTES
-from harvest.interfaces import HarvestError, Squares
+from harvest.errors import HarvestError
+from harvest.plain_types import Pixels, Squares
 from harvest.search.library.segmentation import Cut, Segmentation, Window, windows
 
 LIMIT_S = 60.0  # for one call, or for the next few windows of a video
@@ -75,13 +71,13 @@ class Decoders:
         self, path: Path, segmentation: Segmentation, *, num_frames: int, squares: Squares
     ) -> Iterator[Window | Cut]:
         """`segmentation.windows`, read a few at a time."""
-        pictures: dict[int, Tensor] = {}
+        pictures: dict[int, Pixels] = {}
         with self._borrowed(path) as call:
             call(_begin, path, segmentation, num_frames=num_frames, squares=squares)
             is_over = False
             while not is_over:
                 read: _Read = call(_go_on)
-                pictures |= {number: torch.from_numpy(picture) for number, picture in read.pictures.items()}
+                pictures |= read.pictures
                 for start_s, end_s, numbers in read.windows:
                     yield Window(start_s, end_s, tuple(pictures[number] for number in numbers))
                 last = read.windows[-1][2] if read.windows else ()
@@ -121,7 +117,7 @@ class Decoders:
 class _Read(NamedTuple):
     """Windows by the numbers of their pictures, of which each is sent once."""
 
-    pictures: dict[int, np.ndarray]
+    pictures: dict[int, Pixels]
     windows: list[tuple[float, float, tuple[int, ...]]]
     cut: Cut | None
 
@@ -135,7 +131,7 @@ class _Reading:
     """The video that this process reads windows of."""
 
     items: Iterator[Window | Cut]
-    known: dict[int, tuple[int, Tensor]]  # by id; the picture itself too, so that its id stays its own
+    known: dict[int, tuple[int, Pixels]]  # by id; the picture itself too, so that its id stays its own
     count: int = 0
 
 
@@ -157,7 +153,7 @@ def _go_on() -> _Read:
             if id(picture) not in _reading.known:
                 _reading.count += 1
                 _reading.known[id(picture)] = (_reading.count, picture)
-                read.pictures[_reading.count] = picture.numpy()
+                read.pictures[_reading.count] = picture
             numbers.append(_reading.known[id(picture)][0])
         shown = {id(picture) for picture in item.pictures}
         _reading.known = {key: value for key, value in _reading.known.items() if key in shown}

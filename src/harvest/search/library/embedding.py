@@ -26,7 +26,7 @@ from harvest.data.video import VideoError
 from harvest.evaluation.embed import default_frames, encode_clips, mode_of
 from harvest.interfaces import Grid, HarvestError
 from harvest.model.video_text import VideoTextModel
-from harvest.parallel import Precision
+from harvest.plain_types import Pixels, Precision
 from harvest.search.library.decoding import Decoders
 from harvest.search.library.segmentation import Cut, Segmentation, Window
 from harvest.search.library.store import Spans
@@ -131,17 +131,17 @@ class WindowEncoder:
         self.num_encoded = 0
         """Windows, or pictures of a frame-wise tower, that the encoder has seen."""
         # By id of the picture, which is kept too, so that its id stays its own.
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+        self._seen: dict[int, tuple[Pixels, Tensor]] = {}
 
     def __call__(self, batch: Sequence[Window]) -> Tensor:
         if not self.is_frame_wise:
-            video = torch.stack([torch.stack(window.pictures) for window in batch])
+            video = np.stack([np.stack(window.pictures) for window in batch])
             self.num_encoded += len(batch)
             return self._encode(video)
         distinct = {id(picture): picture for window in batch for picture in window.pictures}
         new = {key: picture for key, picture in distinct.items() if key not in self._seen}
         if new:
-            pooled = self._encode(torch.stack(list(new.values()))[:, None])
+            pooled = self._encode(np.stack(list(new.values()))[:, None])
             self._seen |= {
                 key: (picture, vector) for (key, picture), vector in zip(new.items(), pooled, strict=True)
             }
@@ -153,8 +153,10 @@ class WindowEncoder:
         ]
         return F.normalize(torch.stack(means), dim=-1)
 
-    def _encode(self, video: Tensor) -> Tensor:
-        seen = encode_clips(self.model, video, precision=self.precision, selection=self.selection)
+    def _encode(self, video: Pixels) -> Tensor:
+        seen = encode_clips(
+            self.model, torch.from_numpy(video), precision=self.precision, selection=self.selection
+        )
         pooled = seen.pooled.float().cpu()
         if not bool(pooled.isfinite().all()):
             raise HarvestError("the model gives vectors that are not finite: its weights are broken")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from harvest.interfaces import HarvestError
+from harvest.errors import HarvestError
 
 VIDEO_SUFFIXES = frozenset(
     [

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from harvest.interfaces import HarvestError
+from harvest.errors import HarvestError
 from harvest.progress import say
 from harvest.search.library.store import Entry, Floats, Near, Spans, Unavailable, folded, time_ns
 from harvest.search.results import Where

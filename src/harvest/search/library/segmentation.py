@@ -13,17 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from harvest.data.video import VideoError, probe, stream_frames
 from harvest.data.video.opening import opened
 from harvest.data.video.source import as_source
-from harvest.interfaces import Squares
+from harvest.plain_types import Pixels, Selector, Squares
 from harvest.ranges import Range, check_ranges
-from harvest.tokens import Selection, Selector, see
+
+if TYPE_CHECKING:
+    from harvest.tokens import Selection
 
 PICTURES_PER_FRAME = 2  # taken for each frame that a window shows to the encoder
 LONGEST = 1.5  # windows: a shot up to this is one moment
@@ -50,6 +52,8 @@ class Segmentation:
     @property
     def selection(self) -> Selection | None:
         """Which tubelets of a moment the encoder sees; None for all."""
+        from harvest.tokens import see
+
         return see(self.budget, self.selector)
 
     def __post_init__(self) -> None:
@@ -61,9 +65,7 @@ class Window(NamedTuple):
 
     start_s: float
     end_s: float
-    pictures: tuple[
-        Tensor, ...
-    ]  # uint8 [3, H, W] each; those shared with another window are the same tensors
+    pictures: tuple[Pixels, ...]  # [3, H, W] each; those shared with another window are the same arrays
 
 
 class Cut(NamedTuple):
@@ -117,11 +119,11 @@ def _offset_s(path: str | Path) -> float:
         return round(max(0.0, float(video.start_time * video.time_base) - min(starts)), 3)
 
 
-def _with_cuts(pictures: Iterator[tuple[float, Tensor]]) -> Iterator[tuple[float, Tensor, bool]]:
+def _with_cuts(pictures: Iterator[tuple[float, Pixels]]) -> Iterator[tuple[float, Pixels, bool]]:
     """Each picture, one later, with whether it is the first of a shot."""
     changes = [0.0, 0.0, 0.0]  # that led to the two pictures before the waiting one, and to it
-    waiting: tuple[float, Tensor] | None = None
-    small: Tensor | None = None
+    waiting: tuple[float, Pixels] | None = None
+    small: npt.NDArray[np.float64] | None = None
     broken: VideoError | None = None
     while broken is None:
         try:
@@ -131,7 +133,7 @@ def _with_cuts(pictures: Iterator[tuple[float, Tensor]]) -> Iterator[tuple[float
         if item is None:
             break
         before, small = small, _small(item[1])
-        change = 0.0 if before is None else float((small - before).abs().median())
+        change = 0.0 if before is None else _lower_median(np.abs(small - before))
         if waiting is not None:
             yield *waiting, is_cut(changes[2], around=(changes[0], changes[1], change))
             changes = [changes[1], changes[2], change]
@@ -140,6 +142,10 @@ def _with_cuts(pictures: Iterator[tuple[float, Tensor]]) -> Iterator[tuple[float
         yield *waiting, is_cut(changes[2], around=(changes[0], changes[1]))
     if broken is not None:
         raise broken
+
+
+def _lower_median(values: npt.NDArray[np.float64]) -> float:
+    return float(np.partition(values, (values.size - 1) // 2, axis=None)[(values.size - 1) // 2])
 
 
 def is_cut(change: float, *, around: tuple[float, ...]) -> bool:
@@ -151,8 +157,22 @@ def is_cut(change: float, *, around: tuple[float, ...]) -> bool:
     return change >= 2 * max(around) + LEAST_CHANGE
 
 
-def _small(picture: Tensor) -> Tensor:
-    return F.adaptive_avg_pool2d(picture.float().mean(dim=0)[None], GRID)[0]
+def _small(picture: Pixels) -> npt.NDArray[np.float64]:
+    """The brightness of a picture `[3, H, W]` in `[GRID, GRID]` windows, which overlap where a side is no multiple."""
+    grey = picture[0].astype(np.uint16) + picture[1] + picture[2]
+    rows, heights = _window_sums(grey)
+    columns, widths = _window_sums(rows.T)
+    return columns.T / (3.0 * heights[:, None] * widths)
+
+
+def _window_sums(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Sums `[GRID, W]` over GRID equal windows of the rows `[H, W]`, and how many rows each has."""
+    windows = np.arange(GRID)
+    first, end = windows * len(values) // GRID, -(-(windows + 1) * len(values) // GRID)
+    bounds = np.unique(np.concatenate([first, end]))
+    parts = np.add.reduceat(values, bounds[:-1], axis=0, dtype=np.int32)
+    below = np.concatenate([np.zeros_like(parts[:1]), parts.cumsum(axis=0, dtype=np.int32)])
+    return below[np.searchsorted(bounds, end)] - below[np.searchsorted(bounds, first)], end - first
 
 
 class _Shot:
@@ -167,9 +187,9 @@ class _Shot:
         self.start_s = start_s
         self.next_s = start_s
         self.times_s: list[float] = []
-        self.pictures: list[Tensor] = []
+        self.pictures: list[Pixels] = []
 
-    def add(self, time_s: float, picture: Tensor) -> Iterator[Window]:
+    def add(self, time_s: float, picture: Pixels) -> Iterator[Window]:
         self.times_s.append(time_s)
         self.pictures.append(picture)
         while time_s - self.next_s > LONGEST * self.window_s:

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from harvest.interfaces import HarvestError
+from harvest.errors import HarvestError
 from harvest.search.results import Where
 
 Floats = NDArray[np.float32]

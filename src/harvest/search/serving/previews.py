@@ -7,13 +7,12 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
 
 from harvest.data.video import VideoError, probe, read_frames, write_video
 from harvest.data.video.opening import opened
 from harvest.data.video.source import as_source
+from harvest.errors import HarvestError
 from harvest.files import new_file
-from harvest.interfaces import HarvestError
 
 FPS = 12.5
 SHORT_SIDE = 288
@@ -30,11 +29,11 @@ def write_preview(path: Path, out: Path, *, start_s: float, end_s: float) -> Non
     """
     length_s = min(end_s - start_s, LONGEST_S)
     count = max(1, round(length_s * FPS))
-    times_s = start_s + (torch.arange(count, dtype=torch.float64) + 0.5) / FPS
+    times_s = start_s + (np.arange(count) + 0.5) / FPS
     info = probe(path)
     short, long = sorted((info.width, info.height))
     size = max(2, min(SHORT_SIDE, math.isqrt(MOST_PIXELS * short // long)))
-    frames = read_frames(path, times_s, image_size=size, fit=None).frames
+    frames = read_frames(path, times_s, image_size=size, fit=None).pixels
     height, width = (side - side % 2 for side in frames.shape[-2:])
     try:
         write_video(out, frames[..., :height, :width], fps=FPS, crf=24)

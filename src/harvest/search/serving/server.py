@@ -42,7 +42,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from harvest import __version__
 from harvest.data.video import VideoError
-from harvest.interfaces import HarvestError
+from harvest.errors import HarvestError
 from harvest.ranges import Range, check_range
 from harvest.search.asking.pictures import MOST_HEIGHT
 from harvest.search.index import GoneFile, Index, UnknownId

@@ -15,11 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-
 from harvest.data.video import read_frames
+from harvest.errors import HarvestError
 from harvest.files import write_file
-from harvest.interfaces import HarvestError
 from harvest.search.index import Decode
 
 _SCRATCH = "harvest-serve-"
@@ -85,7 +83,7 @@ def add_picture(files: FileCache, data: bytes, decode: Decode) -> str:
     name = hashlib.blake2b(data, digest_size=16).hexdigest()
     path = files.make(name, suffix, lambda path: write_file(path, data))
     try:
-        decode(read_frames, path, torch.zeros(1, dtype=torch.float64), image_size=16)
+        decode(read_frames, path, [0.0], image_size=16)
     except HarvestError:
         raise HarvestError("the picture is damaged") from None
     return name
