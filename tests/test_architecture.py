@@ -78,10 +78,8 @@ ALLOWED: dict[str, set[str]] = {
     "recipes": {"interfaces", "ranges", "config", "data", "model", "objectives", "training"},
 }
 # These files wire rooms together, and so do the commands, the demo and adaptation.
-WIRING = {
-    f"harvest.{name}"
-    for name in ("api", "training.loop", "training.prepare", "training.run", "training.start", "__main__")
-} | {
+WIRING = {f"harvest.{name}" for name in ("api", "__main__")} | {
+    *(f"harvest.training.{name}" for name in ("held_out", "loop", "prepare", "run", "start")),
     # what a whole run will take
     "harvest.bench.plan",
     "harvest.bench.host",

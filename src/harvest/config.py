@@ -96,6 +96,22 @@ class TuningConfig:
 
 
 @dataclass(frozen=True)
+class EvalConfig:
+    """Scores on clips held out, while a run trains: in metrics.jsonl and TensorBoard. The best model so far is RUN/best."""
+
+    data: tuple[str, ...] = ()
+    """Manifests or shards to score: rows with options and a label as multiple choice, others as retrieval. The first
+    decides which model is the best, by its accuracy or its text-to-video R@1. mini-world/PART is a part of the mini-world."""
+    videos: str | None = None
+    """Folder that their paths are relative to; without it the manifest's own."""
+    every: Annotated[int, Range(least=1)] = 1000
+    """Steps from one evaluation to the next; the first is before step 1, the last at the end."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "eval")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides what a run computes, and how it is kept."""
 
@@ -108,6 +124,7 @@ class RunConfig:
     vary: VaryConfig = field(default_factory=VaryConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     blend: Annotated[float, Range(least=0, most=1)] = 1.0
     """Share of the trained weights in the final model; the rest is the image model's (weight interpolation)."""
     world: MiniWorldConfig = field(default_factory=MiniWorldConfig)
@@ -125,6 +142,9 @@ class RunConfig:
         "loop.save_every",
         "loop.keep_last",
         "loop.log_every",
+        "eval.data",
+        "eval.videos",
+        "eval.every",
     )
     """How a run is kept may differ when it is resumed; what it computes may not."""
 

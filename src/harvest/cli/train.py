@@ -14,6 +14,7 @@ HELP = """usage: harvest train RECIPE [--out RUN] [--tiny] [--SETTING VALUE ...]
        harvest train --config RUN/config.json [--out RUN] [--SETTING VALUE ...]
 
 Runs a recipe; the same command goes on where a stopped run was.
+With --eval.data the best model so far is kept in RUN/best.
 `harvest train RECIPE --help` lists its settings, `harvest recipes` the recipes.
 On several GPUs: torchrun --nproc-per-node 8 -m harvest train RECIPE …
 
@@ -22,6 +23,8 @@ On several GPUs: torchrun --nproc-per-node 8 -m harvest train RECIPE …
       --data.videos /data/webvid --out runs/webvid
   harvest train harvest-b16 --start.model google/siglip-base-patch16-224 \\
       --data.train clips.jsonl --optim.lr 2e-5
+  harvest train harvest-b16 --data.train clips.jsonl \\
+      --eval.data val.jsonl choice.jsonl --eval.every 500
   harvest train harvest-l14 --data.train clips.parquet --blend 0.5 \\
       --loop.global-batch 512 --tuning.steps 0
 """

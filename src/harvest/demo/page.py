@@ -358,6 +358,14 @@ def draw_curves(metrics: Path, config: RunConfig) -> list[Curve]:
             scale=100,
             tuning_from=tuning_from,
         ),
+        curve(
+            lines,
+            "motion_choice/accuracy",
+            title="which of four motions, clips not trained on",
+            unit="percent",
+            scale=100,
+            tuning_from=tuning_from,
+        ),
     )
     return [one for one in drawn if one is not None]
 

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harvest.config import RunConfig, differences, read_config
+from harvest.config import EvalConfig, RunConfig, differences, read_config
 from harvest.data.miniworld import MiniWorld, absent_scenes, write_miniworld
 from harvest.demo.page import Score, draw_curves, next_commands, percent, scores_of, short, write_page
 from harvest.demo.pictures import fill_blanks, show_searches
@@ -59,6 +59,7 @@ def run_demo(out: Path, *, seed: int = 0, config: RunConfig | None = None) -> Pa
         config,
         data=dataclasses.replace(config.data, train=str(world.train.resolve()), videos=None),
         loop=dataclasses.replace(config.loop, seed=seed),
+        eval=EvalConfig((str(world.motion_choice.resolve()),), every=max(1, config.total_steps // 4)),
     )
     check_same(run, config)
     material = read_material(world)

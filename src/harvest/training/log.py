@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -54,14 +56,15 @@ class RunLog:
     def advance(self, step: int) -> None:
         self.progress.update(self.task, completed=step)
 
+    def show(self, says: str) -> None:
+        """A few words beside the bar, until the next."""
+        self.progress.update(self.task, says=says)
+
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Log the numbers of `step`, e.g. losses, `lr`, `clips_per_s`, `waiting` (share of time without data)."""
-        if self.lines is None or self.board is None:
+        self._keep(step, numbers)
+        if self.lines is None:
             return
-        self.lines.write(json.dumps({"step": step, **numbers}) + "\n")
-        self.lines.flush()
-        for name, value in numbers.items():
-            self.board.add_scalar(name, value, step)
         says = f"loss {numbers['loss']:.3f} · {numbers['clips_per_s']:.0f} clips/s"
         if numbers["waiting"] >= 0.01:
             says += f" · {100 * numbers['waiting']:.0f} % waiting for data"
@@ -72,6 +75,20 @@ class RunLog:
             task = self.progress.tasks[self.task]
             left = f" · {timedelta(seconds=round(task.time_remaining))} left" if task.time_remaining else ""
             say(f"step {step:,} of {task.total:,.0f} · {says}{left}")
+
+    def write_scores(self, step: int, scores: Mapping[str, float], says: str) -> None:
+        """Log scores on held-out clips (`MANIFEST/METRIC`) in a line of their own, and say them."""
+        self._keep(step, scores)
+        if self.lines is not None:
+            say(f"step {step:,} of {self.progress.tasks[self.task].total:,.0f} · {says}")
+
+    def _keep(self, step: int, numbers: Mapping[str, float]) -> None:
+        if self.lines is None or self.board is None:
+            return
+        self.lines.write(json.dumps({"step": step, **numbers}) + "\n")
+        self.lines.flush()
+        for name, value in numbers.items():
+            self.board.add_scalar(name, value, step)
 
     def _keep_lines_before(self, step: int) -> None:
         if not self.path.exists():
@@ -91,6 +108,16 @@ class RunLog:
         if damaged:
             say(f"{damaged} lines of {self.path} cannot be read; they are kept as they are")
         write_file(self.path, b"".join(kept))
+
+
+def steps_with(path: Path, name: str) -> set[int]:
+    """The steps whose line of a metrics.jsonl has this number; lines that cannot be read have none."""
+    found = set()
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(HarvestError):
+            if name in parse(dict[str, Any], line, where="the line"):
+                found.add(_step_of(line))
+    return found
 
 
 def _step_of(line: bytes) -> int:

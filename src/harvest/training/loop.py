@@ -11,7 +11,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,6 @@ from harvest.parallel import (
     World,
     computed_in,
     deterministic,
-    full_state,
-    is_sharded,
     mean_over_ranks,
     send,
     shard,
@@ -39,11 +36,12 @@ from harvest.parallel import (
 from harvest.progress import bar, say
 from harvest.training.average import WeightAverage
 from harvest.training.checkpoint import CheckpointWriter, load_checkpoint
+from harvest.training.held_out import HeldOut
 from harvest.training.log import RunLog
 from harvest.training.optim import build_optimizer
 from harvest.training.prepare import Loader, Prepared, check_budgets, prepare, read_clips
-from harvest.training.run import begin, claimed, finish, read_broken, stop_signals, write_broken
-from harvest.training.start import build_objective, start_model
+from harvest.training.run import begin, claimed, ended, finish, read_broken, stop_signals, write_broken
+from harvest.training.start import build_objective
 from harvest.training.step import LossScale, OptimizerStep
 from harvest.training.vary import show_frames, show_size
 
@@ -54,7 +52,7 @@ if TYPE_CHECKING:
 def train(config: RunConfig, run: Path) -> Path:
     """Run `config` in folder `run`, going on from its newest checkpoint; returns the model folder, `run/model`.
 
-    Writes config.json, metrics.jsonl, tensorboard/, checkpoints/ and, where videos were broken, broken.json.
+    Writes config.json, metrics.jsonl, tensorboard/, checkpoints/; best/ with `eval.data`; broken.json where videos were.
     Raises HarvestError for a folder that holds another run, a non-finite loss, or a disk that is full.
     """
     with (
@@ -70,12 +68,14 @@ def train(config: RunConfig, run: Path) -> Path:
         if computed_in(here.device, config.loop.precision) != config.loop.precision:
             say("this CPU has no bf16 instructions: computing in fp32, which is faster here")
         prepared = prepare(config, run, here)
+        held_out = HeldOut(config, prepared, run, here)
         check_budgets(config, prepared.model)
         objective: Any = ready_objective(config, prepared, run, here)
         optimizer = build_optimizer(objective, config.optim)
         decay = config.loop.average_decay
         average = None if decay is None else WeightAverage(objective, decay=decay)
         first_step = load_checkpoint(run, objective=objective, optimizer=optimizer, average=average) or 0
+        held_out.resume(first_step)
         take_step = OptimizerStep(
             wrap(objective, here),
             optimizer,
@@ -90,12 +90,17 @@ def train(config: RunConfig, run: Path) -> Path:
         step, batch = first_step, next(batches)
         begin(run, config, prepared, here, first_step)
         largest = LargestOfRanks()
+
+        def score(step: int) -> float:
+            return held_out(step, objective, average, log, stopped=lambda: largest(stop.asked))
+
         with (
             RunLog(run, first_step=first_step, steps=config.total_steps, is_main=here.is_main) as log,
             CheckpointWriter(run, keep_last=config.loop.keep_last) as checkpoints,
         ):
             since, waited, clips = time.perf_counter(), 0.0, 0
             while step < config.total_steps:
+                since += score(step)
                 objective.selection = config.selection_at(step)
                 shown = show_frames(batch, config.num_frames_at(step))
                 lr = config.lr_at(step)
@@ -105,6 +110,7 @@ def train(config: RunConfig, run: Path) -> Path:
                 is_last = step == config.total_steps
                 stopped_by = largest(stop.asked or int(checkpoints.failed))
                 is_saved = step % config.loop.save_every == 0 or is_last or stopped_by > 0
+                is_saved = is_saved or held_out.is_due(step)
                 if is_saved or step % config.loop.log_every == 0:
                     numbers = _numbers(losses, step)
                     seconds = time.perf_counter() - since
@@ -130,16 +136,12 @@ def train(config: RunConfig, run: Path) -> Path:
                     before = time.perf_counter()
                     batch = next(batches)
                     waited += time.perf_counter() - before
+            score(step)
         largest.close()
-        with average.in_place() if average is not None else nullcontext():
-            whole = full_state(objective) if is_sharded(objective) else None
-            with sync_errors():
-                if here.is_main:
-                    if whole is not None:  # a module cannot leave its shards: build it anew
-                        model = start_model(config, prepared.captions).model
-                        objective = build_objective(config, model, prepared.given)
-                        objective.load_state_dict(whole)
-                    finish(run, config, objective, prepared.tokenizer, prepared.image_model, loader)
+        made = ended(config, prepared, objective, average)
+        with sync_errors():
+            if here.is_main:
+                finish(run, config, prepared, made, loader)
     return run / "model"
 
 

@@ -71,14 +71,14 @@ def prepare(config: RunConfig, run: Path, here: World) -> Prepared:
             "data.images brings pictures with captions alone, and this objective learns from the labels, boxes, answers or"
             " options of its rows: leave data.images out"
         )
-    examples, listed = _rows(config, run, here, config.data.train)
+    examples, listed = rows_of(config, run, here, config.data.train)
     if config.data.more and not isinstance(examples, ShardSet):
         further = (read_manifest(manifest) for manifest in config.data.more)
         examples = columns_of_rows(itertools.chain(examples, *further))
     examples, names = needs.rows(examples, listed)
     if isinstance(examples, list):  # of which some are left
         examples = columns_of_rows(examples)
-    pictures = _rows(config, run, here, config.data.images)[0] if config.data.images else []
+    pictures = rows_of(config, run, here, config.data.images)[0] if config.data.images else []
     captions: list[str] = []
     if needs_captions(config):
         captions = [text for rows in (examples, pictures) for example in rows for text in example.texts]
@@ -127,7 +127,7 @@ def read_clips(
     )
 
 
-def _rows(config: RunConfig, run: Path, here: World, name: str) -> tuple[Sequence[Example], Path | None]:
+def rows_of(config: RunConfig, run: Path, here: World, name: str) -> tuple[Sequence[Example], Path | None]:
     """The rows of a manifest, of shards, or of a part of the mini-world (`mini-world/stills`, …) and its classes."""
     if are_shards(name):
         return _open_shards(config, here, name), None

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from torch import nn
 
@@ -23,13 +24,15 @@ from harvest.files import PART, write_file
 from harvest.interfaces import Example, HarvestError
 from harvest.model.adaptation import merge
 from harvest.model.folder import save_model
+from harvest.model.heads import Head
 from harvest.model.inflation import blend
-from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
-from harvest.parallel import World, merge_over_ranks, sync_errors
+from harvest.parallel import World, full_state, is_sharded, merge_over_ranks, sync_errors
 from harvest.progress import say
 from harvest.settings import differences, read_json, read_settings, to_json
+from harvest.training.average import WeightAverage
 from harvest.training.prepare import Loader, Prepared
+from harvest.training.start import build_objective, start_model
 
 if TYPE_CHECKING:
     from harvest.config import RunConfig
@@ -184,27 +187,42 @@ def write_broken(run: Path, loader: Loader, here: World) -> None:
             write_file(path, json.dumps({id: why._asdict() for id, why in known.items()}, indent=1))
 
 
-def finish(
-    run: Path,
-    config: RunConfig,
-    objective: nn.Module,
-    tokenizer: Tokenizer | None,
-    image_model: VideoTextModel | None,
-    loader: Loader,
-) -> None:
-    """Write the model folder, blended with the image model if asked for, and the report of broken videos."""
-    model = cast(VideoTextModel, objective.model)
-    merge(model)
+class Ended(NamedTuple):
+    """A model as a run ends with it."""
+
+    model: VideoTextModel
+    head: Head | None
+
+
+def ended(
+    config: RunConfig, prepared: Prepared, objective: nn.Module, average: WeightAverage | None
+) -> Ended:
+    """The model as the run would end with it now: averaged, adapters merged, blended with the image model if asked for.
+
+    A copy, whole on this device also where the objective is sharded. Every rank must call it.
+    """
+    with average.in_place() if average is not None else nullcontext():
+        if is_sharded(objective):  # a module cannot leave its shards: build it anew
+            whole, device = full_state(objective), next(objective.parameters()).device
+            model = start_model(config, prepared.captions).model
+            objective = build_objective(config, model, prepared.given)
+            objective.load_state_dict(whole)
+            made = Ended(model.to(device), getattr(objective, "head", None))
+        else:
+            own = Ended(cast(VideoTextModel, objective.model), getattr(objective, "head", None))
+            made = copy.deepcopy(own)
+    merge(made.model)
     if config.blend < 1:
-        assert image_model is not None  # seen to before the first step
-        blend(image_model.to(next(model.parameters()).device), model, video_ratio=config.blend)
-    save_model(
-        run / "model",
-        model,
-        tokenizer,
-        head=getattr(objective, "head", None),
-        notes=_notes(config),
-    )
+        assert prepared.image_model is not None  # seen to before the first step
+        image_model = prepared.image_model.to(next(made.model.parameters()).device)
+        blend(image_model, made.model, video_ratio=config.blend)
+    return made
+
+
+def finish(run: Path, config: RunConfig, prepared: Prepared, made: Ended, loader: Loader) -> None:
+    """Write the model folder, and the report of broken videos."""
+    tokenizer = prepared.tokenizer
+    save_model(run / "model", made.model, tokenizer, head=made.head, notes=notes_of(config))
     if broken := read_broken(run):
         say(
             f"{len(broken)} of {len(loader.dataset)} videos could not be read; their places were taken by the "
@@ -218,7 +236,7 @@ def finish(
         )
 
 
-def _notes(config: RunConfig) -> dict[str, object]:
+def notes_of(config: RunConfig) -> dict[str, object]:
     """What the model folder says of the run."""
     notes: dict[str, object] = {"recipe": config.recipe, "started_from": config.start.model}
     if (
