@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
 from typing import Any
 
 import pytest
@@ -144,6 +147,27 @@ def test_a_worker_that_does_not_end_is_killed(
     next(batches)
     batches.close()
     assert [process.exitcode for process in started] == [-signal.SIGKILL]
+
+
+class Interrupted(Squares):
+    """Its worker offers memory, and the process that asks for it is gone before it has read the answer."""
+
+    def __getitem__(self, keys: list[int]) -> list[int]:
+        read, write = os.pipe()
+        address, _ = resource_sharer.DupFd(read)._id
+        with socket.socket(socket.AF_UNIX) as reader:
+            reader.connect(address)
+        with Client(address) as reader:  # the thread has met the first, and goes on with the next
+            assert b"CHALLENGE" in reader.recv_bytes()
+        os.close(write)
+        return keys
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is handed over by a socket")
+def test_a_worker_does_not_report_that_its_reader_is_gone(capfd: pytest.CaptureFixture[str]) -> None:
+    batches = worker_batches(Interrupted(), [[1], [2]], workers=1, decoder="pyav")
+    assert list(batches) == [[1], [2]]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_batches_may_be_waited_for_in_another_thread(squares: Any) -> None:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
+from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from torch._C import _error_if_any_worker_fails, _remove_worker_pids, _set_worker_pids
@@ -114,10 +115,17 @@ def _start_worker(worker: int) -> None:
     # A spawned worker would take C++ libraries apart while their threads run, and now and then abort; a forked one
     # does not get there.
     atexit.register(os._exit, 0)
+    sys.excepthook = _report
     if hasattr(os, "fork"):
         info = get_worker_info()
         assert info is not None and isinstance(info.dataset, Guarded)
         info.dataset.start_guard()
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python does, but for a connection that ends: the thread that hands over a batch reports its reader's death."""
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 @contextmanager
