@@ -6,7 +6,8 @@ must be filled by looking at the video, which teaches the fusion of the two. The
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,6 +25,7 @@ from harvest.objectives.losses import masked_words
 from harvest.objectives.reach import freeze_unreached
 from harvest.objectives.seen import choose_seen, step_generator
 from harvest.objectives.text_store import Captions, TextType, open_texts
+from harvest.objectives.text_tuning import TextTuningConfig, tune_text_tower
 from harvest.parallel import generator_for, mean_over_ranks, send
 from harvest.ranges import Range
 from harvest.tokens import DropRatio, Selection, at_hidden, mask_text, most_hidden
@@ -42,6 +44,8 @@ class PostPretrainingConfig(Selection):
     """Share of a batch's clips whose captions get hidden words. Where towers are small, that half costs as much as
     the video tower, and the contrastive half learns from every clip all the same."""
     text_tower: Literal["frozen", "trained"] = "frozen"
+    text_tuning: TextTuningConfig = field(default_factory=TextTuningConfig)
+    """A stage on texts alone before the first step, after which a frozen tower tells apart what it did not."""
     contrastive_weight: float = 1.0
     contrastive_loss: ContrastiveLoss = "softmax"
     """How clips and captions find each other: softmax as CLIP, sigmoid as SigLIP. A model that was trained by softmax
@@ -88,7 +92,8 @@ class PostPretrainingConfig(Selection):
             fusion=self.masked_words_weight > 0,
             hard_texts=hard_text_source(self.hard_negatives, self.hard_rules),
             check=self._check,
-            prepare=_cache_texts,
+            prepare=_prepare_texts,
+            tiny=_tiny,
             reading=self._reading,
         )
 
@@ -113,11 +118,21 @@ class PostPretrainingConfig(Selection):
         )
 
 
-def _cache_texts(objective: PostPretraining, ready: Ready) -> None:
+def _tiny(run: RunConfig) -> RunConfig:
+    objective = run.objective
+    assert isinstance(objective, PostPretrainingConfig)
+    tuning = objective.text_tuning
+    few = dataclasses.replace(tuning, steps=min(2, tuning.steps), captions=4)
+    return dataclasses.replace(run, objective=dataclasses.replace(objective, text_tuning=few))
+
+
+def _prepare_texts(objective: PostPretraining, ready: Ready) -> None:
     config = objective.config
+    folder = ready.folder.parent if config.text_store is None else Path(config.text_store)
+    if config.text_tuning.steps:
+        tune_text_tower(objective.model, config.text_tuning, ready, folder)
     if not config.cache_texts:
         return
-    folder = ready.folder.parent if config.text_store is None else Path(config.text_store)
     objective.captions = open_texts(objective.model, ready, folder, config.text_store_type)
     ready.dataset.pooled_texts = objective.captions.pooled
 

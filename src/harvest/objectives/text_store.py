@@ -72,7 +72,7 @@ def open_texts(model: VideoTextModel, ready: Ready, folder: Path, stored: TextTy
     precision = computed_in(here.device, ready.run.loop.precision) if stored == "fp16" else "fp32"
     num = dataset.num_captions
     made_of = {
-        "tower": _digest_of_tower(model, tokenizer),
+        "tower": digest_of_tower(model, tokenizer),
         "texts": dataset.captions_digest(),
         "rows": num + 1,
         "stored": stored,
@@ -132,7 +132,7 @@ class _Pooled:
         return self.store(torch.where(captions < 0, len(self.store) - 1, captions))
 
 
-def _digest_of_tower(model: VideoTextModel, tokenizer: Tokenizer) -> str:
+def digest_of_tower(model: VideoTextModel, tokenizer: Tokenizer) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{tokenizer.core.to_str()} {tokenizer.config} {model.config.text}".encode())
     for name, tensor in sorted(model.text.state_dict().items()):
