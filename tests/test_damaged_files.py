@@ -15,7 +15,8 @@ from torch import nn
 
 import harvest
 from harvest.data.miniworld import MiniWorldConfig, make_clip, render
-from harvest.data.prepare import PrepareConfig, prepare
+from harvest.data.options import PrepareConfig
+from harvest.data.prepare import prepare
 from harvest.data.shards import read_shards
 from harvest.data.video import VideoError, write_video
 from harvest.interfaces import Example, HarvestError

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from harvest.data.check import BINS, CheckConfig, check, histogram, summary, write_report
+from harvest.data.check import BINS, check, histogram, summary, write_report
 from harvest.data.guard import Lost, guarded_map
 from harvest.data.manifest import columns_of, read_manifest
+from harvest.data.options import CheckConfig
 from harvest.data.video import write_video
 from harvest.interfaces import Box, Example, HarvestError
 

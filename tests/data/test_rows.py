@@ -15,7 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from harvest.data.guard import Guard
 from harvest.data.manifest import read_manifest, write_manifest
-from harvest.data.prepare import PrepareConfig, prepare
+from harvest.data.options import PrepareConfig
+from harvest.data.prepare import prepare
 from harvest.data.read_once import ClipReader, clip_numbers, eval_batches
 from harvest.data.rows import read_rows, video_of
 from harvest.data.video import PackedVideo, VideoError, read_clip, write_video

@@ -17,7 +17,8 @@ from torch import Tensor
 from harvest.data import shards as module
 from harvest.data.dataset import ClipDataset, DataConfig
 from harvest.data.loader import TrainLoader
-from harvest.data.prepare import PrepareConfig, prepare, verify
+from harvest.data.options import PrepareConfig
+from harvest.data.prepare import prepare, verify
 from harvest.data.sampler import epoch_order
 from harvest.data.shards import are_shards, expand, index_path, read_shards
 from harvest.data.video import VideoError, probe, read_clip, read_frames, write_pictures, write_video

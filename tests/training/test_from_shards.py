@@ -11,7 +11,8 @@ import torch
 
 from harvest.config import RunConfig
 from harvest.data.manifest import read_manifest
-from harvest.data.prepare import PrepareConfig, prepare
+from harvest.data.options import PrepareConfig
+from harvest.data.prepare import prepare
 from harvest.data.video import write_video
 from harvest.interfaces import Example, HarvestError
 from harvest.training.loop import train

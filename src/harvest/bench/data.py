@@ -37,7 +37,8 @@ from harvest.bench.step import (
 from harvest.data.dataset import ClipDataset, DataConfig
 from harvest.data.loader import TrainLoader
 from harvest.data.manifest import read_manifest
-from harvest.data.prepare import PrepareConfig, prepare
+from harvest.data.options import PrepareConfig
+from harvest.data.prepare import prepare
 from harvest.data.sampling import segment_times
 from harvest.data.shards import read_shards
 from harvest.data.video import LENIENT, Decoder, write_video

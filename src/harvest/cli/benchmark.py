@@ -1,10 +1,15 @@
 """`harvest benchmark`: what a benchmark's files lack, and a score on it by its protocol."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import tyro
+
+from harvest.cli.options import ScoreOptions
 from harvest.cli.parsing import asks_help, run, take_option
+from harvest.progress import say
 
 if TYPE_CHECKING:
     from harvest.data.benchmarks import BenchmarkData
@@ -46,17 +51,37 @@ Every option, with those of its task: harvest benchmark NAME --help-all
 """
 
 
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Which benchmark, and what becomes of it."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """The benchmark (docs/benchmarks.md)."""
+    annotations: Path
+    """Folder of its official annotation files."""
+    videos: Path | None = None
+    """Folder of its videos, or of folders of pictures; without it only the annotations are read."""
+    model: str | None = None
+    """A run or model folder, mini-image, or any source that `harvest convert` takes; without it nothing is scored."""
+    split: str | None = None
+    """One of the benchmark's splits; without it its first one."""
+    allow_missing: bool = False
+    """Score what is there, and give the share of the rows beside it."""
+    missing_list: Path | None = None
+    """File for the list of missing videos; without it missing-NAME-SPLIT.txt here."""
+    manifest: Path | None = None
+    """Write the rows as a manifest to train on (.jsonl), and its classes or answers beside it (.names.json)."""
+    span_s: float | None = None
+    """Of action detection: seconds of video shown around a picture; without it what annotators saw."""
+
+
 def main(args: list[str]) -> None:
     if asks_help(args, HELP):
         return
-    import tyro
-
-    from harvest.cli.results import MotionTruth, refuse
-    from harvest.data.benchmarks import BENCHMARKS, missing, read, widen, write_training
-    from harvest.evaluation.benchmark import check_complete
+    from harvest.cli.results import refuse
+    from harvest.data.benchmarks import BENCHMARKS
     from harvest.evaluation.settings import EvalSettings
-    from harvest.evaluation.text_protocols import TextProtocol, texts_of
-    from harvest.progress import say
+    from harvest.evaluation.text_protocols import TextProtocol
 
     if not args:
         for known in BENCHMARKS.values():
@@ -66,24 +91,11 @@ def main(args: list[str]) -> None:
     plain, plain_settings = kind(), EvalSettings(workers=2)
 
     def benchmark(
-        name: Annotated[str, tyro.conf.Positional],
-        /,
-        annotations: Path,
-        videos: Path | None = None,
-        model: str | None = None,
-        split: str | None = None,
-        allow_missing: bool = False,
-        missing_list: Path | None = None,
-        manifest: Path | None = None,
-        span_s: float | None = None,
-        zero_shot: bool = False,
+        options: BenchmarkOptions,
         texts: TextProtocol = "model",
-        motion_truth: MotionTruth = "auto",
         of_task: Any = plain,
         settings: EvalSettings = plain_settings,
-        card: Path | None = None,
-        json: bool = False,
-        out: Path | None = None,
+        scoring: ScoreOptions = ScoreOptions(),  # noqa: B008  # frozen
     ) -> None:
         """Read a benchmark's official files, say what is missing, and score a model on it by its protocol.
 
@@ -95,76 +107,20 @@ def main(args: list[str]) -> None:
         harvest benchmark ucf101 --split test2 --annotations ucfTrainTestlist --videos UCF-101 --model runs/webvid/model
 
         Args:
-            name: The benchmark (docs/benchmarks.md).
-            annotations: Folder of its official annotation files.
-            videos: Folder of its videos, or of folders of pictures; without it only the annotations are read.
-            model: A run or model folder, mini-image, or any source that `harvest convert` takes; without it nothing is
-                scored.
-            split: One of the benchmark's splits; without it its first one.
-            allow_missing: Score what is there, and give the share of the rows beside it.
-            missing_list: File for the list of missing videos; without it missing-NAME-SPLIT.txt here.
-            manifest: Write the rows as a manifest to train on (.jsonl), and its classes or answers beside it
-                (.names.json).
-            span_s: Of action detection: seconds of video shown around a picture; without it what annotators saw.
-            zero_shot: Leave the head of a fine-tuned model aside.
             texts: model: cleaned and cut as the model does, with CLIP's prompts. umt: cleaned and cut as in UMT's tests.
                 viclip, viclip-16: as in ViCLIP's, with its 28 prompts, or the 16 of its published test.
-            motion_truth: yes: score again with the frames reversed, shuffled, and one frame alone, as columns of their
-                own.
-            card: Write the benchmark card into this folder: every number with what decides it; for `harvest compare`.
-            json: Print the result as JSON, and what is missing on standard error.
-            out: Write the result as JSON to this file.
         """
-        if videos is None:
-            flags: dict[str, Any] = {
-                "--model": model,
-                "--manifest": manifest,
-                "--missing-list": missing_list,
+        if options.model is None:
+            flags = {
+                f"--{f.name.replace('_', '-')}": getattr(scoring, f.name) != f.default
+                for f in fields(scoring)
             }
-            refuse(flags, "needs --videos, without which only the annotations are read")
-        if model is None:
-            flags = {"--out": out, "--card": card, "--json": json}
-            flags["--motion-truth"] = motion_truth != "auto"
-            flags |= {"--zero-shot": zero_shot, "--texts": texts != "model"}
-            flags[f"options of {kind.name}"] = of_task != plain
+            flags |= {"--texts": texts != "model", f"options of {kind.name}": of_task != plain}
             flags["options of what a model sees"] = settings != plain_settings
             refuse(flags, "needs --model, without which nothing is scored")
-        data = read(name, annotations, split=split, videos=videos)
-        if span_s is not None:
-            data = widen(data, span_s)
-        tell: Callable[[str], None] = say if json else print
-        for count, number in data.counts.items():
-            published = data.published.counts.get(count)
-            beside = "" if published is None else f" (published: {published:,}, {data.published.source})"
-            tell(f"{count.replace('_', ' ')}: {number:,}{beside}")
-        if videos is None:
-            return
-        absent = missing(data)
-        tell(str(absent) if absent else f"{data.name} {data.split}: nothing is missing")
-        if absent.videos:
-            listed = missing_list or Path(f"missing-{data.name}-{data.split}.txt")
-            absent.write(listed)
-            tell(f"missing videos: {listed}")
-        if manifest is not None:
-            write_training(data, manifest, allow_missing=allow_missing)
-            tell(f"manifest: {manifest}")
-        if model is not None:
-            check_complete(data, allow_missing=allow_missing)  # before the model is loaded
-            texts_of(texts, data.name)
-            _score(
-                data,
-                model,
-                of_task,
-                settings,
-                zero_shot=zero_shot,
-                texts=texts,
-                allow_missing=allow_missing,
-                motion_truth=motion_truth == "yes",
-                card=card,
-                out=out,
-                json=json,
-                args=args,
-            )
+        data = _read(options, tell=say if scoring.json else print)
+        if options.model is not None and options.videos is not None:
+            _score(data, options, texts, of_task, settings, scoring, typed=args)
 
     benchmark.__annotations__["of_task"] = kind
     run(benchmark, args, prog="harvest benchmark")
@@ -185,29 +141,62 @@ def _task_of(args: list[str]) -> "type[Task]":
     return task_for(known.task, has_head=model is not None and has_head(model, zero_shot=zero_shot))
 
 
+def _read(options: BenchmarkOptions, *, tell: Callable[[str], None]) -> "BenchmarkData":
+    """A split and what is missing of it, told; its manifest is written where asked for."""
+    from harvest.cli.results import refuse
+    from harvest.data.benchmarks import missing, read, widen, write_training
+
+    if options.videos is None:
+        flags = {
+            "--model": options.model,
+            "--manifest": options.manifest,
+            "--missing-list": options.missing_list,
+        }
+        refuse(flags, "needs --videos, without which only the annotations are read")
+    data = read(options.name, options.annotations, split=options.split, videos=options.videos)
+    if options.span_s is not None:
+        data = widen(data, options.span_s)
+    for count, number in data.counts.items():
+        published = data.published.counts.get(count)
+        beside = "" if published is None else f" (published: {published:,}, {data.published.source})"
+        tell(f"{count.replace('_', ' ')}: {number:,}{beside}")
+    if options.videos is None:
+        return data
+    absent = missing(data)
+    tell(str(absent) if absent else f"{data.name} {data.split}: nothing is missing")
+    if absent.videos:
+        listed = options.missing_list or Path(f"missing-{data.name}-{data.split}.txt")
+        absent.write(listed)
+        tell(f"missing videos: {listed}")
+    if options.manifest is not None:
+        write_training(data, options.manifest, allow_missing=options.allow_missing)
+        tell(f"manifest: {options.manifest}")
+    return data
+
+
 def _score(
     data: "BenchmarkData",
-    source: str,
+    options: BenchmarkOptions,
+    texts: "TextProtocol",
     task: "Task",
     settings: "EvalSettings",
+    scoring: ScoreOptions,
     *,
-    zero_shot: bool,
-    texts: "TextProtocol",
-    allow_missing: bool,
-    motion_truth: bool,
-    card: Path | None,
-    out: Path | None,
-    json: bool,
-    args: list[str],
+    typed: list[str],
 ) -> None:
     from harvest.cli.results import open_model, score_and_give
-    from harvest.evaluation.benchmark import score_benchmark
+    from harvest.evaluation.benchmark import check_complete, score_benchmark
     from harvest.evaluation.card import ScoredRows
     from harvest.evaluation.text_protocols import texts_of
 
+    assert options.model is not None
+    check_complete(data, allow_missing=options.allow_missing)  # before the model is loaded
     read_as = texts_of(texts, data.name)
     model, tokenizer, head = open_model(
-        source, zero_shot=zero_shot, context_length=read_as.context_length, clean=read_as.clean
+        options.model,
+        zero_shot=scoring.zero_shot,
+        context_length=read_as.context_length,
+        clean=read_as.clean,
     )
 
     def score(frame_order: "FrameOrder", progress: "OnProgress") -> "Result":
@@ -217,7 +206,7 @@ def _score(
             data,
             task=task,
             texts=texts,
-            allow_missing=allow_missing,
+            allow_missing=options.allow_missing,
             head=head,
             settings=settings,
             frame_order=frame_order,
@@ -228,11 +217,9 @@ def _score(
         score,
         model,
         head,
-        with_motion_truth=motion_truth,
-        out=out,
-        json=json,
-        card=card,
+        scoring,
+        with_motion_truth=scoring.motion_truth == "yes",
         split=ScoredRows(f"{data.name} {data.split}", data.digest, len(data.examples), {}),
-        source=source,
-        typed=["benchmark", *args],
+        source=options.model,
+        typed=["benchmark", *typed],
     )

@@ -1,5 +1,6 @@
 """`harvest blend`: weights between an image model and the video model made of it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,25 +12,42 @@ if TYPE_CHECKING:
     from harvest.evaluation.blending import Sweep
 
 
-def blend_command(
-    image_model: Annotated[str, tyro.conf.Positional],
-    video_model: Annotated[str, tyro.conf.Positional],
-    /,
-    evaluate: Path,
-    image_evaluate: Path,
-    task: str = "retrieval",
-    image_task: str = "retrieval",
-    videos: Path | None = None,
-    image_videos: Path | None = None,
-    shares: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-    image_limit: float = 1.0,
-    video_limit: float = 2.0,
-    batch_size: int = 32,
-    precision: Literal["fp32", "bf16"] = "fp32",
-    workers: int = 2,
-    json: bool = False,
-    out: Path = Path("runs/blend"),
-) -> None:
+@dataclass(frozen=True)
+class BlendOptions:
+    """Two models, and what their skills are measured on."""
+
+    image_model: Annotated[str, tyro.conf.Positional]
+    """The image model that the video model was made of, as `harvest convert` takes it, or mini-image."""
+    video_model: Annotated[str, tyro.conf.Positional]
+    """The model folder of the video model."""
+    evaluate: Path
+    """Manifest of video skill."""
+    image_evaluate: Path
+    """Manifest of image skill."""
+    task: str = "retrieval"
+    """How video skill is scored, by the main figure of a task of `harvest evaluate`: t2v R@1, accuracy, top-1."""
+    image_task: str = "retrieval"
+    """How image skill is scored."""
+    videos: Path | None = None
+    """Folder that the paths of --evaluate are relative to."""
+    image_videos: Path | None = None
+    """Folder that the paths of --image-evaluate are relative to."""
+    shares: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Shares of the video model to try; 1 is tried always."""
+    image_limit: float = 1.0
+    """Points of image skill that may be lost."""
+    video_limit: float = 2.0
+    """Points of video skill that may be lost."""
+    batch_size: int = 32
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: int = 2
+    json: bool = False
+    """Print every share and its scores as JSON."""
+    out: Path = Path("runs/blend")
+    """Folder for the model and the curve."""
+
+
+def blend_command(given: BlendOptions) -> None:
     """Average an image model and the video model made of it: which share is best.
 
     $ harvest blend mini-image runs/demo/model --task choice \\
@@ -38,21 +56,6 @@ def blend_command(
         --image-evaluate runs/demo/world/appearance_choice.jsonl
 
     The best share loses least of both skills, each measured by its limit.
-
-    Args:
-        image_model: The image model that the video model was made of, as `harvest convert` takes it, or mini-image.
-        video_model: The model folder of the video model.
-        evaluate: Manifest of video skill.
-        image_evaluate: Manifest of image skill.
-        task: How video skill is scored, by the main figure of a task of `harvest evaluate`: t2v R@1, accuracy, top-1.
-        image_task: How image skill is scored.
-        videos: Folder that the paths of --evaluate are relative to.
-        image_videos: Folder that the paths of --image-evaluate are relative to.
-        shares: Shares of the video model to try; 1 is tried always.
-        image_limit: Points of image skill that may be lost.
-        video_limit: Points of video skill that may be lost.
-        json: Print every share and its scores as JSON.
-        out: Folder for the model and the curve.
     """
     from harvest.data.manifest import read_manifest
     from harvest.evaluation.blending import main_metric, sweep, write_blend
@@ -63,20 +66,17 @@ def blend_command(
     from harvest.parallel import world
     from harvest.progress import bar, say
 
-    check_room(out / "model")  # before hours of scoring
-    for name in (task, image_task):
+    check_room(given.out / "model")  # before hours of scoring
+    for name in (given.task, given.image_task):
         task_named(name)
-    start = load_pretrained(image_model)[0]
-    model, tokenizer, _ = load_pretrained(video_model)
+    start = load_pretrained(given.image_model)[0]
+    model, tokenizer, _ = load_pretrained(given.video_model)
+    frames = model.config.video.num_frames
     settings = EvalSettings(
-        num_frames=model.config.video.num_frames,
-        batch_size=batch_size,
-        precision=precision,
-        workers=workers,
+        num_frames=frames, batch_size=given.batch_size, precision=given.precision, workers=given.workers
     )
-    image_rows = read_manifest(image_evaluate, videos=image_videos)
-    video_rows = read_manifest(evaluate, videos=videos)
-
+    image_rows = read_manifest(given.image_evaluate, videos=given.image_videos)
+    video_rows = read_manifest(given.evaluate, videos=given.videos)
     with world() as here:
         start.to(here.device)
         model.to(here.device)
@@ -84,30 +84,27 @@ def blend_command(
             found = sweep(
                 start,
                 model,
-                image_skill=main_metric(tokenizer, image_rows, image_task, settings),
-                video_skill=main_metric(tokenizer, video_rows, task, settings),
-                shares=shares,
-                image_limit=image_limit,
-                video_limit=video_limit,
+                image_skill=main_metric(tokenizer, image_rows, given.image_task, settings),
+                video_skill=main_metric(tokenizer, video_rows, given.task, settings),
+                shares=given.shares,
+                image_limit=given.image_limit,
+                video_limit=given.video_limit,
                 progress=progress,
             )
     if not here.is_main:
         return
-    if json:
-        print_json(found)
-    else:
-        _show(found)
+    print_json(found) if given.json else _show(found)
     write_blend(
-        out,
+        given.out,
         found,
         start,
         model,
         tokenizer,
-        sources=(image_model, video_model),
-        image_name=f"{image_task}, {image_evaluate.stem}",
-        video_name=f"{task}, {evaluate.stem}",
+        sources=(given.image_model, given.video_model),
+        image_name=f"{given.image_task}, {given.image_evaluate.stem}",
+        video_name=f"{given.task}, {given.evaluate.stem}",
     )
-    say(f"model: {out / 'model'}\ncurve: {out / 'curve.svg'}")
+    say(f"model: {given.out / 'model'}\ncurve: {given.out / 'curve.svg'}")
 
 
 def _show(found: "Sweep") -> None:

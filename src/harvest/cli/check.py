@@ -1,23 +1,28 @@
 """`harvest check`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+from harvest.cli.options import RowOptions
+from harvest.data.options import CheckConfig
+from harvest.errors import HarvestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from harvest.data.check import Checked
+    from harvest.data.manifest import Rows
 
 
 def check_command(
     manifest: Annotated[Path, tyro.conf.Positional],
     /,
-    videos: Path | None = None,
-    form: str = "",
-    columns: tuple[str, ...] = (),
+    rows: RowOptions = RowOptions(),  # noqa: B008  # frozen, as the other
+    config: CheckConfig = CheckConfig(),  # noqa: B008
     out: Path | None = None,
-    min_s: float = 1.0,
-    min_words: int = 2,
     caption_model: str | None = None,
-    min_similarity: float | None = None,
-    video_limit_s: float = 30.0,
     workers: int = 2,
     links: bool = False,
     link_timeout_s: float = 10.0,
@@ -34,53 +39,24 @@ def check_command(
     Args:
         manifest: .jsonl, .csv, .tsv or .parquet: video, caption(s), optional start_s, end_s, label; or the files of a
             published training set as they are (harvest dataset).
-        videos: Folder that video paths are relative to; without it the manifest's own.
-        form: Name of the training set (harvest dataset), where it is not to be recognised by its columns.
-        columns: What a column is, where its name does not say: caption=long_text video=file start=t0 ignore=t1.
         out: Folder for check.html, check.json and clean.jsonl; without it check-NAME here.
-        min_s: Clips that are shorter are named.
-        min_words: Captions of fewer words are named.
         caption_model: An image model that says how alike clips and captions are: a hub name, a folder or a file.
-        min_similarity: Rows whose best caption is less similar to the clip are named.
-        video_limit_s: A clip that takes longer to read counts as broken.
         workers: Processes that decode.
         links: Also ask whether the videos behind addresses (columns video, url, contentUrl, link) are still there.
         link_timeout_s: How long a server may take to answer; it is asked three times.
     """
-    from harvest.data.check import CheckConfig, write_report
-    from harvest.data.check import check as run
-    from harvest.data.links import check_links
+    from harvest.data.check import check, write_report
     from harvest.data.manifest import read_manifest
-    from harvest.interfaces import HarvestError
     from harvest.progress import bar
 
-    if min_similarity is not None and caption_model is None:
+    if config.min_similarity is not None and caption_model is None:
         raise HarvestError("--min-similarity needs --caption-model, which measures it")
-    examples = read_manifest(
-        manifest, videos=videos, captions_required=False, form=form, columns=columns, keep_links=links
-    )
+    examples = read_manifest(manifest, captions_required=False, keep_links=links, **vars(rows))
     print(examples.summary())
-    similarities = None
-    if caption_model is not None:
-        from harvest.evaluation.caption_quality import caption_similarities
-        from harvest.model.importing.pretrained import load_pretrained
-
-        model, tokenizer, _ = load_pretrained(caption_model)
-        with bar("comparing clips and captions") as progress:
-            similarities = caption_similarities(
-                model, tokenizer, examples, workers=workers, progress=progress
-            )
-    rotted = None
-    if links:
-        addresses = examples.links
-        if not addresses:
-            raise HarvestError(f"{manifest} has no addresses: --links has nothing to ask for")
-        with bar("asking for videos") as progress:
-            gone = check_links(list(addresses.values()), timeout_s=link_timeout_s, progress=progress)
-        rotted = {id: gone[address] for id, address in addresses.items() if address in gone}
-    config = CheckConfig(min_s, min_words, min_similarity, video_limit_s)
+    similarities = None if caption_model is None else _similarities(caption_model, examples, workers)
+    rotted = _rotted(manifest, examples, link_timeout_s) if links else None
     with bar("looking at clips") as progress:
-        found = run(
+        found = check(
             examples,
             config,
             columns=examples.columns,
@@ -91,12 +67,38 @@ def check_command(
         )
     folder = out or Path(f"check-{manifest.stem}")
     write_report(folder, manifest.name, examples, found)
+    _print_found(found, folder, asked_links=links)
+
+
+def _similarities(caption_model: str, examples: "Rows", workers: int) -> "Mapping[str, float]":
+    from harvest.evaluation.caption_quality import caption_similarities
+    from harvest.model.importing.pretrained import load_pretrained
+    from harvest.progress import bar
+
+    model, tokenizer, _ = load_pretrained(caption_model)
+    with bar("comparing clips and captions") as progress:
+        return caption_similarities(model, tokenizer, examples, workers=workers, progress=progress)
+
+
+def _rotted(manifest: Path, examples: "Rows", timeout_s: float) -> dict[str, str]:
+    from harvest.data.links import check_links
+    from harvest.progress import bar
+
+    addresses = examples.links
+    if not addresses:
+        raise HarvestError(f"{manifest} has no addresses: --links has nothing to ask for")
+    with bar("asking for videos") as progress:
+        gone = check_links(list(addresses.values()), timeout_s=timeout_s, progress=progress)
+    return {id: gone[address] for id, address in addresses.items() if address in gone}
+
+
+def _print_found(found: "Checked", folder: Path, *, asked_links: bool) -> None:
     print(f"{found.num_rows:,} rows of {found.num_clips:,} clips, {found.hours:.1f} hours")
     for word in ("missing", "rotted", "broken", "duplicate", "short", "silent", "unlike"):
         rows = getattr(found, word)
         first = next(iter(rows.items()), None)
         print(f"{word:<10} {len(rows):>9,}" + (f"   first: {first[0]}: {first[1]}" if first else ""))
-    if found.num_addresses and rotted is None:
+    if found.num_addresses and not asked_links:
         print(
             f"{found.num_addresses:,} rows are addresses, not looked at: --links asks whether they are there"
         )

@@ -1,11 +1,16 @@
 """`harvest compare`: which differences between two models are larger than their intervals."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from harvest.cli.parsing import print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from harvest.evaluation.comparison import Comparison
 
 
 def compare_command(
@@ -32,17 +37,36 @@ def compare_command(
         json: Print the differences as JSON.
     """
     from rich.console import Console
-    from rich.table import Table
 
     from harvest.evaluation.card import read_card
     from harvest.evaluation.comparison import compare as compare_cards
-    from harvest.evaluation.result import is_fraction, shown
 
     cards = read_card(a), read_card(b)
     found = compare_cards(*cards, allow=allow)
     if json:
         print_json(found)
         return
+    console = Console()
+    for name, (card, _) in zip("AB", cards, strict=True):
+        console.print(
+            f"{name}: {card.model['source']}, weights {card.model['fingerprint'][:12]}", markup=False
+        )
+    console.print(_table(found))
+    for line in found.other_settings:
+        console.print(f"they also differ in {line}", markup=False)
+    num = sum(one.interval is not None for one in found.differences)
+    console.print(
+        f"{cards[0][0].split.name}: each interval is of the difference when the same videos are drawn again for both;"
+        f" of {num} figures one in twenty would stand out by chance.",
+        markup=False,
+    )
+
+
+def _table(found: "Comparison") -> "Table":
+    from rich.table import Table
+
+    from harvest.evaluation.result import is_fraction, shown
+
     grid = Table(box=None, pad_edge=False)
     grid.add_column("figure", overflow="fold")
     for title in ("A", "B", "B - A", "95 % interval", ""):
@@ -60,17 +84,4 @@ def compare_command(
             ends,
             one.verdict,
         )
-    console = Console()
-    for name, (card, _) in zip("AB", cards, strict=True):
-        console.print(
-            f"{name}: {card.model['source']}, weights {card.model['fingerprint'][:12]}", markup=False
-        )
-    console.print(grid)
-    for line in found.other_settings:
-        console.print(f"they also differ in {line}", markup=False)
-    num = sum(one.interval is not None for one in found.differences)
-    console.print(
-        f"{cards[0][0].split.name}: each interval is of the difference when the same videos are drawn again for both;"
-        f" of {num} figures one in twenty would stand out by chance.",
-        markup=False,
-    )
+    return grid

@@ -47,13 +47,7 @@ def dataset_command(
         return
     if out is None:
         raise HarvestError("say where the manifest goes: --out clips.jsonl")
-    rows = read_manifest(
-        files,
-        videos=videos,
-        captions_required=False,
-        form=name,
-        columns=columns,
-    )
+    rows = read_manifest(files, videos=videos, captions_required=False, form=name, columns=columns)
     print(rows.summary())
     kept = list(rows)
     if leave_out is not None:

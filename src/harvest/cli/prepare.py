@@ -5,21 +5,16 @@ from typing import Annotated
 
 import tyro
 
+from harvest.cli.options import RowOptions
+from harvest.data.options import PrepareConfig
+
 
 def prepare_command(
     manifest: Annotated[Path, tyro.conf.Positional],
     out: Annotated[Path, tyro.conf.Positional],
     /,
-    videos: Path | None = None,
-    form: str = "",
-    columns: tuple[str, ...] = (),
-    short_side: int = 256,
-    frames: int | None = None,
-    key_every: int = 12,
-    crf: int = 23,
-    max_fps: float | None = 30.0,
-    clips_per_shard: int = 1000,
-    video_limit_s: float = 300.0,
+    rows: RowOptions = RowOptions(),  # noqa: B008  # frozen, as the other
+    config: PrepareConfig = PrepareConfig(),  # noqa: B008
     workers: int = 2,
     verify: bool = False,
 ) -> None:
@@ -36,16 +31,6 @@ def prepare_command(
         manifest: .jsonl, .csv, .tsv or .parquet: video, caption(s), optional start_s, end_s, label; or the files of a
             published training set as they are (harvest dataset).
         out: Folder for the shards.
-        videos: Folder that video paths are relative to; without it the manifest's own.
-        form: Name of the training set (harvest dataset), where it is not to be recognised by its columns.
-        columns: What a column is, where its name does not say: caption=long_text video=file start=t0 ignore=t1.
-        short_side: Pixels of the short side; smaller videos keep their size.
-        frames: So many frames of each clip as pictures, instead of a video.
-        key_every: Largest distance of key frames.
-        crf: x264's quality, 0 (lossless) to 51.
-        max_fps: Frames a second kept.
-        clips_per_shard: Clips in a shard.
-        video_limit_s: A clip that takes longer counts as broken.
         workers: Processes.
         verify: Write nothing; read the shards and compare their checksums.
     """
@@ -61,10 +46,7 @@ def prepare_command(
             raise HarvestError("\n  ".join([f"{len(wrong)} shards of {out} are damaged:", *wrong]))
         print(f"{out}: every shard is as it was written")
         return
-    config = preparing.PrepareConfig(
-        short_side, frames, key_every, crf, max_fps, clips_per_shard, video_limit_s
-    )
-    examples = read_manifest(manifest, videos=videos, captions_required=False, form=form, columns=columns)
+    examples = read_manifest(manifest, captions_required=False, **vars(rows))
     print(examples.summary())
     with bar("preparing clips") as progress:
         made = preparing.prepare(examples, out, config, workers=workers, progress=progress)

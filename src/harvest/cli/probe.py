@@ -1,10 +1,16 @@
 """`harvest probe`: what a frozen tower knows."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from harvest.cli.parsing import asks_help, run
 from harvest.errors import HarvestError
+
+if TYPE_CHECKING:
+    from harvest.evaluation.probe import ProbeConfig
 
 HELP = """usage: harvest probe MODEL --train FILE --test FILE --classes FILE [options]
        harvest probe MODEL --benchmark NAME --annotations FOLDER \\
@@ -32,84 +38,85 @@ Every option: harvest probe --help-all
 """
 
 
+@dataclass(frozen=True)
+class ProbeOptions:
+    """What is learned from, and scored: manifests, or two splits of a benchmark."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A run or model folder, mini-image, or any source that `harvest convert` takes."""
+    train: Path | None = None
+    """Manifest of labelled clips to learn from."""
+    test: Path | None = None
+    """Manifest of labelled clips to score."""
+    classes: Path | None = None
+    """Class names in the order of the labels: one a line or a JSON list; or with their numbers, a JSON object or a .csv
+    with the columns id and name."""
+    videos: Path | None = None
+    """Folder that video paths are relative to, or that holds the benchmark's videos."""
+    benchmark: str | None = None
+    """A recognition benchmark (docs/benchmarks.md) instead of manifests."""
+    annotations: Path | None = None
+    """Folder of its official annotation files."""
+    train_split: str = "train"
+    """Its split to learn from."""
+    test_split: str | None = None
+    """Its split to score; without it its first one."""
+    allow_missing: bool = False
+    """Score what is there, and give the share of the rows beside it."""
+    json: bool = False
+    """Print the result as JSON."""
+    out: Path | None = None
+    """Write the result as JSON to this file."""
+
+
 def main(args: list[str]) -> None:
     if asks_help(args, HELP):
         return
-    import tyro
-
-    from harvest.cli.results import open_model, show
-    from harvest.data.benchmarks import read
-    from harvest.data.labels import read_class_names
-    from harvest.data.manifest import read_manifest
-    from harvest.evaluation.benchmark import probe_benchmark
     from harvest.evaluation.probe import ProbeConfig
-    from harvest.evaluation.probe import probe as score_probe
-    from harvest.parallel import world
-    from harvest.progress import bar
 
-    plain = ProbeConfig(workers=2)
-
-    def probe(
-        model: Annotated[str, tyro.conf.Positional],
-        /,
-        train: Path | None = None,
-        test: Path | None = None,
-        classes: Path | None = None,
-        videos: Path | None = None,
-        benchmark: str | None = None,
-        annotations: Path | None = None,
-        train_split: str = "train",
-        test_split: str | None = None,
-        allow_missing: bool = False,
-        config: ProbeConfig = plain,
-        json: bool = False,
-        out: Path | None = None,
-    ) -> None:
+    def probe(options: ProbeOptions, config: ProbeConfig = ProbeConfig(workers=2)) -> None:  # noqa: B008
         """What a frozen tower knows: a head trained on features that are computed once.
 
         $ harvest probe runs/demo/model --train train.jsonl --test test.jsonl --classes names.txt
         $ harvest probe runs/webvid/model --benchmark ucf101 --annotations ucfTrainTestlist --videos UCF-101 \\
             --train-split train1 --test-split test1 --kind attentive --shots 4
-
-        Args:
-            model: A run or model folder, mini-image, or any source that `harvest convert` takes.
-            train: Manifest of labelled clips to learn from.
-            test: Manifest of labelled clips to score.
-            classes: Class names in the order of the labels: one a line or a JSON list; or with their numbers, a JSON
-                object or a .csv with the columns id and name.
-            videos: Folder that video paths are relative to, or that holds the benchmark's videos.
-            benchmark: A recognition benchmark (docs/benchmarks.md) instead of manifests.
-            annotations: Folder of its official annotation files.
-            train_split: Its split to learn from.
-            test_split: Its split to score; without it its first one.
-            allow_missing: Score what is there, and give the share of the rows beside it.
-            json: Print the result as JSON.
-            out: Write the result as JSON to this file.
         """
-        of_benchmark = benchmark is not None and annotations is not None and videos is not None
-        of_manifests = benchmark is None and train is not None and test is not None and classes is not None
-        if not of_benchmark and not of_manifests:
-            raise HarvestError(
-                "probe needs --train, --test and --classes, or --benchmark with --annotations and --videos"
-            )
-        loaded, _, _ = open_model(model, zero_shot=True)
-
-        with world() as here, bar("encoding", quiet=not here.is_main) as progress:
-            loaded.to(here.device)
-            if benchmark is not None and annotations is not None:
-                splits = (
-                    read(benchmark, annotations, split=split, videos=videos)
-                    for split in (train_split, test_split)
-                )
-                result = probe_benchmark(
-                    loaded, *splits, config=config, allow_missing=allow_missing, progress=progress
-                )
-            else:
-                assert train is not None and test is not None and classes is not None
-                sets = (read_manifest(path, videos=videos) for path in (train, test))
-                names = read_class_names(classes)
-                result = score_probe(loaded, *sets, class_names=names, config=config, progress=progress)
-            if here.is_main:
-                show(result, out, json=json)
+        _probe(options, config)
 
     run(probe, args, prog="harvest probe")
+
+
+def _probe(given: ProbeOptions, config: "ProbeConfig") -> None:
+    from harvest.cli.results import open_model, show
+    from harvest.data.benchmarks import read
+    from harvest.data.labels import read_class_names
+    from harvest.data.manifest import read_manifest
+    from harvest.evaluation.benchmark import probe_benchmark
+    from harvest.evaluation.probe import probe
+    from harvest.parallel import world
+    from harvest.progress import bar
+
+    of_benchmark = None not in (given.benchmark, given.annotations, given.videos)
+    of_manifests = given.benchmark is None and None not in (given.train, given.test, given.classes)
+    if not of_benchmark and not of_manifests:
+        raise HarvestError(
+            "probe needs --train, --test and --classes, or --benchmark with --annotations and --videos"
+        )
+    model, _, _ = open_model(given.model, zero_shot=True)
+    with world() as here, bar("encoding", quiet=not here.is_main) as progress:
+        model.to(here.device)
+        if given.benchmark is not None and given.annotations is not None:
+            splits = (
+                read(given.benchmark, given.annotations, split=split, videos=given.videos)
+                for split in (given.train_split, given.test_split)
+            )
+            result = probe_benchmark(
+                model, *splits, config=config, allow_missing=given.allow_missing, progress=progress
+            )
+        else:
+            assert given.train is not None and given.test is not None and given.classes is not None
+            sets = (read_manifest(path, videos=given.videos) for path in (given.train, given.test))
+            names = read_class_names(given.classes)
+            result = probe(model, *sets, class_names=names, config=config, progress=progress)
+        if here.is_main:
+            show(result, given.out, json=given.json)

@@ -1,12 +1,13 @@
 """What the commands that score a model share: opening it, showing a result, writing it and its card."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
+from harvest.cli.options import ScoreOptions
 from harvest.data.sampling import FrameOrder
 from harvest.errors import HarvestError
 from harvest.evaluation.card import ScoredRows, make_card, write_card
@@ -23,8 +24,6 @@ from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_text import VideoTextModel
 from harvest.parallel import world
 from harvest.progress import bar, say
-
-MotionTruth = Literal["auto", "yes", "no"]
 
 _ENCODING: dict[FrameOrder, str] = {
     "forward": "encoding",
@@ -55,13 +54,18 @@ def score_and_give(
     score: Callable[[FrameOrder, OnProgress], Result],
     model: VideoTextModel,
     head: Head | None,
+    options: ScoreOptions,
     *,
     with_motion_truth: bool,
-    **how: Any,
+    split: ScoredRows,
+    source: str,
+    typed: list[str],
 ) -> None:
-    """Score a model on this process's device, with motion truth where asked for, and `give` the result on the main rank.
+    """Score a model on this process's device, with motion truth where asked for; the main rank shows the result, and
+    writes it and its card where asked for.
 
-    `score(frame_order, progress)` scores once; `how` are the further arguments of `give`.
+    `score(frame_order, progress)` scores once; `source` names the model; `typed` is the command's name and what was
+    typed behind it.
     """
     with world() as here:
         model.to(here.device)
@@ -73,32 +77,14 @@ def score_and_give(
                 return score(frame_order, progress)
 
         result = motion_truth(shown) if with_motion_truth else shown("forward")
-        if here.is_main:
-            give(result, scored=(model, head), **how)
-
-
-def give(
-    result: Result,
-    *,
-    out: Path | None,
-    json: bool,
-    card: Path | None,
-    split: ScoredRows,
-    scored: Sequence[Any],
-    source: str,
-    typed: list[str],
-) -> None:
-    """Show a result, and write it and its card where asked for.
-
-    `scored` are the model and its head or None; `typed` is the command's name and what was typed behind it.
-    """
-    show(result, out, json=json)
-    if card is not None:
-        model, head = scored
+        if not here.is_main:
+            return
+    show(result, options.out, json=options.json)
+    if options.card is not None:
         command = f"harvest {shlex.join(typed)}"
         made = make_card(result, split, model, head=head, source=source, command=command, hardware=hardware())
-        write_card(card, made, result)
-        say(f"card: {card / 'card.html'}")
+        write_card(options.card, made, result)
+        say(f"card: {options.card / 'card.html'}")
 
 
 def show(result: Result, out: Path | None, *, json: bool) -> None:

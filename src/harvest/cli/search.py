@@ -9,6 +9,7 @@ import tyro
 
 from harvest.cli.defaults import split_library
 from harvest.cli.parsing import print_json, printable
+from harvest.search.results import Where
 
 if TYPE_CHECKING:
     from harvest import Index
@@ -24,11 +25,7 @@ def search_command(
     end_s: float | None = None,
     moment: str | None = None,
     not_: Annotated[tuple[str, ...], tyro.conf.arg(name="not")] = (),
-    path: str | None = None,
-    after: str | None = None,
-    before: str | None = None,
-    min_duration_s: float | None = None,
-    max_duration_s: float | None = None,
+    where: Where = Where(),  # noqa: B008  # frozen
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
     per_video: int | None = None,
     rerank: int | None = None,
@@ -56,9 +53,6 @@ def search_command(
         end_s: Where it ends; without it the clip's end.
         moment: Find moments like one of the library's own, by its id in --json.
         not_: What must not be there.
-        path: Pattern, or piece, of the paths to look in.
-        after: Only files changed on or after this date.
-        before: Only files changed before this date.
         k: How many moments.
         per_video: How many of one video at most.
         rerank: Number of first answers that the matching head orders again; without it, as indexed.
@@ -69,7 +63,6 @@ def search_command(
     """
     library, query = split_library(words)
     import harvest
-    from harvest.search.results import Where
 
     with harvest.Index.open(library, model=model) as index:
         answer = index.search(
@@ -80,13 +73,7 @@ def search_command(
             clip_end_s=end_s,
             moment=moment,
             without=not_,
-            where=Where(
-                path=path,
-                after=after,
-                before=before,
-                min_duration_s=min_duration_s,
-                max_duration_s=max_duration_s,
-            ),
+            where=where,
             k=k,
             per_video=per_video,
             rerank=rerank,

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from harvest.cli.defaults import split_library
+from harvest.errors import HarvestError
 
 
 def serve_command(
@@ -45,7 +46,6 @@ def serve_command(
     if library is None:
         library, _ = split_library(())
     import harvest
-    from harvest.interfaces import HarvestError
 
     try:
         from harvest.search.serving.server import serve as run
@@ -53,13 +53,6 @@ def serve_command(
         raise HarvestError(
             f"serving needs {error.name}: pip install fastapi starlette uvicorn prometheus-client"
         ) from error
-    token = os.environ.get("HARVEST_TOKEN") or None
-    if token_file is not None:
-        try:
-            token = token_file.read_text(encoding="utf-8").partition("\n")[0].strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise HarvestError(f"token file {token_file}: cannot be read: {error}") from error
-
     # so that what the service keeps in a temporary folder goes with it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
@@ -77,9 +70,18 @@ def serve_command(
             index,
             host=host,
             port=port,
-            token=token,
+            token=_token(token_file),
             names=name,
             threads=threads,
             prefix=prefix,
             ready=ready,
         )
+
+
+def _token(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get("HARVEST_TOKEN") or None
+    try:
+        return file.read_text(encoding="utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarvestError(f"token file {file}: cannot be read: {error}") from error

@@ -20,6 +20,7 @@ import jinja2
 
 from harvest.data.guard import Lost, guarded_map
 from harvest.data.manifest import Rows, is_address, write_manifest
+from harvest.data.options import CheckConfig
 from harvest.data.rows import video_of
 from harvest.data.video import probe, read_clip
 from harvest.files import write_file
@@ -29,18 +30,6 @@ TEMPLATE = Path(__file__).with_name("check.html.j2")
 LICENCE = ("licence", "license", "rights", "usage_rights")
 BINS = 24
 SHOWN = 200  # rows a list on the page
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    min_s: float = 1.0
-    """Clips that are shorter are named."""
-    min_words: int = 2
-    """Captions of fewer words are named."""
-    min_similarity: float | None = None
-    """Rows whose best caption is less similar to the clip, by an image model, are named. None names none."""
-    video_limit_s: float = 30.0
-    """A clip that takes longer to read counts as broken."""
 
 
 @dataclass(frozen=True)

@@ -24,36 +24,16 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from harvest.data.guard import Guard, Lost
+from harvest.data.options import PrepareConfig
 from harvest.data.rows import video_of
 from harvest.data.shards import INDEX, ShardIndex, index_path, read_index, shard_path, write_index
 from harvest.data.video import IMAGE_SUFFIXES, VideoError, read_clip, transcode, write_pictures
 from harvest.files import new_file, sha256_of, write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
-from harvest.ranges import Range, check_ranges
 from harvest.settings import read_json
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    short_side: Annotated[int, Range(least=2)] = 256
-    """Pixels; smaller videos keep their size."""
-    frames: Annotated[int | None, Range(least=1)] = None
-    """So many frames of each clip as JPEGs, from the middle of equal segments, instead of a video."""
-    key_every: Annotated[int, Range(least=1)] = 12
-    """Largest distance of key frames: a random frame then costs six to decode on average."""
-    crf: Annotated[int, Range(least=0, most=51)] = 23
-    """x264's quality, 0 (lossless) to 51."""
-    max_fps: Annotated[float | None, Range(above=0)] = 30.0
-    """Frames a second kept; None keeps all."""
-    clips_per_shard: Annotated[int, Range(least=1)] = 1000
-    video_limit_s: Annotated[float, Range(above=0)] = 300.0
-    """A clip that takes longer counts as broken."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "prepare")
 
 
 @dataclass(frozen=True)

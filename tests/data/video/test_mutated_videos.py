@@ -12,9 +12,10 @@ import av
 import numpy as np
 import pytest
 
-from harvest.data.check import CheckConfig, check
+from harvest.data.check import check
 from harvest.data.guard import MAX_BYTES, Guard, Lost
-from harvest.data.prepare import PrepareConfig, prepare
+from harvest.data.options import CheckConfig, PrepareConfig
+from harvest.data.prepare import prepare
 from harvest.data.sidecars import SUFFIXES
 from harvest.data.video import VideoError, probe, read_clip, stream_frames, transcode
 from harvest.interfaces import Example

@@ -28,7 +28,7 @@ pytest.importorskip("fastapi")
 import httpx2 as httpx
 from starlette.testclient import TestClient
 
-from harvest.search.serving import access, server
+from harvest.search.serving import access, routes, server
 from harvest.search.serving.access import AccessControl, Gate
 from harvest.search.serving.metrics import Metrics
 from harvest.search.serving.server import gate_of, make_app
@@ -518,7 +518,7 @@ def test_the_token(library: harvest.Index, tmp_path: Path, monkeypatch: pytest.M
 def test_too_many_waiting_are_told_to_come_again(
     library: harvest.Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MAX_WAITING", 3)
+    monkeypatch.setattr(routes, "MAX_WAITING", 3)
     go = threading.Event()
     monkeypatch.setattr(library, "stats", lambda: go.wait(20) and harvest.Index.stats(library))
     with client_of(library, tmp_path) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
