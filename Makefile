@@ -27,7 +27,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.ready: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[search,serve]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[torch,search,serve]'
 	touch $@
 
 $(VENV)/.ready-test: pyproject.toml | $(BIN)/python

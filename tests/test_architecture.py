@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
         *("data", "model", "tokens"),
     },
     "search": {
+        "launched",
         "interfaces",
         "ranges",
         "files",
@@ -48,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "model",
         "tokens",
         "evaluation",
+        "export",
     },
     "export": {"interfaces", "files", "parallel", "settings", "data", "model", "tokens", "evaluation"},
     "bench": {

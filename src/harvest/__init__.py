@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harvest.errors import HarvestError
+from harvest.errors import HarvestError, need_torch
 
 __version__ = "0.1.0"
 __all__ = ["HarvestError", "Index", "VideoText", "__version__", "load"]
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     # Imported on first use: `harvest --help` and the workers that draw the mini-world need no PyTorch.
     if name in ("VideoText", "load"):
+        need_torch(f"harvest.{name}")
         from harvest import api
 
         return getattr(api, name)

@@ -7,9 +7,14 @@ import signal
 import sys
 
 
+def is_launched() -> bool:
+    """Whether a launcher started this process beside others."""
+    return "RANK" in os.environ
+
+
 def end_with_launcher() -> None:
     """Get SIGTERM, which saves a run, when the launcher of this rank dies; without it a rank would live on alone."""
-    if sys.platform != "linux" or "RANK" not in os.environ:
+    if sys.platform != "linux" or not is_launched():
         return
     import ctypes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from harvest.model.tokenizer import Tokenizer, train_tokenizer
 from harvest.model.video_encoder import VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
 
+BUDGET = 24
 SENTENCES = ["a red circle moves to the left", "a blue square", "something else"]
 
 
@@ -54,6 +56,19 @@ def frame_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "image"
     save_model(folder, *small_model(num_frames=1))
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(video_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The video model as ONNX, with a choice of tubelets in its graph."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(library)
+    logging.getLogger("torch.__trace").disabled = True  # pytest would format every step of the tracer
+    from harvest.export.onnx import OnnxOptions, export_onnx
+
+    out = tmp_path_factory.mktemp("onnx") / "out"
+    export_onnx(video_model, out, OnnxOptions(budget=BUDGET))
+    return out
 
 
 def moving(seed: int, num_frames: int = 12, size: tuple[int, int] = (40, 56)) -> torch.Tensor:

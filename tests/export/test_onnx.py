@@ -170,13 +170,6 @@ def test_every_family_of_texts(tmp_path: Path) -> None:
             assert np.abs(vectors - expected).max() <= TOLERANCE, name
 
 
-@pytest.fixture(scope="module")
-def exported(video_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("onnx") / "out"
-    export_onnx(video_model, out, OnnxOptions(budget=24))
-    return out
-
-
 def test_the_runner_is_harvest_without_torch(
     exported: Path, video_model: Path, clips: list[Path], picture: Path
 ) -> None:

@@ -366,7 +366,7 @@ def test_the_second_run_opens_no_model(
     some_clips: Path, image_model: Path, tmp_path: Path, monkeypatch
 ) -> None:  # type: ignore[no-untyped-def]
     build(some_clips, tmp_path / "library", image_model).close()
-    monkeypatch.setattr("harvest.search.library.folder.load_pretrained", None)
+    monkeypatch.setattr("harvest.search.building.open_encoder", None)
     monkeypatch.setattr("harvest.search.building.embed_moments", None)
     with harvest.Index.build(some_clips, out=tmp_path / "library", model=image_model) as index:
         assert index.report is not None and index.report.unchanged == 8

@@ -9,7 +9,7 @@ import sys
 
 from harvest import __version__
 from harvest.cli.parsing import nearest, run
-from harvest.errors import HarvestError, RunStopped
+from harvest.errors import HarvestError, RunStopped, need_torch
 from harvest.launched import end_with_launcher
 
 GROUPS = {
@@ -50,6 +50,9 @@ GROUPS = {
 COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}
 """Every command, and what it does. The options of `harvest NAME` are the arguments of `harvest.cli.NAME.NAME_command`;
 a command that looks at its arguments first has `main(args)` instead. - is read as _."""
+
+WITHOUT_TORCH = ("index", "search", "serve", "version")
+"""Commands that need no PyTorch: those of a library run on an ONNX export too."""
 
 _QUIET = ("-q", "--quiet")
 _SHORT = {"-o": "--out", "-m": "--model", "-k": "--k"}
@@ -124,6 +127,8 @@ def _main(args: list[str]) -> int:
         set_quiet(True)
         rest = [arg for arg in rest if arg not in _QUIET]
     try:
+        if args[0] not in WITHOUT_TORCH:
+            need_torch(f"harvest {args[0]}")
         name = args[0].replace("-", "_")
         module = importlib.import_module(f"harvest.cli.{name}")
         if hasattr(module, "main"):

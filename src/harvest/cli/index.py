@@ -46,7 +46,7 @@ def main(args: list[str]) -> None:
         return
     import tyro
 
-    from harvest.tokens import Selector
+    from harvest.plain_types import Selector
 
     def index(
         folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
@@ -99,8 +99,8 @@ def main(args: list[str]) -> None:
         import dataclasses
 
         import harvest
-        from harvest.parallel import world
         from harvest.progress import bar
+        from harvest.search.library.ranks import world
         from harvest.search.library.segmentation import Segmentation
 
         defaults = read_defaults()
@@ -115,7 +115,7 @@ def main(args: list[str]) -> None:
         named: dict[str, object] = {"window_s": window_s, "overlap": overlap, "num_frames": num_frames}
         named |= {"budget": budget, "selector": selector}
         given = {name: value for name, value in named.items() if value is not None}
-        with world() as here, bar("indexing") as progress:
+        with world() as is_main, bar("indexing") as progress:
             made = harvest.Index.build(
                 folders,
                 out=library,
@@ -132,9 +132,9 @@ def main(args: list[str]) -> None:
                 repair=repair,
                 progress=progress,
             )
-        report, warning = made.report, made.warning() if here.is_main else None
+        report, warning = made.report, made.warning() if is_main else None
         made.close()
-        if report is not None and here.is_main:
+        if report is not None and is_main:
             _print_report(report, library)
             if warning:
                 print(warning, file=sys.stderr)

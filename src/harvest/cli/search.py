@@ -118,7 +118,7 @@ def _print_answer(index: "Index", answer: "Answer", *, pictures: bool) -> None:
             soft_wrap=True,
         )
         if pictures and console.is_terminal and has_colours:
-            from harvest.interfaces import HarvestError
+            from harvest.errors import HarvestError
             from harvest.search.asking.pictures import frames_at, half_blocks
 
             times = [hit.start_s + (hit.end_s - hit.start_s) * (part + 0.5) / 4 for part in range(4)]

@@ -29,6 +29,7 @@ from harvest.export import runner
 from harvest.files import new_folder
 from harvest.interfaces import Grid, HarvestError
 from harvest.model import text_cleaning
+from harvest.model.folder import weights_digest
 from harvest.model.importing.pretrained import load_pretrained
 from harvest.model.layers import SinusoidPositions
 from harvest.model.tokenizer import Tokenizer
@@ -96,6 +97,8 @@ def settings_of(
         "selector": options.selector if options.budget is not None else None,
         "num_patches": video.num_patches,
         "squares": video.squares,
+        "is_frame_wise": graph.mode == "image",
+        "weights_digest": weights_digest(model),
         "embed_dim": model.config.text_tower.embed_dim,
         "tokenizer": dataclasses.asdict(tokenizer.config),
         "int8": options.int8,
@@ -269,7 +272,7 @@ def write_graph(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise HarvestError(
-            f"exporting to ONNX needs {error.name}: pip install 'harvest-video[onnx]'"
+            f"exporting to ONNX needs {error.name}: pip install 'harvest-video[export]'"
         ) from error
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():

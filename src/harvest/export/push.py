@@ -128,7 +128,7 @@ def _loading(name: str, has_texts: bool) -> list[str]:
         lines = ["from harvest.model.importing.pretrained import load_any", ""]
         lines += [f'model, _, _ = load_any("{name}")']
         lines += ["features = model.encode_video(frames)  # uint8 [B, T, 3, S, S]"]
-    return ["# pip install harvest-video", *lines]
+    return ["# pip install 'harvest-video[torch]'", *lines]
 
 
 def _run_of(folder: Path) -> Mapping[str, Any]:

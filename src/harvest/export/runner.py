@@ -124,6 +124,11 @@ class OnnxVideoText:
             parts.append(self._run("text", {"text_ids": ids}))
         return np.concatenate(parts)
 
+    def encode(self, text: str, *, with_marks: bool = True) -> Any:
+        """The word pieces of a text, cut to what is read, by the `tokenizers` library; with the marks around them or without."""
+        cleaned = clean_text(text, self.settings["tokenizer"]["clean"], self._special)
+        return self._core.encode(cleaned, add_special_tokens=with_marks)
+
     def _embed_shown(self, shown: Iterator[Pixels], *, budget: int | None, batch_size: int) -> Floats:
         parts = [np.empty((0, self.settings["embed_dim"]), dtype=np.float32)]
         batch: list[Pixels] = []

@@ -78,6 +78,10 @@ class Tokenizer:
         """The ids of a text alone, without start and end."""
         return self.core.encode(self._clean(text), add_special_tokens=False).ids
 
+    def is_cut(self, text: str) -> bool:
+        """Whether a text is longer than what is read of it."""
+        return bool(self.core.encode(self._clean(text)).overflowing)
+
     def _clean(self, text: str) -> str:
         return clean_text(text, self.config.clean, self._special)
 

@@ -14,28 +14,27 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from harvest.data.video import VideoError
-from harvest.interfaces import HarvestError, OnProgress
-from harvest.parallel import Precision, barrier, world_rank_size
+from harvest.errors import HarvestError, need_torch
+from harvest.plain_types import OnProgress, Precision
 from harvest.progress import say
 from harvest.ranges import Range, check_ranges
-from harvest.search.asking.calibration import calibrate, is_calibrated
-from harvest.search.asking.reranking import MAX_RERANK, check_matches
+from harvest.search.asking.calibration import MAX_RERANK, calibrate, is_calibrated
+from harvest.search.encoders.encoder import Encoder, knows_everyday_words, named, signature
+from harvest.search.encoders.opening import open_encoder
 from harvest.search.library.database import Database, discard, repair
 from harvest.search.library.decoding import Decoders
-from harvest.search.library.embedding import Embedded, check_choice, embed_moments
+from harvest.search.library.embedding import Embedded, embed_moments
 from harvest.search.library.files import File, Scan, digest, is_gone, scan
 from harvest.search.library.folder import (
     Facts,
     Library,
-    Model,
-    named,
     open_database,
     read_facts,
-    signature,
     write_quarantine,
     writing,
 )
 from harvest.search.library.postgres import PostgresDatabase
+from harvest.search.library.ranks import barrier, world_rank_size
 from harvest.search.library.segmentation import Segmentation
 from harvest.search.library.store import Entry, Spans, Store, Unavailable, video_id
 from harvest.search.results import Broken, IndexReport, is_address
@@ -215,10 +214,10 @@ class _Run:
         self, wanted: Sequence[tuple[Path, Entry]], decoders: Decoders
     ) -> list[tuple[Entry, Spans | None]]:
         if self.model is None:
-            self.model = Model(self.library.facts.model)
+            self.model = open_encoder(self.library.facts.model)
             self.library.check_model(self.model)
         made = embed_moments(
-            self.model.model,
+            self.model,
             [path for path, _ in wanted],
             self.library.facts.segmentation,
             decoders=decoders,
@@ -229,7 +228,7 @@ class _Run:
         return [_entry_of(entry, found) for (_, entry), found in zip(wanted, made, strict=True)]
 
 
-def _open(out: str | Path, settings: Settings) -> tuple[Library, Model | None]:
+def _open(out: str | Path, settings: Settings) -> tuple[Library, Encoder | None]:
     """The library, made if it is new. The model is opened only if it has to be looked at."""
     try:
         database = open_database(out, create=True)
@@ -250,26 +249,33 @@ def _open(out: str | Path, settings: Settings) -> tuple[Library, Model | None]:
             f"{database.name} was cut with {facts.segmentation}, and {settings.segmentation} is asked for: give --reindex to cut anew"
         )
     library = Library(database, facts)
-    model: Model | None = None
+    model: Encoder | None = None
     if settings.trust is not None and settings.trust != facts.trust:
         facts = dataclasses.replace(facts, trust=settings.trust)
         database.set(facts=facts.to_json())
     if settings.rerank is not None and settings.rerank != facts.rerank:
-        model = Model(settings.model or facts.model)
+        model = open_encoder(settings.model or facts.model)
         library.check_model(model)
         if settings.rerank:
-            check_matches(model)
+            _check_matches(model)
         facts = dataclasses.replace(facts, rerank=settings.rerank)
         database.set(facts=facts.to_json(), stale=b"yes")
     if settings.model is not None and (
         named(settings.model) != facts.model or signature(facts.model) != facts.model_signature
     ):
-        model = model or Model(settings.model)
+        model = model or open_encoder(settings.model)
         library.check_model(model)
         facts = dataclasses.replace(facts, model=model.source, model_signature=signature(model.source))
         database.set(facts=facts.to_json())
     library.facts = facts
     return library, model
+
+
+def _check_matches(model: Encoder) -> None:
+    need_torch("re-ranking")
+    from harvest.search.asking.reranking import matching
+
+    matching(model)
 
 
 def _has_quarantine(database: Database | PostgresDatabase) -> bool:
@@ -278,25 +284,26 @@ def _has_quarantine(database: Database | PostgresDatabase) -> bool:
 
 def _begin(
     database: Database | PostgresDatabase, facts: Facts | None, settings: Settings
-) -> tuple[Library, Model]:
+) -> tuple[Library, Encoder]:
     """A library without files, new or made anew."""
     source = settings.model or (facts.model if facts else None)
     if source is None:
         raise HarvestError(f"{database.name} is a new library: name the model that indexes it (--model)")
-    model = Model(source)
+    model = open_encoder(source)
     if settings.rerank:
-        check_matches(model)
+        _check_matches(model)
+    segmentation = settings.segmentation or (facts.segmentation if facts else Segmentation())
     facts = Facts(
         model=model.source,
         model_digest=model.digest,
         model_signature=signature(model.source),
-        width=model.model.config.video.embed_dim,
-        segmentation=settings.segmentation or (facts.segmentation if facts else Segmentation()),
+        width=model.width,
+        segmentation=model.settle(segmentation),
         rerank=settings.rerank or 0,
-        knows_everyday_words=model.knows_everyday_words,
+        knows_everyday_words=knows_everyday_words(model),
         trust=settings.trust or (facts.trust if facts else ()),
     )
-    check_choice(model.model, facts.segmentation)
+    model.check(facts.segmentation, settings.precision)
     if model.budgets and facts.segmentation.budget is None:
         say(
             f"{model.source} was trained to see {', '.join(map(str, model.budgets))} tubelets of a clip, and is worse"

@@ -30,15 +30,24 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from harvest.data.video import IMAGE_SUFFIXES, read_clip
-from harvest.evaluation.embed import default_frames, encode_clips, mode_of
-from harvest.interfaces import HarvestError, OnProgress
+from harvest.errors import HarvestError, need_torch
+from harvest.plain_types import OnProgress
 from harvest.ranges import Range, check_range
 from harvest.search import building
-from harvest.search.asking.calibration import EVERYDAY, SHAPES, Calibration, default_bank, match_of, read_bank
+from harvest.search.asking.calibration import (
+    EVERYDAY,
+    MAX_RERANK,
+    SHAPES,
+    Calibration,
+    default_bank,
+    match_of,
+    read_bank,
+)
 from harvest.search.asking.pictures import MOST_HEIGHT, thumbnail
-from harvest.search.asking.reranking import MAX_RERANK, Reranker
+from harvest.search.encoders.encoder import Encoder
+from harvest.search.encoders.opening import open_encoder
 from harvest.search.library.files import is_gone
-from harvest.search.library.folder import Library, Model
+from harvest.search.library.folder import Library
 from harvest.search.library.segmentation import Segmentation
 from harvest.search.library.store import Entry, Floats, Near, apart
 from harvest.search.results import Answer, Broken, Hit, IndexReport, Moment, Stats, Timeline, Video, Where
@@ -81,16 +90,13 @@ class Index:
     def __init__(self, library: Library, *, model: str | None = None) -> None:
         self._library = library
         self._source = model or library.facts.model
-        self._opened: Model | None = None
-        self._reranker: Reranker | None = None
+        self._opened: Encoder | None = None
+        self._reranker: Any = None  # of asking.reranking, which needs PyTorch
         self._lock = threading.Lock()
         self._examples: tuple[str, ...] | None = None
         self.decode: Decode = _decode_here
         """How files are decoded, `decode(function, path, ...)`: a service has it done by `Decoders`."""
         self._embed_text = lru_cache(1024)(self._embed_text_anew)  # a search as one types asks much again
-        self._read = lru_cache(16)(
-            lambda text: self._model().read(text)
-        )  # for the matching head, right after
         self._embed_picture_of = lru_cache(64)(lambda path, _: self._embed_file(path, 0.0, None))
 
     @classmethod
@@ -360,10 +366,10 @@ class Index:
 
     # ---- queries become vectors
 
-    def _model(self) -> Model:
+    def _model(self) -> Encoder:
         with self._lock:
             if self._opened is None:
-                model = Model(self._source)
+                model = open_encoder(self._source)
                 self._library.check_model(model)
                 self._opened = model
             return self._opened
@@ -375,15 +381,14 @@ class Index:
             raise HarvestError(
                 f"the query has {len(text):,} characters, at most {MAX_QUERY_CHARACTERS:,} are read: say it shorter"
             )
-        vector: Floats = self._read(text).pooled[0].float().cpu().numpy()
+        vector: Floats = self._model().embed_texts([text])[0]
         return vector
 
     def _note_length(self, text: str, notes: list[str]) -> None:
-        tokenizer = self._model().tokenizer
-        most = tokenizer.config.context_length
-        if len(tokenizer.core.encode(text).ids) >= most and len(tokenizer.words(text)) > most - 2:
+        model = self._model()
+        if model.is_cut(text):
             notes.append(
-                f"the query is longer than the model reads: only its first {most} word pieces counted"
+                f"the query is longer than the model reads: only its first {model.context_length} word pieces counted"
             )
 
     def _embed_picture(self, path: Path) -> Floats:
@@ -399,24 +404,19 @@ class Index:
         return vector
 
     def _embed_file(self, path: Path, start_s: float, end_s: float | None) -> Floats:
-        model = self._model().model
+        model = self._model()
         is_picture = path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
         segmentation = self._library.facts.segmentation
         clip = self.decode(
             read_clip,
             path,
-            num_frames=1 if is_picture else segmentation.num_frames or default_frames(model, mode_of(model)),
-            **model.config.video.squares,
+            num_frames=1 if is_picture else segmentation.num_frames or model.num_frames,
+            **model.squares,
             start_s=start_s,
             end_s=end_s,
         )
-        seen = encode_clips(
-            model,
-            clip.frames[None],
-            mode=mode_of(model),
-            selection=None if is_picture else segmentation.selection,  # as the library's own moments are seen
-        )
-        vector: Floats = seen.pooled[0].float().cpu().numpy()
+        # as the library's own moments are seen
+        vector: Floats = model.embed_clips(clip.pixels[None], None if is_picture else segmentation)[0]
         return vector
 
     # ---- moments
@@ -460,13 +460,16 @@ class Index:
     def _rerank(self, text: str, near: list[Near], notes: list[str]) -> list[tuple[Near, float | None]]:
         """Moments in the order of the matching head's opinion, with it. Those whose file has gone since it was indexed
         come last: one of them must not cost the others."""
+        need_torch("re-ranking")
+        from harvest.search.asking.reranking import Reranker
+
         opened = self._model()
         with self._lock:
             if self._reranker is None:
                 self._reranker = Reranker(
                     opened, self._library.facts.segmentation, self.file, partial(self.decode, read_clip)
                 )
-        agreements, why = self._reranker.agreements(self._read(text), near)
+        agreements, why = self._reranker.agreements(text, near)
         notes += why
         values = np.array([-np.inf if value is None else value for value in agreements])
         order = np.argsort(-values, kind="stable")

@@ -13,6 +13,7 @@ from harvest.interfaces import HarvestError, Squares
 from harvest.model.folder import load_model
 from harvest.search.asking.curve import blocks, clock, svg
 from harvest.search.asking.moments import Dense, DenseVideo, stretches
+from harvest.search.encoders.torch_encoder import TorchEncoder
 from harvest.search.library.embedding import WindowEncoder
 from harvest.search.library.segmentation import Segmentation, Window, windows
 from harvest.search.results import Curve, Interval
@@ -111,13 +112,13 @@ def test_pictures_of_windows_that_overlap_are_encoded_once(tmp_path: Path, image
         path, ground.repeat_interleave(8, 2).repeat_interleave(8, 3).repeat(96, 1, 1, 1), fps=8
     )  # 12 s, one shot
     model, _ = load_model(image_model)
-    encoder = WindowEncoder(model, Segmentation())
+    encoder = WindowEncoder(TorchEncoder(str(image_model)), Segmentation())
     found = [w for w in windows(path, Segmentation(), num_frames=8, squares=SQUARES) if isinstance(w, Window)]
     assert [w.start_s for w in found] == [0.0, 2.0, 4.0, 6.0]
-    vectors = torch.cat([encoder(found[:2]), encoder(found[2:])])
+    vectors = np.concatenate([encoder(found[:2]), encoder(found[2:])])
     assert encoder.num_encoded < 8 * len(found)
-    whole = encode_clips(model, torch.stack([torch.stack(w.pictures) for w in found]), mode="image").pooled
-    torch.testing.assert_close(vectors, whole, atol=1e-5, rtol=1e-5)
+    whole = encode_clips(model, torch.from_numpy(np.stack([w.pictures for w in found])), mode="image").pooled
+    torch.testing.assert_close(torch.from_numpy(vectors), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_the_picture_of_a_curve() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from harvest.interfaces import HarvestError
+from harvest.errors import HarvestError
 from harvest.settings import read_json
 
 MINI_IMAGE = Path(__file__).parents[2] / "weights" / "mini-image"
@@ -20,6 +20,10 @@ def find_model(name: str | Path, *, offline: bool = False) -> Path:
     Hub models are downloaded, settings first; `offline` asks the local cache alone. HarvestError names the remedy.
     """
     path = find_local(name)
+    if is_onnx_export(path):
+        raise HarvestError(
+            f"{path} is an ONNX export, which harvest index, search and serve run; this needs the model that was exported"
+        )
     if (path / "checkpoints").is_dir():
         raise HarvestError(f"{path} is a run that has no model yet: it has not ended. Continue it first")
     return path if path.exists() else _download(str(name), offline=offline)
@@ -31,6 +35,11 @@ def find_local(name: str | Path) -> Path:
         return MINI_IMAGE
     path = Path(name).expanduser()
     return path / "model" if (path / "model" / "config.json").is_file() else path
+
+
+def is_onnx_export(path: Path) -> bool:
+    """Whether a folder is what `harvest export --format onnx` wrote: to be run, not to be loaded."""
+    return (path / "video.onnx").is_file() and (path / "settings.json").is_file()
 
 
 def _download(name: str, *, offline: bool) -> Path:

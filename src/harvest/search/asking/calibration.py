@@ -14,16 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harvest.evaluation.embed import embed_texts
-from harvest.interfaces import HarvestError, OnProgress
-from harvest.search.asking.reranking import Reranker
-from harvest.search.library.folder import Library, Model
+from harvest.errors import HarvestError
+from harvest.plain_types import OnProgress
+from harvest.search.encoders.encoder import Encoder, knows_everyday_words
+from harvest.search.encoders.opening import open_encoder
+from harvest.search.library.folder import Library
 from harvest.search.library.store import Floats, Store, apart
 from harvest.search.results import Match
 from harvest.settings import parse
 
 LEAST = 20  # sentences: with fewer, no chance below 5 % could be told
 BANK_SIZE = 512
+MAX_RERANK = 200  # answers read again
 GOOD = 0.01  # chance of a hit up to which it counts as a good match
 
 # Everyday words in scenes that nobody has filmed.
@@ -201,7 +203,7 @@ def is_calibrated(library: Library) -> bool:
 
 def calibrate(
     library: Library,
-    model: Model | None,
+    model: Encoder | None,
     background: Sequence[str] | None,
     progress: OnProgress | None,
 ) -> None:
@@ -215,12 +217,12 @@ def calibrate(
     if background is not None:
         new_texts = tuple(background)
     elif stored is None:
-        model = model or Model(library.facts.model)
-        if model.knows_everyday_words:
+        model = model or open_encoder(library.facts.model)
+        if knows_everyday_words(model):
             new_texts = default_bank()
     if new_texts:
-        model = model or Model(library.facts.model)
-        vectors = embed_texts(model.model, model.tokenizer, new_texts).numpy()
+        model = model or open_encoder(library.facts.model)
+        vectors = model.embed_texts(new_texts)
         stored, texts = vectors.astype("<f4").tobytes(), new_texts
     bank: Floats = np.frombuffer(stored or b"", "<f4").reshape(-1, library.facts.width)
     facts = {"background": bank.tobytes(), "tops": tops_of(library.store, bank).tobytes()}
@@ -231,7 +233,7 @@ def calibrate(
         database.set(**facts, stale=b"")
     else:
         database.set(**facts)
-        model = model or Model(library.facts.model)
+        model = model or open_encoder(library.facts.model)
         tops = _reranked_tops(library, model, bank, texts, progress)
         database.set(tops_reranked=tops.tobytes(), stale=b"")
 
@@ -243,16 +245,18 @@ def tops_of(store: Store, bank: Floats) -> Floats:
 
 
 def _reranked_tops(
-    library: Library, model: Model, bank: Floats, texts: Sequence[str], progress: OnProgress | None
+    library: Library, model: Encoder, bank: Floats, texts: Sequence[str], progress: OnProgress | None
 ) -> Floats:
     """The best agreement among the first answers to every background query, fp32 `[Q]`, ascending."""
+    from harvest.search.asking.reranking import Reranker
+
     files = {id: Path(entry.root) / entry.path for id, entry in library.store.entries().items()}
     reranker = Reranker(model, library.facts.segmentation, files.__getitem__)
     tops = []
     for place, (text, query) in enumerate(zip(texts, bank, strict=True)):
         most = library.facts.rerank
         near = apart(library.store.nearest(query, 4 * most + 16), most)
-        found = [value for value in reranker.agreements(model.read(text), near)[0] if value is not None]
+        found = [value for value in reranker.agreements(text, near)[0] if value is not None]
         tops.append(max(found, default=-np.inf))
         if progress is not None:
             progress(place + 1, len(texts))

@@ -18,23 +18,28 @@ from torch import Tensor
 
 from harvest.data.video import read_clip
 from harvest.evaluation.clips import evaluating
-from harvest.evaluation.embed import default_frames, encode_clips
+from harvest.evaluation.embed import encode_clips
 from harvest.interfaces import Clip, HarvestError, TextFeatures, VideoFeatures
-from harvest.search.library.folder import Model
+from harvest.search.encoders.encoder import Encoder
+from harvest.search.encoders.torch_encoder import TorchEncoder
 from harvest.search.library.segmentation import Segmentation
 from harvest.search.library.store import Near
 
-MAX_RERANK = 200
 _REMEMBERED_BYTES = 256 * 2**20  # tokens of moments: who types on asks for the same ones again
 
 
-def check_matches(opened: Model) -> None:
-    """See that a model has a matching head, or HarvestError."""
+def matching(opened: Encoder) -> TorchEncoder:
+    """The model, which has a matching head, or HarvestError."""
+    if not isinstance(opened, TorchEncoder):
+        raise HarvestError(
+            f"{opened.source} is an ONNX export, which has no matching head: search without rerank"
+        )
     fusion = opened.model.fusion
     if fusion is None or fusion.head_match is None:
         raise HarvestError(
             f"{opened.source} has no matching head: search without rerank, or train one (recipe mini-ft-retrieval)"
         )
+    return opened
 
 
 class Reranker:
@@ -42,23 +47,23 @@ class Reranker:
 
     def __init__(
         self,
-        opened: Model,
+        opened: Encoder,
         segmentation: Segmentation,
         file_of: Callable[[str], Path],
         read_clip: Callable[..., Clip] = read_clip,
     ) -> None:
-        model = opened.model
-        check_matches(opened)
-        self._opened, self._file_of, self._read_clip = opened, file_of, read_clip
-        self._frames = segmentation.num_frames or default_frames(model, "video")
+        self._opened = matching(opened)
+        model = self._opened.model
+        self._file_of, self._read_clip = file_of, read_clip
+        self._frames = segmentation.num_frames or opened.num_frames
         # What the index has seen of a moment, if that is equally much of each: they are read side by side.
         self._selection = segmentation.selection if segmentation.selector != "run_length" else None
         video = model.config.video
         a_moment = 4 * video.num_patches * max(1, self._frames // video.tubelet_size) * video.width
         self._tokens = lru_cache(max(1, _REMEMBERED_BYTES // a_moment))(self._read)
 
-    def agreements(self, words: TextFeatures, near: Sequence[Near]) -> tuple[list[float | None], list[str]]:
-        """How well each moment and a sentence (`Model.read`) go together, and what could not be told: the log-odds of
+    def agreements(self, text: str, near: Sequence[Near]) -> tuple[list[float | None], list[str]]:
+        """How well each moment and a sentence go together, and what could not be told: the log-odds of
         the matching head and the scaled cosine, both of them logits, added. None where a file has gone since it was
         indexed."""
         model = self._opened.model
@@ -75,7 +80,7 @@ class Reranker:
         if places:
             n = len(places)
             with evaluating(model, "fp32"):
-                words = TextFeatures(*(part.expand(n, *part.shape[1:]) for part in words))
+                words = TextFeatures(*(part.expand(n, *part.shape[1:]) for part in self._opened.read(text)))
                 video = VideoFeatures(torch.stack(tokens), words.pooled)  # the fusion reads tokens alone
                 logits = model.match(model.fuse(video, words), words)
                 odds = (logits[:, 1] - logits[:, 0]).tolist()

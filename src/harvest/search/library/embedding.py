@@ -18,19 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from harvest.data.video import VideoError
-from harvest.evaluation.embed import default_frames, encode_clips, mode_of
-from harvest.interfaces import Grid, HarvestError
-from harvest.model.video_text import VideoTextModel
 from harvest.plain_types import Pixels, Precision
+from harvest.search.encoders.encoder import Encoder
 from harvest.search.library.decoding import Decoders
 from harvest.search.library.segmentation import Cut, Segmentation, Window
-from harvest.search.library.store import Spans
-from harvest.tokens import budget_of
+from harvest.search.library.store import Floats, Spans
 
 Item = Window | Cut | VideoError
 
@@ -42,23 +36,8 @@ class Embedded(NamedTuple):
     cut: Cut
 
 
-def check_choice(model: VideoTextModel, segmentation: Segmentation) -> Grid | None:
-    """How the model divides a moment, where not all of it is seen; HarvestError where it cannot see so little of it."""
-    if segmentation.selection is None:
-        return None
-    if mode_of(model) == "image":
-        raise HarvestError("choosing tokens needs a video model: an image model sees whole frames")
-    size = model.config.video.image_size
-    num_frames = segmentation.num_frames or default_frames(model, "video")
-    grid = model.grid(
-        torch.empty(1, num_frames, 3, size, size, dtype=torch.uint8, device=model.log_scale.device)
-    )
-    budget_of(segmentation.selection, grid)
-    return grid
-
-
 def embed_moments(
-    model: VideoTextModel,
+    model: Encoder,
     paths: Sequence[Path],
     segmentation: Segmentation,
     *,
@@ -68,11 +47,10 @@ def embed_moments(
     workers: int = 1,
 ) -> list[Embedded | VideoError]:
     """Cut and embed videos. For each its moments, or why it cannot be read."""
-    num_frames = segmentation.num_frames or default_frames(model, mode_of(model))
     encoder = WindowEncoder(model, segmentation, precision=precision)
-    check_choice(model, segmentation)
+    model.check(segmentation, precision)
     found: list[list[Window]] = [[] for _ in paths]
-    vectors: list[list[Tensor]] = [[] for _ in paths]
+    vectors: list[list[Floats]] = [[] for _ in paths]
     ends: list[Cut | VideoError | None] = [None] * len(paths)
     batch: list[tuple[int, Window]] = []
 
@@ -86,8 +64,8 @@ def embed_moments(
     read = partial(
         decoders.windows,
         segmentation=segmentation,
-        num_frames=num_frames,
-        squares=model.config.video.squares,
+        num_frames=segmentation.num_frames or model.num_frames,
+        squares=model.squares,
     )
     with _decoded(paths, read, ahead=2 * batch_size, workers=workers) as items:
         for number, item in items:
@@ -107,9 +85,7 @@ def embed_moments(
             continue
         starts = np.array([window.start_s for window in its_windows])
         done.append(
-            Embedded(
-                Spans(starts, np.array([w.end_s for w in its_windows]), torch.stack(its_vectors).numpy()), end
-            )
+            Embedded(Spans(starts, np.array([w.end_s for w in its_windows]), np.stack(its_vectors)), end)
         )
     return done
 
@@ -121,20 +97,15 @@ class WindowEncoder:
     batch's pictures are kept for those that overlap it.
     """
 
-    def __init__(
-        self, model: VideoTextModel, segmentation: Segmentation, *, precision: Precision = "fp32"
-    ) -> None:
-        self.model = model
-        self.selection = segmentation.selection
-        self.precision = precision
-        self.is_frame_wise = mode_of(model) == "image"
+    def __init__(self, model: Encoder, segmentation: Segmentation, *, precision: Precision = "fp32") -> None:
+        self.model, self.segmentation, self.precision = model, segmentation, precision
         self.num_encoded = 0
         """Windows, or pictures of a frame-wise tower, that the encoder has seen."""
         # By id of the picture, which is kept too, so that its id stays its own.
-        self._seen: dict[int, tuple[Pixels, Tensor]] = {}
+        self._seen: dict[int, tuple[Pixels, Floats]] = {}
 
-    def __call__(self, batch: Sequence[Window]) -> Tensor:
-        if not self.is_frame_wise:
+    def __call__(self, batch: Sequence[Window]) -> Floats:
+        if not self.model.is_frame_wise:
             video = np.stack([np.stack(window.pictures) for window in batch])
             self.num_encoded += len(batch)
             return self._encode(video)
@@ -148,19 +119,15 @@ class WindowEncoder:
             self.num_encoded += len(new)
         self._seen = {key: value for key, value in self._seen.items() if key in distinct}
         means = [
-            torch.stack([self._seen[id(picture)][1] for picture in window.pictures]).mean(dim=0)
+            np.stack([self._seen[id(picture)][1] for picture in window.pictures]).mean(axis=0)
             for window in batch
         ]
-        return F.normalize(torch.stack(means), dim=-1)
+        vectors = np.stack(means)
+        unit: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+        return unit
 
-    def _encode(self, video: Pixels) -> Tensor:
-        seen = encode_clips(
-            self.model, torch.from_numpy(video), precision=self.precision, selection=self.selection
-        )
-        pooled = seen.pooled.float().cpu()
-        if not bool(pooled.isfinite().all()):
-            raise HarvestError("the model gives vectors that are not finite: its weights are broken")
-        return pooled
+    def _encode(self, video: Pixels) -> Floats:
+        return self.model.embed_clips(video, self.segmentation, self.precision)
 
 
 @contextmanager

@@ -10,26 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from harvest.evaluation.clips import evaluating
+from harvest.errors import HarvestError
 from harvest.files import write_file
-from harvest.interfaces import HarvestError, TextFeatures
-from harvest.model.folder import Unfilled, read_notes
-from harvest.model.importing.pretrained import load_pretrained
-from harvest.model.importing.sources import find_local
-from harvest.model.tokenizer import Tokenizer
-from harvest.model.video_text import VideoTextModel
+from harvest.search.encoders.encoder import Encoder, signature
 from harvest.search.library.database import Database
 from harvest.search.library.local_store import LocalStore
 from harvest.search.library.postgres import PostgresDatabase, PostgresStore, indexing_alone
@@ -39,35 +30,6 @@ from harvest.search.results import is_address
 from harvest.settings import from_dict, parse
 
 FORMAT = 2
-_EVERYDAY_WORDS = [
-    "astronaut",
-    "ironing",
-    "shirts",
-    "empty",
-    "swimming",
-    "pool",
-    "kangaroo",
-    "conducting",
-    "orchestra",
-    "volcano",
-    "beekeeper",
-    "folding",
-    "paper",
-    "train",
-    "children",
-    "kitchen",
-    "mountain",
-    "football",
-    "telescope",
-    "library",
-    "waterfall",
-    "dancing",
-    "bicycle",
-    "piano",
-    "garden",
-    "street",
-]
-_MOST_PIECES = 2.0  # of a word, on average, in a vocabulary that has it
 
 
 @dataclass(frozen=True)
@@ -123,64 +85,6 @@ class Facts:
         )
 
 
-class Model:
-    """A model opened for a library, and what tells it from others."""
-
-    def __init__(self, source: str) -> None:
-        self.source = named(source)
-        self.model: VideoTextModel
-        self.tokenizer: Tokenizer
-        with Unfilled():
-            self.model, self.tokenizer, _ = load_pretrained(source)
-        if torch.cuda.is_available():
-            self.model.cuda()  # under torchrun, this rank's own
-
-    @cached_property
-    def budgets(self) -> tuple[int, ...]:
-        """The numbers of tubelets that it was trained to see of a clip; none where it was trained to see all."""
-        return tuple(read_notes(find_local(self.source)).get("budgets", ()))
-
-    @cached_property
-    def digest(self) -> str:
-        """Of the weights: the same for a folder that was moved or copied."""
-        made = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            made.update(name.encode())
-            made.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return made.hexdigest()
-
-    @cached_property
-    def knows_everyday_words(self) -> bool:
-        """Whether the vocabulary has the words of everyday sentences. CLIP's has 1.07 pieces a word of those tried, the
-        mini-world's 2.9."""
-        return sum(len(self.tokenizer.words(word)) for word in _EVERYDAY_WORDS) < _MOST_PIECES * len(
-            _EVERYDAY_WORDS
-        )
-
-    def read(self, text: str) -> TextFeatures:
-        """A sentence as it is searched with (`pooled` `[1, E]`) and as the matching head reads it (`tokens`)."""
-        with evaluating(self.model, "fp32"):
-            found = self.model.encode_text(self.tokenizer([text]).to(self.model.log_scale.device))
-        if not bool(found.pooled.isfinite().all()):
-            raise HarvestError(f"{self.source} gives vectors that are not finite: its weights are broken")
-        return found
-
-
-def named(source: str) -> str:
-    """A model's source so that it means the same from another folder."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
-
-
-def signature(source: str) -> str:
-    """Size and time of a model folder's weights; empty where that says nothing."""
-    weights = find_local(source) / "model.safetensors"
-    if not weights.is_file():
-        return ""
-    about = weights.stat()
-    return f"{about.st_size}:{about.st_mtime_ns}"
-
-
 class Library:
     """An open library."""
 
@@ -199,7 +103,7 @@ class Library:
             raise HarvestError(f"{database.name} holds nothing yet: run harvest index again")
         return Library(database, facts)
 
-    def check_model(self, model: Model) -> None:
+    def check_model(self, model: Encoder) -> None:
         """HarvestError unless a model is the one of this library, by size and time of its file or by its weights."""
         facts = self.facts
         if facts.model_signature and (model.source, signature(model.source)) == (

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harvest.search.asking.reranking import MAX_RERANK
+from harvest.search.asking.calibration import MAX_RERANK
 from harvest.search.index import MAX_QUERY_CHARACTERS
 from harvest.search.results import Video, Where
 
