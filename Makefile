@@ -7,6 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Towers are compared with these. They ask for torchvision, which would bring another torch; tests have a stand-in for it.
+PEERS = open_clip_torch==3.3.0 timm==1.0.31
 
 .PHONY: demo test lint clean
 
@@ -32,6 +34,7 @@ $(VENV)/.ready: pyproject.toml | $(BIN)/python
 
 $(VENV)/.ready-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(PEERS)
 	touch $@ $(VENV)/.ready
 
 clean:
