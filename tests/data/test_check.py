@@ -11,7 +11,7 @@ import torch
 
 from harvest.data.check import BINS, check, histogram, summary, write_report
 from harvest.data.guard import Lost, guarded_map
-from harvest.data.manifest import columns_of, read_manifest
+from harvest.data.manifest import read_manifest
 from harvest.data.options import CheckConfig
 from harvest.data.video import write_video
 from harvest.interfaces import Box, Example, HarvestError
@@ -82,7 +82,7 @@ def test_the_page_and_the_clean_manifest(examples: list[Example], tmp_path: Path
     assert said["clean"] == 3 and said["values"]["length of a clip, s"]["largest"] == 3
     clean = read_manifest(tmp_path / "out/clean.jsonl")
     assert [row.id for row in clean] == ["a", "b", "b too"] and Path(clean[0].video).exists()
-    assert columns_of(tmp_path / "out/clean.jsonl") == ["id", "video", "texts"]
+    assert read_manifest(tmp_path / "out/clean.jsonl").columns == ["id", "video", "texts"]
     with pytest.raises(HarvestError, match="cannot write into"):
         write_report(Path("/proc/nowhere"), "x", examples, found)
     with pytest.raises(HarvestError, match="nothing to check"):

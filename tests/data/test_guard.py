@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,57 +87,6 @@ def test_the_process_is_replaced_after_so_many_calls() -> None:
     guard = Guard(behave, limit_s=60, max_calls=3)
     pids = [guard("pid") for _ in range(7)]
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 1]
-    guard.close()
-
-
-def items(what: str, count: int):
-    for number in range(count):
-        if number == 3:
-            behave(what)
-        yield number, os.getpid()
-
-
-def test_the_items_of_a_generator_come_one_by_one() -> None:
-    guard = Guard(items, limit_s=60)
-    for what, error, says, limit_s in (
-        ("segfault", Lost, "SIGSEGV", 60),
-        ("sleep", Lost, "longer than 1 s", 1),
-        ("error", HarvestError, "mend it", 60),
-        ("mistake", RuntimeError, "KeyError", 60),
-    ):
-        came = []
-        guard.limit_s = limit_s
-        with pytest.raises(error, match=says):
-            for number, _ in guard.stream(what, 9):
-                came.append(number)
-        assert came == [0, 1, 2]
-    guard.limit_s = 60
-    assert [number for number, _ in guard.stream("", 500)] == list(range(500))
-    first = next(guard.stream("", 10**6))  # and no more: the rest is not waited for
-    assert next(guard.stream("", 2))[1] != first[1]
-    guard.close()
-
-
-def slowly(count: int):
-    for number in range(count):
-        time.sleep(0.1)
-        yield number
-
-
-def test_a_stream_is_limited_as_a_whole_and_its_reader_may_take_its_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    guard = Guard(slowly, limit_s=60)
-    with pytest.raises(Lost, match=r"longer than 0.35 s"):
-        list(guard.stream(50, total_s=0.35))
-    reader_s = 0.0
-    monkeypatch.setattr(
-        "harvest.data.guard.time", SimpleNamespace(monotonic=lambda: time.monotonic() + reader_s)
-    )
-    for number in guard.stream(3, total_s=60.0):
-        reader_s += 100.0
-        assert number < 3
-    assert number == 2
     guard.close()
 
 

@@ -15,7 +15,7 @@ import pytest
 from harvest.cli import main
 from harvest.data import links as module
 from harvest.data.links import check_links
-from harvest.data.manifest import links_of, read_manifest
+from harvest.data.manifest import read_manifest
 from harvest.data.video import VideoError, read_clip
 from harvest.interfaces import HarvestError
 
@@ -126,6 +126,10 @@ def test_a_machine_without_network_is_not_a_rotten_data_set(server: Server) -> N
     server.server_close()
     with pytest.raises(HarvestError, match="is this machine online"):
         check_links([f"http://127.0.0.1:{free}/a.mp4", f"http://127.0.0.1:{free}/b.mp4"], timeout_s=0.5)
+
+
+def links_of(path: Path) -> dict[str, str]:
+    return read_manifest(path, captions_required=False, keep_links=True).links
 
 
 def test_rows_that_are_addresses(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from harvest.data.benchmarks import BenchmarkData, Published, widen
 from harvest.data.manifest import read_manifest, write_manifest
 from harvest.data.read_once import eval_batches
 from harvest.evaluation import evaluate
 from harvest.evaluation.benchmark import score_benchmark
-from harvest.evaluation.metrics import frame_average_precisions, frame_rankings
+from harvest.evaluation.metrics import frame_rankings
 from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.tasks.detection import DetectionTask, read_boxes
 from harvest.interfaces import Box, Example, HarvestError
@@ -27,6 +28,15 @@ NAMES = ("walks", "talks", "sits")
 
 # ---------------------------------------------------------------------------------------------------------------
 # The metric
+
+
+def frame_average_precisions(
+    frame: Tensor, boxes: Tensor, scores: Tensor, *truth: Tensor, **how: int
+) -> Tensor:
+    """Of each action, float64 `[A]`, all pictures being of one video."""
+    zeros = torch.zeros(int(torch.cat([frame, truth[0]]).max()) + 1, dtype=torch.int64)
+    rankings = frame_rankings(frame, boxes, scores, *truth, group=zeros, **how)
+    return torch.cat([ranking.average_precision() for ranking in rankings])
 
 
 def by_loops(frame, boxes, scores, truth_frame, truth_boxes, truth_label, most=50) -> list[float]:

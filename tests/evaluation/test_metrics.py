@@ -12,8 +12,6 @@ from sklearn.metrics import balanced_accuracy_score, coverage_error, top_k_accur
 from torch import Tensor
 
 from harvest.evaluation.metrics import (
-    average_precisions,
-    bootstrap_interval,
     choice_credit,
     class_rankings,
     dual_softmax,
@@ -140,17 +138,23 @@ def test_classes_count_alike() -> None:
     assert mean_class_accuracy(credit, torch.tensor([3, 3, 3, 8])) == 0.5
 
 
+def average_precisions(scores: Tensor, is_right: Tensor) -> Tensor:
+    """Of each class, float64 `[A]`, all rows being of one video."""
+    rankings = class_rankings(scores, is_right, torch.zeros(len(scores), dtype=torch.int64))
+    return torch.cat([ranking.average_precision() for ranking in rankings])
+
+
 def test_interval() -> None:
     values = (torch.arange(400) % 4 == 0).double()
-    low, high = bootstrap_interval(values)
+    low, high = interval_of(resampled_means(values))
     deviation = math.sqrt(0.25 * 0.75 / 400)
     assert low == pytest.approx(0.25 - 1.96 * deviation, abs=0.01)
     assert high == pytest.approx(0.25 + 1.96 * deviation, abs=0.01)
-    assert bootstrap_interval(values) == (low, high)
-    assert bootstrap_interval(torch.ones(7)) == (1.0, 1.0)
+    assert interval_of(resampled_means(values)) == (low, high)
+    assert interval_of(resampled_means(torch.ones(7))) == (1.0, 1.0)
     # Ten captions of each of 40 videos that all agree say no more than 40 captions.
     video = torch.arange(40).repeat_interleave(10)
-    wide = bootstrap_interval((video % 4 == 0).double(), video)
+    wide = interval_of(resampled_means((video % 4 == 0).double(), video))
     assert wide[1] - wide[0] > 2.5 * (high - low)
 
 

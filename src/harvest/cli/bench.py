@@ -6,7 +6,6 @@ from harvest.cli.parsing import nearest, run
 from harvest.errors import HarvestError
 
 BENCHES = {
-    "all": "the machine in one file: step, data and tokens, a short time each",
     "step": "the training step, with and without dropping patches",
     "data": "reading clips: whole, by seeking, from shards; waits of training",
     "tokens": "selectors x budgets x batches, timed, with a plot",

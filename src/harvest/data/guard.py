@@ -7,7 +7,6 @@ busy for ever. `Guard` forks a child that does the reading, gives it a limit, an
 from __future__ import annotations
 
 import faulthandler
-import math
 import os
 import pickle
 import select
@@ -16,7 +15,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -64,32 +63,6 @@ class Guard:
         self._calls = 0
 
     def __call__(self, *args: Any) -> Any:
-        self._ask(args)
-        return self._answer(self.limit_s)[1]
-
-    def stream(self, *args: Any, total_s: float = math.inf) -> Iterator[Any]:
-        """What the generator `function(*args)` yields, computed no further ahead than a pipe holds.
-
-        Raises Lost where one item takes longer than `limit_s`, or all together longer than `total_s` to wait for.
-        A caller that stops early costs the child, which is forked anew.
-        """
-        self._ask(args)
-        waited_s, is_over = 0.0, False
-        try:
-            while not is_over:
-                began = time.monotonic()
-                is_over, item = self._answer(min(self.limit_s, total_s - waited_s), of_s=total_s)
-                waited_s += time.monotonic() - began
-                if not is_over:
-                    yield item
-        except HarvestError:
-            is_over = True  # the child's own error: it is ready for the next call
-            raise
-        finally:
-            if not is_over:
-                self.close()
-
-    def _ask(self, args: tuple[Any, ...]) -> None:
         if self._calls >= self.max_calls:
             self.close()
         if self._pipe is None:
@@ -98,26 +71,17 @@ class Guard:
         self._calls += 1
         try:
             self._pipe.send_bytes(pickle.dumps(args, protocol=5))
-        except (EOFError, ConnectionError):
-            raise Lost(_cause_of_death(self._end(), self.limit_s)) from None
-
-    def _answer(self, limit_s: float, of_s: float = math.inf) -> tuple[bool, Any]:
-        """Whether it is the last, and the answer."""
-        assert self._pipe is not None
-        try:
-            if not self._pipe.poll(max(0.0, limit_s)):
+            if not self._pipe.poll(self.limit_s):
                 self._end()
-                raise Lost(
-                    f"reading took longer than {self.limit_s if limit_s == self.limit_s else of_s:g} s"
-                )
-            kind, value = pickle.loads(self._pipe.recv_bytes())
+                raise Lost(f"reading took longer than {self.limit_s:g} s")
+            value, error = pickle.loads(self._pipe.recv_bytes())
         except (EOFError, ConnectionError):
             raise Lost(_cause_of_death(self._end(), self.limit_s)) from None
-        if kind != "error":
-            return kind == "last", value
-        if isinstance(value, HarvestError):
-            raise value
-        raise RuntimeError(f"in the process that reads videos:\n{value}")
+        if isinstance(error, HarvestError):
+            raise error
+        if error is not None:
+            raise RuntimeError(f"in the process that reads videos:\n{error}")
+        return value
 
     @property
     def is_running(self) -> bool:
@@ -186,13 +150,7 @@ def _cause_of_death(status: int | None, limit_s: float) -> str:
 def _serve(
     function: Callable[..., Any], pipe: Connection, *, parent: int, limit_s: float, max_bytes: int | None
 ) -> NoReturn:
-    """The child: one answer a question, or the items of a generator, until its parent is gone."""
-
-    def send(kind: str, value: Any) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # the parent may take its time
-        pipe.send_bytes(pickle.dumps((kind, value), protocol=5))
-        signal.setitimer(signal.ITIMER_REAL, limit_s + 5)
-
+    """The child: one answer a question, until its parent is gone."""
     code = 1
     try:
         faulthandler.disable()  # a crash is told in the report
@@ -216,19 +174,15 @@ def _serve(
             # Should the parent be gone when a decoder hangs, the child ends itself.
             signal.setitimer(signal.ITIMER_REAL, limit_s + 5)
             try:
-                result = function(*args)
-                if isinstance(result, Generator):
-                    for item in result:
-                        send("item", item)
-                    result = None
-                send("last", result)
+                answer = pickle.dumps((function(*args), None), protocol=5)
             except HarvestError as error:
-                send("error", error)
+                answer = pickle.dumps((None, error), protocol=5)
             except (EOFError, ConnectionError):
                 raise
             except Exception:
-                send("error", traceback.format_exc())
+                answer = pickle.dumps((None, traceback.format_exc()), protocol=5)
             signal.setitimer(signal.ITIMER_REAL, 0)
+            pipe.send_bytes(answer)
     except (EOFError, ConnectionError):
         code = 0
     finally:

@@ -196,17 +196,6 @@ def _parts(path: Path) -> list[Path]:
     return [path]
 
 
-def columns_of(path: str | Path) -> list[str]:
-    """The names of a manifest's columns, in lower case, as its first row has them."""
-    first = next((row for row in table_rows(_parts(Path(path))[0]) if row.error is None), None)
-    return [] if first is None else [str(name).strip().lower() for name in first.cells]
-
-
-def links_of(path: str | Path) -> dict[str, str]:
-    """The address that a row gives for its video, by the id that `read_manifest` gives it; rows without one are absent."""
-    return read_manifest(path, captions_required=False, keep_links=True).links
-
-
 def is_address(video: str) -> bool:
     """Is this the address of a video rather than a path?"""
     return _ADDRESS.match(video) is not None

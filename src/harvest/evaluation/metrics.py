@@ -3,7 +3,7 @@
 A tie is not a hit. Where n items share a score their order is unknown, so every function here gives the value
 expected over all orders: one right item among n tied best ones is a hit with 1/n. A model that gives all
 items one score is then exactly at chance, however the code that sorts would have ordered them. One function does
-otherwise, as the official rule that it follows has no such mean: in `frame_average_precisions` equal scores come together.
+otherwise, as the official rule that it follows has no such mean: in `frame_rankings` equal scores come together.
 
 Shapes: Q queries, n items (or options, or classes).
 """
@@ -171,16 +171,6 @@ def class_rankings(scores: Tensor, is_right: Tensor, group: Tensor) -> list[Rank
     return found
 
 
-def average_precisions(scores: Tensor, is_right: Tensor) -> Tensor:
-    """Average precision of each class, float64 `[A]`, NaN where nothing is right: `scores` and `is_right` `[Q, A]`.
-
-    The mean of the precisions at the right items, without interpolation; over all orders of equal scores, where
-    scikit-learn takes the precision at the last of them for each.
-    """
-    rankings = class_rankings(scores, is_right, torch.zeros(len(scores), dtype=torch.int64))
-    return torch.cat([ranking.average_precision() for ranking in rankings])
-
-
 def _ends(ordered: Tensor) -> Tensor:
     """Where a run of equal scores ends: bool `[n]`."""
     ends = torch.ones(len(ordered), dtype=torch.bool)
@@ -192,32 +182,6 @@ def mean_average_precision(rankings: Sequence[Ranking], weights: Tensor | None =
     """The mean over the classes that occur, `[R]`; see `Ranking.average_precision`."""
     found = torch.stack([ranking.average_precision(weights) for ranking in rankings])
     return found.nanmean(dim=0)
-
-
-def frame_average_precisions(
-    frame: Tensor,
-    boxes: Tensor,
-    scores: Tensor,
-    truth_frame: Tensor,
-    truth_boxes: Tensor,
-    truth_label: Tensor,
-    *,
-    overlap: float = 0.5,
-    most: int = 50,
-) -> Tensor:
-    """Average precision of each action in pictures, float64 `[A]`, NaN where it does not occur (ActivityNet's `ava`).
-
-    `boxes` `[n, 4]` (left, top, right, bottom) of pictures `frame` `[n]` with `scores` `[n, A]`; the truth has a box a
-    label. A box is matched with the true one it overlaps most, of its picture and action. It is right if that is by
-    `overlap` or more and no higher score has taken that box; else it is wrong, also where a second box were free.
-    The precision at each recall is the best one at that recall or a higher one (PASCAL VOC 2010). Of a picture the
-    `most` highest scores of any box and action count. Equal scores come together.
-    """
-    zeros = torch.zeros(int(torch.cat([frame, truth_frame]).max()) + 1, dtype=torch.int64)
-    rankings = frame_rankings(
-        frame, boxes, scores, truth_frame, truth_boxes, truth_label, group=zeros, overlap=overlap, most=most
-    )
-    return torch.cat([ranking.average_precision() for ranking in rankings])
 
 
 def frame_rankings(
@@ -232,7 +196,15 @@ def frame_rankings(
     overlap: float = 0.5,
     most: int = 50,
 ) -> list[Ranking]:
-    """What `frame_average_precisions` is made of; `group` int64 is the video of each picture, by the picture's number."""
+    """The ranking of each action in pictures (ActivityNet's `ava`).
+
+    `boxes` `[n, 4]` (left, top, right, bottom) of pictures `frame` `[n]` with `scores` `[n, A]`; the truth has a box a
+    label; `group` int64 is the video of each picture, by the picture's number. A box is matched with the true one it
+    overlaps most, of its picture and action. It is right if that is by `overlap` or more and no higher score has taken
+    that box; else it is wrong, also where a second box were free. The precision at each recall is the best one at that
+    recall or a higher one (PASCAL VOC 2010). Of a picture the `most` highest scores of any box and action count. Equal
+    scores come together.
+    """
     counts_at_all = _highest_of_each(frame, scores, most)
     num_groups = int(group.max()) + 1
     found = []
@@ -303,17 +275,6 @@ def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
 
 
 RESAMPLES = 1000
-
-
-def bootstrap_interval(
-    values: Tensor, group: Tensor | None = None, *, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """The percentile interval of the mean of `values` `[Q]` when videos are drawn again with replacement.
-
-    `group` int64 `[Q]` is the video of each value: values of one video are not independent, so that they are
-    drawn together. Without it each value is its own video.
-    """
-    return interval_of(resampled_means(values, group, seed=seed), level=level)
 
 
 def resampled_means(values: Tensor, group: Tensor | None = None, *, seed: int = 0) -> Tensor:

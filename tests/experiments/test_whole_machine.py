@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from harvest.cli import main
+from experiments.machine import MachineSettings, machine
 
 
 @pytest.mark.slow
 def test_all_of_a_machine_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "machine.json"
-    command = (
-        "bench all --model mini --drop-ratios 0.9 --batch 2 --frames 2 --workers 0 --threads 1 --seconds 0.05"
+    settings = MachineSettings(
+        "mini", drop_ratios=(0.9,), batch=2, frames=2, workers=0, threads=1, seconds=0.05
     )
-    assert main([*command.split(), "--out", str(out)]) == 0
+    machine(settings, out)
     found = json.loads(out.read_text())
     assert found.keys() == {"step", "data", "tokens", "copy_gb_per_s"}
     [row] = found["step"]["rows"]

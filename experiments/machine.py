@@ -1,6 +1,4 @@
-"""`harvest bench all`: a machine in one page, computing, reading and choosing, each measured for a short time."""
-
-from __future__ import annotations
+"""A machine in one page, computing, reading and choosing, each measured for a short time: `python -m experiments.machine`."""
 
 import dataclasses
 import json
@@ -9,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from experiments import main
 from harvest.bench import data, step, tokens
 from harvest.bench.ceiling import copy_gb_per_s
 from harvest.data.manifest import read_manifest
@@ -18,7 +17,7 @@ from harvest.progress import bar
 
 
 @dataclasses.dataclass(frozen=True)
-class AllSettings:
+class MachineSettings:
     """What is measured, and how."""
 
     model: step.Size = "b16"
@@ -45,11 +44,11 @@ class AllSettings:
     """Time for each variant of each part."""
 
 
-def all_command(settings: AllSettings, out: Path | None = None) -> None:
+def machine(settings: MachineSettings, out: Path | None = None) -> None:
     """The training step, reading clips, waiting for them in training, and choosing tokens, one after the other.
 
-    $ harvest bench all --out machine.json
-    $ harvest bench all --model mini --seconds 2
+    $ python -m experiments.machine --out machine.json
+    $ python -m experiments.machine --model mini --seconds 2
 
     Args:
         out: Write the results as JSON to this file.
@@ -81,7 +80,7 @@ class MachineBench:
     copy_gb_per_s: float
 
 
-def _measure_step(settings: AllSettings) -> step.StepBench:
+def _measure_step(settings: MachineSettings) -> step.StepBench:
     return step.measure_steps(
         step.StepSettings(
             settings.model,
@@ -95,7 +94,7 @@ def _measure_step(settings: AllSettings) -> step.StepBench:
     )
 
 
-def _measure_data(settings: AllSettings) -> data.DataBench:
+def _measure_data(settings: MachineSettings) -> data.DataBench:
     frames, seconds = settings.frames, settings.seconds
     side = step.model_config(settings.model, frames=frames).video.image_size
     with tempfile.TemporaryDirectory(prefix="harvest-bench-") as name:
@@ -119,7 +118,7 @@ def _measure_data(settings: AllSettings) -> data.DataBench:
     return dataclasses.replace(read, waiting=waiting)
 
 
-def _measure_tokens(settings: AllSettings) -> tokens.TokenBench:
+def _measure_tokens(settings: MachineSettings) -> tokens.TokenBench:
     return tokens.measure_tokens(
         settings.model,
         budgets=(0.1, 1.0),
@@ -129,3 +128,7 @@ def _measure_tokens(settings: AllSettings) -> tokens.TokenBench:
         compile=(settings.compile,),
         seconds=settings.seconds,
     )
+
+
+if __name__ == "__main__":
+    main(machine)
