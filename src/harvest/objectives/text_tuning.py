@@ -91,6 +91,7 @@ def tune_text_tower(model: VideoTextModel, config: TextTuningConfig, ready: Read
                 folder.mkdir(parents=True, exist_ok=True)
                 with new_file(path) as part:
                     save_file({key: tensor.cpu().contiguous() for key, tensor in tuned.items()}, part)
+                    part.chmod(0o644)  # safetensors writes for the owner alone
             else:
                 say(
                     f"text tower: left as it is, since no caption changes by the rules {', '.join(config.rules)}"
