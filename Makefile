@@ -1,6 +1,7 @@
 # make demo   set up and watch an image model become a video model (minutes on two CPU cores)
 # make test   set up and run the checks and the tests
 # make lint   format check, lint, types
+# make docs   the documentation as a site, in site/; a link that leads nowhere fails
 #
 # A torch that fits the machine is taken as pip finds it: the CPU build where that is offered, your CUDA build
 # where VENV already holds one (torch 2.11 or later).
@@ -10,7 +11,7 @@ BIN = $(VENV)/bin
 # Towers are compared with these. They ask for torchvision, which would bring another torch; tests have a stand-in for it.
 PEERS = open_clip_torch==3.3.0 timm==1.0.31
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/harvest demo
@@ -22,6 +23,9 @@ lint: $(VENV)/.ready-test
 	$(BIN)/ruff format --check -q src tests experiments examples
 	$(BIN)/ruff check -q src tests experiments examples
 	$(BIN)/mypy
+
+docs: $(VENV)/.ready-docs
+	$(BIN)/zensical build --strict --clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -37,5 +41,9 @@ $(VENV)/.ready-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(PEERS)
 	touch $@ $(VENV)/.ready
 
+$(VENV)/.ready-docs: | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check 'zensical>=0.1'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
