@@ -307,6 +307,8 @@ class _Run:
                 experiment.texts = objective.captions
         else:
             objective.captions = experiment.texts
+        pooled_of = objective.captions.pooled
+        dataset.stored = ("caption", lambda numbers: pooled_of(numbers).view(torch.uint8))
         self.objective = objective.train()
         self._take_step = OptimizerStep(
             self.objective,

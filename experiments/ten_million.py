@@ -128,14 +128,14 @@ def ten_million(*, folder: Path, rows: int = 10_700_000, width: int = 512, steps
         told(f"manifest and store, {name}", {"s": round(seconds, 1), "peak_mb": peak})
     data, captions = opened()
     before = time.perf_counter()
-    captions = open_texts(
+    open_texts(
         model,
         Ready(run, data, empty, World(), lambda rows: iter(()), config.folder / "run"),
         config.folder,
         config.stored,
     )
     told("store alone, opening", {"s": round(time.perf_counter() - before, 2)})
-    data.pooled_texts = captions.pooled
+    assert captions.num == config.rows and data.stored is not None
     told("an epoch of rows", _read(_Rows(data), config, steps=config.rows // config.batch))
     told("steps of rows and embeddings", _read(_Rows(data, embeds=True), config, steps=config.steps))
     told("the training process", {"peak_mb": _memory()["VmHWM"]})
@@ -178,9 +178,9 @@ class _Rows(Dataset):
         read = [self.data.examples[int(sample)] for sample in samples]
         before = time.perf_counter()
         pooled = None
-        if self.embeds and self.data.pooled_texts is not None:
+        if self.embeds and self.data.stored is not None:
             numbers = torch.from_numpy(samples)  # one caption a clip
-            pooled = self.data.pooled_texts(numbers[:, None])
+            pooled = self.data.stored[1](numbers[:, None])
         seconds = time.perf_counter() - before
         assert len(read) == len(keys)
         return _memory() if keys[0][1] % 32 == 0 else {}, seconds, pooled

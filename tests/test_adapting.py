@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from harvest.adapting import adapting_run, agreement, write_stretches
 from harvest.cli import main
@@ -29,9 +28,10 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def targets_beside(folder: Path) -> Path:
-    """The oldest file of embeddings in a folder of runs."""
-    return min(folder.glob("targets-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+def targets_beside(folder: Path) -> torch.Tensor:
+    """The embeddings in a folder of runs."""
+    [store] = folder.glob("targets-*")
+    return torch.from_file(str(store / "block-00000.bin"), size=12 * 512, dtype=torch.float16).view(12, -1)
 
 
 def test_stretches_cover_every_video_and_broken_ones_are_named(
@@ -82,7 +82,7 @@ def test_targets_are_what_the_image_model_says_of_all_frames(tmp_path: Path, vid
     manifest = tmp_path / "clips.jsonl"
     write_stretches([videos], manifest, window_s=2)
     train(adapting_run("mini-image", manifest, steps=1, batch=4), tmp_path / "run")
-    targets = load_file(targets_beside(tmp_path))["targets"].float()
+    targets = targets_beside(tmp_path).float()
     image, _, _ = load_pretrained("mini-image")
     rows = read_manifest(manifest, captions_required=False)
     whole = embed_videos(image, rows, mode="image").pooled
@@ -93,16 +93,16 @@ def test_targets_are_what_the_image_model_says_of_all_frames(tmp_path: Path, vid
 def test_other_videos_are_neither_taken_for_the_first_nor_trained_on_in_their_run(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Embeddings that an unfinished start left behind are of its clips: the same number of others gets its own."""
+    """Embeddings are of some clips: the same number of others gets its own."""
     manifest = tmp_path / "clips.jsonl"
     write_stretches([videos], manifest, window_s=2)
     train(adapting_run("mini-image", manifest, steps=1, batch=4), tmp_path / "first" / "run")
     manifest.write_text("".join(reversed(manifest.read_text().splitlines(keepends=True))))
-    (tmp_path / "second").mkdir()
-    shutil.copy(targets_beside(tmp_path / "first"), tmp_path / "second")
+    [store] = (tmp_path / "first").glob("targets-*")
+    shutil.copytree(store, tmp_path / "second" / store.name)
     train(adapting_run("mini-image", manifest, steps=1, batch=4), tmp_path / "second" / "run")
-    targets_beside(tmp_path / "second").unlink()  # the older one
-    first, second = (load_file(targets_beside(tmp_path / name))["targets"] for name in ("first", "second"))
+    shutil.rmtree(tmp_path / "second" / store.name)
+    first, second = (targets_beside(tmp_path / name) for name in ("first", "second"))
     torch.testing.assert_close(second, first.flip(0), atol=1e-3, rtol=0)
     assert not torch.allclose(second, first, atol=1e-2)
 

@@ -68,7 +68,7 @@ class Example:
 
 
 _NO_HARD_TEXTS = torch.zeros(0, 0, 0, dtype=torch.int64)
-_NOT_STORED = torch.zeros(0, 0, 0)
+_NOT_STORED = torch.zeros(0, 0, dtype=torch.uint8)
 
 
 class Batch(NamedTuple):
@@ -77,14 +77,12 @@ class Batch(NamedTuple):
     video: Tensor  # uint8 [B, T, 3, H, W], normalised by the encoder; an image is a clip with T = 1
     text_ids: Tensor  # [B, C, L]
     example: Tensor  # [B]; equal numbers = same video, so that all its captions are positives
-    caption: Tensor  # [B, C]; the caption's number in its data set, -1 for none: the key of a store of texts
+    caption: Tensor  # [B, C]; the caption's number in its data set, -1 for none
     label: (
         Tensor  # [B]; -1 where there is none. Where a row may have several, 0 and 1 for every class, [B, A]
     )
     hard_ids: Tensor = _NO_HARD_TEXTS  # [B, M, L], sentences false of each clip; -1 where it has fewer
-    pooled_texts: Tensor = (
-        _NOT_STORED  # [B, C, E], the captions' embeddings where a store has them, fp32 or fp16
-    )
+    stored: Tensor = _NOT_STORED  # uint8 [B, R] or [B, C, R], a row of a store for each clip or each caption
 
     def rows(self, chosen: Tensor | slice | list[int]) -> Batch:
         """Some clips of the batch."""

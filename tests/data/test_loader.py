@@ -120,7 +120,7 @@ def test_a_batch(examples: list[Example]) -> None:
     (batch,) = take(loader(examples, batch=12, captions_per_clip=2), 1)
     assert batch.video.shape == (12, 3, 3, SIZE, SIZE) and batch.video.dtype == torch.uint8
     assert batch.text_ids.shape == (12, 2, 4) and batch.caption.shape == (12, 2)
-    assert all(x.dtype == torch.int64 for x in batch[1:-1]) and len(batch.pooled_texts) == 0
+    assert all(x.dtype == torch.int64 for x in batch[1:-1]) and len(batch.stored) == 0
     captions = loader(examples).dataset.captions()
     assert len(captions) == sum(len(e.texts) for e in examples)
     samples = epoch_order(1, 0, 12)

@@ -172,8 +172,14 @@ def encoded_captions(model: VideoTextModel, batch: Batch) -> Captions:
     return Captions(len(pooled), pooled.__getitem__, clips.__getitem__)
 
 
+def with_rows(batch: Batch, captions: Captions) -> Batch:
+    """The batch with the rows of its captions, as workers bring them."""
+    return batch._replace(stored=captions.pooled(batch.caption).view(torch.uint8))
+
+
 def loss_and_gradients(objective: nn.Module, step_of: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    losses = step_of(batch, 0)
+    captions = getattr(objective, "captions", None)
+    losses = step_of(batch if captions is None else with_rows(batch, captions), 0)
     losses.total.backward()
     found = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
     return {"loss": losses.total.detach(), **found}

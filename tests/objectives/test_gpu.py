@@ -12,6 +12,7 @@ import torch
 from small import WORDS, encoded_captions, small_batch, small_model, stage2_model
 from torch import nn
 
+from harvest.data.stored_rows import pack
 from harvest.data.transforms import crop_batch
 from harvest.evaluation.answer_ranking import rank_answers
 from harvest.evaluation.embed import Embeddings, encode_clips
@@ -89,9 +90,30 @@ def classification(**changes: object) -> Callable[[], nn.Module]:
 
 
 def embedding_alignment() -> nn.Module:
-    made = EmbeddingAlignment(EmbeddingAlignmentConfig(), small_model(fusion=False), seed=0)
-    made.targets = torch.rand(B, made.targets.shape[1]).half()
+    return EmbeddingAlignment(EmbeddingAlignmentConfig(), small_model(fusion=False), seed=0)
+
+
+def with_embeddings() -> Batch:
+    return given()._replace(stored=torch.rand(B, 12).half().view(torch.uint8))
+
+
+CACHE = {
+    "places": (torch.int32, (64,)),
+    "attention": (torch.float16, (64,)),
+    "layers": (torch.float8_e4m3fn, (2, 64, 12)),
+}
+
+
+def taught(*, cached: bool = False) -> nn.Module:
+    config = MaskedAlignmentConfig(num_layers=2)
+    made = MaskedAlignment(config, small_model(fusion=False), teacher(), seed=0)
+    made.teaching.stored = CACHE if cached else None
     return made
+
+
+def with_layers() -> Batch:
+    fields = {name: torch.ones(B, *shape) for name, (_, shape) in CACHE.items()}
+    return given()._replace(stored=pack(fields, CACHE))
 
 
 def asked() -> Batch:
@@ -111,7 +133,7 @@ def stored() -> nn.Module:
 
 
 def with_texts() -> Batch:
-    return given()._replace(pooled_texts=torch.rand(B, 1, 12))
+    return given()._replace(stored=torch.rand(B, 1, 12).view(torch.uint8))
 
 
 TEACHES = ("random", "tube", "motion", "attention")
@@ -131,12 +153,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batch], tuple[str, 
     "harvest, in chunks": (post(chunk_clips=2), given, ("random",)),
     "harvest, texts stored": (stored, with_texts, ("random",)),
     "UMT stage 1": (
-        lambda: MaskedAlignment(
-            MaskedAlignmentConfig(num_layers=2), small_model(fusion=False), teacher(), seed=0
-        ),
+        taught,
         given,
         TEACHES,
     ),
+    "UMT stage 1, cached": (lambda: taught(cached=True), with_layers, TEACHES),
     "UMT stage 2": (multimodal(), given, TEACHES),
     "UMT stage 2, pictures": (multimodal(), lambda: show_frames(given(), 1), ("attention",)),
     "UMT retrieval": (
@@ -144,7 +165,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batch], tuple[str, 
         given,
         ("random",),
     ),
-    "embeddings of an image model": (embedding_alignment, given, TRAINING),
+    "embeddings of an image model": (embedding_alignment, with_embeddings, TRAINING),
     "classification": (classification(), given, TRAINING[:-1]),
     "classification, attentive": (classification(head="attentive", drop_path=0.0), given, ("run_length",)),
     "detection": (detection, given, ("random",)),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from small import END, PAD, START, small_batch, small_model
@@ -17,11 +16,12 @@ from harvest.cli import main
 from harvest.config import LoopConfig, RunConfig
 from harvest.data import stored_rows
 from harvest.data.dataset import ClipDataset, DataConfig
-from harvest.data.stored_rows import StoredRows, blocks_of, write_block
+from harvest.data.stored_rows import StoredRows, rows_a_block
 from harvest.interfaces import Example, HarvestError
-from harvest.objectives import text_store
+from harvest.objectives import stores, text_store
 from harvest.objectives.contract import Ready
 from harvest.objectives.post_pretraining import PostPretraining, PostPretrainingConfig
+from harvest.objectives.stores import open_rows
 from harvest.objectives.text_store import Captions, encode_texts, open_texts
 from harvest.parallel import World
 from harvest.training.loop import train
@@ -56,7 +56,8 @@ def dataset(changes: str = "") -> ClipDataset:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored_rows, "rows_a_block", lambda num_rows: 4)
+    for module in (stored_rows, stores):
+        monkeypatch.setattr(module, "rows_a_block", lambda num_rows, size: 4)
 
 
 def opened(folder: Path, *, seed: int = 0, stored: str = "fp32", data: ClipDataset | None = None) -> Captions:
@@ -67,35 +68,76 @@ def opened(folder: Path, *, seed: int = 0, stored: str = "fp32", data: ClipDatas
     return open_texts(small_model(seed=seed), ready, folder, stored)
 
 
+FIELDS = {
+    "numbers": (torch.int32, (2,)),
+    "halves": (torch.float16, (3,)),
+    "bytes": (torch.float8_e4m3fn, (2, 5)),
+}
+
+
+def computed(folder: Path, *, missing: int = -1) -> tuple[StoredRows, dict[str, torch.Tensor]]:
+    """Eleven rows of three types, in batches of three."""
+    torch.manual_seed(0)
+    values = {name: (9 * torch.rand(11, *shape)).to(dtype) for name, (dtype, shape) in FIELDS.items()}
+
+    def compute(rows: range) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        for start in range(rows.start, rows.stop, 3):
+            some = [n for n in range(start, min(start + 3, rows.stop)) if n != missing]
+            rows_of = {name: v.view(torch.uint8)[some].view(v.dtype) for name, v in values.items()}
+            if some:
+                yield torch.tensor(some), rows_of
+
+    about = {"of": "test"}
+    store = open_rows(folder, "rows", about, 11, FIELDS, compute, here=World(), precision="fp32")
+    return store, values
+
+
 def test_rows_come_back_from_every_block_in_every_process(tmp_path: Path, small_blocks: None) -> None:
-    rows = np.random.default_rng(0).standard_normal((11, 3)).astype(np.float32)
-    for number, block in enumerate(blocks_of(11)):
-        write_block(tmp_path, number, rows[block.start : block.stop])
-    store = StoredRows(tmp_path, 11)
-    numbers = torch.tensor([[10, 0], [4, 4], [3, 7]])
-    assert torch.equal(store(numbers), torch.from_numpy(rows)[numbers])
-    assert torch.equal(pickle.loads(pickle.dumps(store))(numbers), store(numbers))
-    for wrong in (-1, 11):
+    store, values = computed(tmp_path)
+    assert len(list(store.folder.glob("block-*.bin"))) == 3 and store.folder.name.startswith("rows-")
+    numbers = torch.tensor([[10, 0], [4, 4], [3, -1]])
+    for copy in (store, pickle.loads(pickle.dumps(store))):
+        found = copy.read(numbers)
+        assert {name: (part.dtype, part.shape[2:]) for name, part in found.items()} == FIELDS
+        for name, part in found.items():
+            assert torch.equal(part.float(), values[name].float()[numbers]), name
+    for wrong in (-2, 11):
         with pytest.raises(IndexError):
             store(torch.tensor([wrong]))
 
 
-def test_blocks_that_are_not_whole_are_named(tmp_path: Path, small_blocks: None) -> None:
-    for number, block in enumerate(blocks_of(11)):
-        write_block(tmp_path, number, np.zeros((len(block), 3), np.float32))
-    last = tmp_path / "block-00002.npy"
-    last.write_bytes(last.read_bytes()[:-4])
-    with pytest.raises(HarvestError, match=r"block-00002\.npy cannot be read.*Remove"):
-        StoredRows(tmp_path, 11)
-    write_block(tmp_path, 2, np.zeros((2, 3), np.float32))
-    with pytest.raises(HarvestError, match=r"block-00002\.npy: expected 3 rows"):
-        StoredRows(tmp_path, 11)
-    write_block(tmp_path, 2, np.zeros((3, 3), np.float16))
-    with pytest.raises(HarvestError, match="different kinds"):
-        StoredRows(tmp_path, 11)
+def test_a_row_that_could_not_be_computed_is_named(tmp_path: Path, small_blocks: None) -> None:
+    store, _ = computed(tmp_path, missing=7)
+    assert store(torch.tensor([6, 8])).any()
+    with pytest.raises(HarvestError, match="lacks row 7"):
+        store(torch.tensor([6, 7]))
+
+
+def test_blocks_that_are_not_whole_are_named_and_missing_ones_computed(
+    tmp_path: Path, small_blocks: None
+) -> None:
+    store, _ = computed(tmp_path)
+    last = store.folder / "block-00002.bin"
+    whole = last.read_bytes()
     last.unlink()
-    with pytest.raises(HarvestError, match=r"block-00002\.npy cannot be read"):
-        StoredRows(tmp_path, 11)
+    assert computed(tmp_path)[0].folder == store.folder and last.read_bytes() == whole
+    last.write_bytes(whole[:-4])
+    with pytest.raises(HarvestError, match=r"block-00002\.bin has .* bytes, expected .*remove"):
+        computed(tmp_path)
+
+
+def test_blocks_are_many_enough_to_share_and_few_enough_to_open() -> None:
+    for rows, size in (
+        (1, 8),
+        (300, 1024),
+        (5_000, 1024),
+        (10_700_000, 1024),
+        (200_000, 2_000_000),
+        (10**9, 4),
+    ):
+        blocks = -(-rows // rows_a_block(rows, size))
+        assert blocks <= 512 and (blocks > 8 or rows <= 8 * 256)
+    assert rows_a_block(10_700_000, 1024) == 2**16 and rows_a_block(10_000, 2**21) == 2**6
 
 
 def test_every_caption_is_stored_and_the_empty_text(tmp_path: Path, small_blocks: None) -> None:
@@ -118,12 +160,12 @@ def test_a_stopped_start_goes_on_and_a_later_one_encodes_nothing(
     numbers = torch.arange(-1, NUM_CAPTIONS)
     before = first.pooled(numbers)
     (first.folder / "cache.json").rename(first.folder / "filling.json")
-    (first.folder / "block-00001.npy").unlink()
+    (first.folder / "block-00001.bin").unlink()
     encoded = []
 
-    def counted(model, ids, *more):
+    def counted(model, ids):
         encoded.append(len(ids))
-        return encode_texts(model, ids, *more)
+        return encode_texts(model, ids)
 
     monkeypatch.setattr(text_store, "encode_texts", counted)
     again = opened(tmp_path)
@@ -143,7 +185,7 @@ def test_another_tower_or_other_texts_have_a_store_of_their_own(tmp_path: Path) 
     assert folder in folders and folder is not None
     made_of = json.loads((folder / "cache.json").read_text())
     (folder / "cache.json").write_text(json.dumps(made_of | {"rows": 3}))
-    with pytest.raises(HarvestError, match="store of encoded captions of something else"):
+    with pytest.raises(HarvestError, match="store of texts of something else"):
         opened(tmp_path)
 
 
@@ -152,11 +194,14 @@ def test_rows_of_the_loader_give_the_loss_of_the_tower(tmp_path: Path) -> None:
     batch = small_batch(6, captions=2)
     totals = {}
     for stored, off in ((None, 0.0), (torch.float32, 1e-6), (torch.float16, 2e-3)):
-        made = PostPretraining(_OBJECTIVE, small_model(), seed=0)
+        config = dataclasses.replace(
+            _OBJECTIVE, text_store_type="fp16" if stored == torch.float16 else "fp32"
+        )
+        made = PostPretraining(config, small_model(), seed=0)
         shown = batch
         if stored is not None:
             pooled = encode_texts(made.model, batch.text_ids.flatten(0, 1)).to(stored)
-            shown = batch._replace(pooled_texts=pooled.view(6, 2, -1))
+            shown = batch._replace(stored=pooled.view(6, 2, -1).view(torch.uint8))
         losses = made(shown.rows([4, 0, 5]), 3)
         losses.total.backward()
         gradients = {n: p.grad for n, p in made.model.named_parameters() if p.grad is not None}

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -153,7 +153,8 @@ def step_command(
 class StepTime:
     """One variant: steps of `batch` clips. Times are medians over `steps` measured ones."""
 
-    variant: Literal["harvest", "reference"]
+    variant: str
+    """harvest or reference."""
     drop_ratio: float
     batch: int
     kept: int
@@ -288,7 +289,7 @@ def make_objective(config: ModelConfig, *, cache_texts: bool, plain: bool) -> Po
 
 
 def make_stepper(
-    objective: PostPretraining, precision: Precision, device: torch.device, *, keeps_memory: bool = True
+    objective: Any, precision: Precision, device: torch.device, *, keeps_memory: bool = True
 ) -> Stepper:
     """One training step as the loop does it; returns its seconds. On a CPU the process keeps what it frees from now on,
     as in training, unless it is told not to."""
@@ -299,10 +300,12 @@ def make_stepper(
     stored: list[Tensor] = []  # the embeddings of the first captions, as a store has them
 
     def step(batch: Batch, selection: Selection, number: int) -> float:
-        if objective.config.cache_texts:
+        if getattr(objective.config, "cache_texts", False):
             if len(stored) < len(batch.caption):
                 stored[:] = encode_texts(objective.model, batch.text_ids.flatten(0, 1))
-            batch = batch._replace(pooled_texts=torch.stack(stored[: len(batch.caption)])[:, None])
+            batch = batch._replace(
+                stored=torch.stack(stored[: len(batch.caption)]).view(torch.uint8)[:, None]
+            )
         objective.selection = selection
         wait_for(device)
         before = time.perf_counter()
@@ -317,7 +320,7 @@ def make_stepper(
 class Variant:
     """What takes turns with others: a step of some objective on some clips, seeing some of their tubelets."""
 
-    name: Literal["harvest", "reference"]
+    name: str
     selection: Selection
     step: Stepper
     clips: Batch

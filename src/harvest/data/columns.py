@@ -122,8 +122,15 @@ class Columns(Sequence[Example]):
 
     def texts_digest(self) -> str:
         """What all texts are, in their order."""
+        return self._digest("texts.ends", "text.ends", "text")
+
+    def clips_digest(self) -> str:
+        """What stretches of videos the rows are of."""
+        return self._digest("video.ends", "video", "start_s", "end_s")
+
+    def _digest(self, *names: str) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        for name in ("texts.ends", "text.ends", "text"):
+        for name in names:
             digest.update(np.ascontiguousarray(self.arrays[name]).data)
         return digest.hexdigest()
 

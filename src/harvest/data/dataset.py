@@ -198,8 +198,8 @@ class ClipDataset(Dataset):
         """Of `labels`, where they are numbers of classes."""
         self.encode_text = encode_text if encode_text is not None else _no_text
         self.num_clips = int(self.clip_of.max()) + 1
-        self.pooled_texts: Callable[[Tensor], Tensor] | None = None
-        """Embeddings `[..., E]` of captions by their numbers: of a store, or none."""
+        self.stored: tuple[Literal["example", "caption"], Callable[[Tensor], Tensor]] | None = None
+        """How `Batch.stored` is found by the numbers of clips or captions: a `StoredRows`."""
         self._first_caption = F.pad(self.num_texts.cumsum(0), (1, 0))
         self._cache: _Cache | None = None
         self._refused: dict[int, Refused] = {}  # by sample, so that no broken video is tried twice
@@ -343,8 +343,9 @@ class ClipDataset(Dataset):
             label=self.labels[shown],
         )
         cut = getattr(self.encode_text, "truncated", 0) - truncated
-        if self.pooled_texts is not None:
-            batch = batch._replace(pooled_texts=self.pooled_texts(caption))
+        if self.stored is not None:
+            key, store = self.stored
+            batch = batch._replace(stored=store(getattr(batch, key)))
         if self.hard_texts is not None:
             batch = batch._replace(hard_ids=self._hard_ids(self.hard_texts, rows))
         crops = torch.tensor([row.box for row in rows]) if self._crops_later else None

@@ -24,7 +24,7 @@ from harvest.objectives.hard_texts import encode_hard_texts, hard_text_parts, ha
 from harvest.objectives.losses import masked_words
 from harvest.objectives.reach import freeze_unreached
 from harvest.objectives.seen import choose_seen, step_generator
-from harvest.objectives.text_store import Captions, TextType, open_texts
+from harvest.objectives.text_store import STORED, Captions, TextType, open_texts
 from harvest.objectives.text_tuning import TextTuningConfig, tune_text_tower
 from harvest.parallel import generator_for, mean_over_ranks, send
 from harvest.ranges import Range
@@ -134,7 +134,6 @@ def _prepare_texts(objective: PostPretraining, ready: Ready) -> None:
     if not config.cache_texts:
         return
     objective.captions = open_texts(objective.model, ready, folder, config.text_store_type)
-    ready.dataset.pooled_texts = objective.captions.pooled
 
 
 class PostPretraining(nn.Module):
@@ -256,12 +255,9 @@ class PostPretraining(nn.Module):
         return Bank(send(pooled, device).float(), send(clips, device))
 
     def _pooled_texts(self, batch: Batch) -> Tensor:
-        """Clean captions, `[B * C, E]`: as the batch brings them, from the store, or encoded, without gradient where the
+        """Clean captions, `[B * C, E]`: as the batch brings them from the store, or encoded, without gradient where the
         tower is frozen."""
-        if len(batch.pooled_texts):
-            return batch.pooled_texts.flatten(0, 1).float()
-        if self.captions is not None:
-            caption = batch.caption.flatten()
-            return self.captions.pooled(caption.cpu()).to(caption.device).float()
+        if len(batch.stored):
+            return batch.stored.flatten(0, 1).view(STORED[self.config.text_store_type]).float()
         with torch.set_grad_enabled(self.config.text_tower == "trained" and torch.is_grad_enabled()):
             return self.model.encode_text(batch.text_ids.flatten(0, 1)).pooled

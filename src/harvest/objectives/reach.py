@@ -14,13 +14,16 @@ from harvest.parallel import alone
 from harvest.tokens import Selection
 
 
-def freeze_unreached(objective: Any, *, hides_words: bool | None = None, asks: bool = False) -> None:
+def freeze_unreached(
+    objective: Any, *, hides_words: bool | None = None, asks: bool = False, stored: int = 0
+) -> None:
     """Take `requires_grad` from every parameter that no loss of the objective reaches.
 
     Such a parameter never gets a gradient: DDP would wait for it, and the optimizer would keep room for it. Two clips
     of noise, two times long and half seen, go forward; gradients are not computed. The vector of a hidden word, which is
-    new even where a text tower is frozen, trains where the objective `hides_words` (None: as the tower); texts are questions with a hidden
-    word where it `asks`. The caller has already frozen what is reached and is not to train.
+    new even where a text tower is frozen, trains where the objective `hides_words` (None: as the tower); texts are
+    questions with a hidden word where it `asks`; each clip has a row of `stored` bytes. The caller has already frozen what
+    is reached and is not to train.
     """
     model = objective.model
     batch = random_batch(model.config, 2, 8, torch.device("cpu"), captions=2)
@@ -28,6 +31,7 @@ def freeze_unreached(objective: Any, *, hides_words: bool | None = None, asks: b
         video=batch.video[:, : 2 * model.config.video.tubelet_size],
         example=torch.zeros(2, dtype=torch.int64),
         label=torch.zeros(2, dtype=torch.int64),
+        stored=torch.zeros(2, stored, dtype=torch.uint8) if stored else batch.stored,
     )
     has_text = model.config.text is not None
     if hides_words is not None and has_text and model.text.mask_embedding is not None:

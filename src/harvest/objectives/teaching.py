@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harvest.data.stored_rows import Fields, unpack
 from harvest.interfaces import Batch, Grid, HarvestError
 from harvest.model.alignment import AlignmentHeads
 from harvest.model.importing.pretrained import load_any
@@ -19,6 +20,7 @@ from harvest.model.inflation import as_teacher
 from harvest.model.layers import take
 from harvest.model.teacher import Look, look, outputs
 from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
+from harvest.objectives import teacher_cache
 from harvest.objectives.losses import alignment
 from harvest.objectives.starting import vocabulary_of
 from harvest.parallel import TYPES, computed_in, own_device
@@ -27,15 +29,6 @@ from harvest.tokens import SELECTORS, Selection, budget_of, choose_equally
 
 if TYPE_CHECKING:
     from harvest.config import RunConfig
-
-
-class TaughtBefore(Protocol):
-    """What a teacher saw of every clip, so that it need not look again (`teacher_cache.TeacherCache`)."""
-
-    def draw(
-        self, clips: Tensor, video: Tensor, grid: Grid, selection: Selection, *, generator: torch.Generator
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The tubelets to keep `[B, K]` and the teacher's layers there, each `[B, K, E]`."""
 
 
 class TeachingConfig(Protocol):
@@ -120,7 +113,8 @@ class Teaching(nn.Module):
             norm_eps=norm_eps,
         )
         self.num_times = student.num_times
-        self.cache: TaughtBefore | None = None
+        self.stored: Fields | None = None
+        """What batches bring of clips that the teacher has looked at before."""
         self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple, it is not registered
 
     @property
@@ -142,11 +136,11 @@ class Teaching(nn.Module):
     ) -> tuple[Tensor | None, list[Tensor]]:
         """What the student sees of clips `[B, K]` (None: all), and the teacher's aligned layers there `[B, K, E]`.
 
-        Out of the cache where there is one; it holds clips, and a picture is looked at.
+        Out of the cache where there is one; it holds whole clips, and pictures and shorter ones are looked at.
         """
-        is_picture = grid.num_times < self.num_times
-        if self.cache is not None and not is_picture:
-            return self.cache.draw(batch.example, batch.video, grid, selection, generator=generator)
+        if self.stored is not None and len(batch.stored) and grid.num_times == self.num_times:
+            rows = unpack(batch.stored, self.stored)
+            return teacher_cache.draw(rows, batch.video, grid, selection, generator=generator)
         looks, attention = self.look(batch.video, grid, attention=is_guided(selection, grid))
         keep = choose_equally(
             selection, batch.video, grid, generator=generator, attention_fn=lambda: attention
