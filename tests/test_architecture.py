@@ -142,6 +142,7 @@ def test_the_training_machine_needs_few_libraries() -> None:
     """A GPU machine may have torch, numpy, safetensors, tokenizers and transformers alone."""
     absent = ("av", "tyro", "jinja2", "tensorboardX", "ftfy", "rich", "huggingface_hub")
     wanted = (
+        "bench.gpu",
         "bench.step",
         "bench.tokens",
         "model.importing.pretrained",
@@ -161,5 +162,6 @@ def test_the_training_machine_needs_few_libraries() -> None:
 
 def test_help_brings_no_heavy_library() -> None:
     heavy = ("torch", "numpy", "av", "tyro", "rich")
-    code = f"import sys; from harvest.cli import main; main(['--help']); sys.exit(bool(sys.modules.keys() & {heavy}))"
+    code = "import sys; from harvest.cli import main; main(['--help']); main(['bench', 'gpu', '--help']); "
+    code += f"sys.exit(bool(sys.modules.keys() & {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0

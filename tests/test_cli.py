@@ -24,7 +24,7 @@ from harvest.tokens import Selector
 
 WORDS = {"train": ["mini-harvest", "--out"], "search": ["--json"]}
 COMMAND_HELP = [[name, "--help"] for name in COMMANDS if name not in ("recipes", "version")] + [
-    ["bench", name, "--help"] for name in ("step", "tokens")
+    ["bench", name, "--help"] for name in ("gpu", "step", "data", "tokens", "vectors")
 ]
 
 SHORT_HELP = ["index", "convert", "evaluate", "benchmark", "probe"]

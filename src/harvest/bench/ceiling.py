@@ -38,6 +38,13 @@ def copy_gb_per_s(device: torch.device, *, megabytes: int = 64, seconds: float =
     return 2 * source.nbytes / _fastest(lambda: target.copy_(source), device, seconds) / 1e9
 
 
+def send_gb_per_s(device: torch.device, *, pinned: bool, megabytes: int = 64, seconds: float = 0.3) -> float:
+    """Gigabytes a second from the host's memory, pinned or pageable, to the device's."""
+    source = torch.zeros(megabytes << 20, dtype=torch.uint8, pin_memory=pinned)
+    target = torch.empty_like(source, device=device)
+    return source.nbytes / _fastest(lambda: target.copy_(source, non_blocking=True), device, seconds) / 1e9
+
+
 def _fastest(work: Callable[[], object], device: torch.device, seconds: float) -> float:
     """Seconds of the fastest of the calls that fit into `seconds`, three at least; the first is not counted."""
     work()

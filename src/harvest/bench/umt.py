@@ -31,7 +31,8 @@ def _sizes(model: Size) -> dict[str, Any]:
     return {name: getattr(video, name) for name in names}
 
 
-def _video(model: Size, frames: int) -> VideoEncoderConfig:
+def tower_of(model: Size, frames: int) -> VideoEncoderConfig:
+    """The student's."""
     return student_tower(num_frames=frames, **_sizes(model))
 
 
@@ -45,7 +46,7 @@ def stage1(
     model: Size, frames: int, place: torch.device, precision: Precision, *, int8: bool = False
 ) -> MaskedAlignment:
     torch.manual_seed(0)
-    config = ModelConfig(video=_video(model, frames), text=None)
+    config = ModelConfig(video=tower_of(model, frames), text=None)
     settings = MaskedAlignmentConfig(num_layers=min(6, config.video.depth))
     made = MaskedAlignment(
         settings, VideoTextModel(config), _teacher(model, place, precision, int8=int8), seed=0
@@ -79,7 +80,7 @@ def stage2(model: Size, frames: int, place: torch.device, precision: Precision) 
         depth=1 if is_small else 3, num_heads=text.num_heads, layout="bert", tied_words=True, matches=True
     )
     video = dataclasses.replace(
-        _video(model, frames),
+        tower_of(model, frames),
         projection=True,
         projection_bias=True,
         embed_dim=512,
