@@ -31,7 +31,8 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def targets_beside(folder: Path) -> torch.Tensor:
     """The embeddings in a folder of runs."""
     [store] = folder.glob("targets-*")
-    return torch.from_file(str(store / "block-00000.bin"), size=12 * 512, dtype=torch.float16).view(12, -1)
+    rows = bytearray((store / "block-00000.bin").read_bytes())
+    return torch.frombuffer(rows, dtype=torch.float16).view(12, -1)
 
 
 def test_stretches_cover_every_video_and_broken_ones_are_named(
