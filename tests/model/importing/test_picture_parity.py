@@ -22,7 +22,10 @@ from harvest.interfaces import Example
 from harvest.model.inflation import as_video_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from toys import clip_folder, siglip_folder
+sys.path.insert(0, str(Path(__file__).parent))
+from test_transformers_families import FAMILIES as OTHERS
+from test_transformers_families import image, write_letters
+from toys import clip_folder, randomize, siglip_folder
 
 SHAPES = itertools.product((40, 64, 97, 150, 240, 333), (40, 61, 100, 180, 430, 511))
 SIZES = [(h, w) for h, w in SHAPES if int(32 * max(h, w) / min(h, w)) % 2 == 0][:20]
@@ -116,6 +119,38 @@ def test_pictures_from_disk_against_the_peer(tmp_path: Path, family: str) -> Non
     other = harvest.load(tmp_path, fit="squash" if family == "clip" else "crop")
     off = (other.embed_images(paths) * wanted).sum(dim=1)
     assert off.min() < 0.9999  # the test can fail
+
+
+BIT = CLIP | {
+    "image_processor_type": "BitImageProcessor",
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chinese_clip": ("chinese_clip", CLIP | {"image_processor_type": "ChineseCLIPImageProcessor"}),
+    "siglip and bert": ("siglip", SIGLIP_2),
+    "dinov2 and xlm-roberta": ("bit", BIT),
+}
+"""By family, the module of its processor and what that says; others have CLIP's."""
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_pictures_from_disk_against_other_families(tmp_path: Path, family: str) -> None:
+    from PIL import Image
+
+    name, said = PROCESSORS.get(family, ("clip", CLIP))
+    theirs = OTHERS[family]().eval()
+    randomize(theirs)
+    theirs.save_pretrained(tmp_path)
+    write_letters(tmp_path, ("<s>", "<pad>", "</s>"))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    module = importlib.import_module(f"transformers.models.{name}.image_processing_pil_{name}")
+    processor = getattr(module, said["image_processor_type"] + "Pil").from_pretrained(tmp_path)
+    paths = pictures(tmp_path)
+    pixels = [processor(Image.open(path), return_tensors="pt")["pixel_values"] for path in paths]
+    with torch.no_grad():
+        wanted = image(theirs, torch.cat(pixels))
+    torch.testing.assert_close(harvest.load(tmp_path).embed_images(paths), wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
