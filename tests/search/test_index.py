@@ -454,6 +454,21 @@ def test_a_folder_without_videos_changes_nothing(
     assert content(out) == before
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
+def test_an_indexer_that_fails_leaves_no_database_open(some_clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "library"
+    with pytest.raises(HarvestError, match="no such file or folder"):
+        harvest.Index.build(some_clips, out=out, model="../nothing here")
+    with pytest.raises(HarvestError, match="holds nothing yet"):
+        harvest.Index.open(out)
+    held = {
+        os.readlink(f"/proc/self/fd/{number}")
+        for number in os.listdir("/proc/self/fd")
+        if number.isdigit() and os.path.lexists(f"/proc/self/fd/{number}")
+    }
+    assert not [path for path in held if path.startswith(str(out))]
+
+
 def test_another_model_is_named(
     some_clips: Path, image_model: Path, video_model: Path, tmp_path: Path, out: Path | str
 ) -> None:

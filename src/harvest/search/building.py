@@ -28,6 +28,7 @@ from harvest.search.library.files import File, Scan, digest, is_gone, scan
 from harvest.search.library.folder import (
     Facts,
     Library,
+    closed_on_error,
     open_database,
     read_facts,
     write_quarantine,
@@ -232,12 +233,20 @@ def _open(out: str | Path, settings: Settings) -> tuple[Library, Encoder | None]
     """The library, made if it is new. The model is opened only if it has to be looked at."""
     try:
         database = open_database(out, create=True)
-        facts = read_facts(database)
+        with closed_on_error(database):
+            facts = read_facts(database)
     except Unavailable:
         if not settings.reindex or is_address(out):
             raise
         discard(Path(out) / "library.db")
         database, facts = open_database(out, create=True), None
+    with closed_on_error(database):
+        return _opened(out, database, facts, settings)
+
+
+def _opened(
+    out: str | Path, database: Database | PostgresDatabase, facts: Facts | None, settings: Settings
+) -> tuple[Library, Encoder | None]:
     if facts is None and not settings.reindex and _has_quarantine(database):
         raise HarvestError(
             f"{out} has lost what was in it: index anew, harvest index FOLDER --out {out} --model MODEL --reindex"

@@ -98,10 +98,11 @@ class Library:
         """Open a library, a folder or an address; HarvestError where it is none, is not finished being made, or is from
         a newer Harvest."""
         database = open_database(place, create=False)
-        facts = read_facts(database)
-        if facts is None:
-            raise HarvestError(f"{database.name} holds nothing yet: run harvest index again")
-        return Library(database, facts)
+        with closed_on_error(database):
+            facts = read_facts(database)
+            if facts is None:
+                raise HarvestError(f"{database.name} holds nothing yet: run harvest index again")
+            return Library(database, facts)
 
     def check_model(self, model: Encoder) -> None:
         """HarvestError unless a model is the one of this library, by size and time of its file or by its weights."""
@@ -127,6 +128,16 @@ def open_database(place: str | Path, *, create: bool) -> Database | PostgresData
     if is_address(place):
         return PostgresDatabase(str(place), create=create)
     return Database(Path(place) / "library.db", create=create)
+
+
+@contextmanager
+def closed_on_error(database: Database | PostgresDatabase) -> Iterator[None]:
+    """Close a database that nobody gets to use."""
+    try:
+        yield
+    except BaseException:
+        database.close()
+        raise
 
 
 def store_of(database: Database | PostgresDatabase, width: int) -> Store:
