@@ -83,15 +83,10 @@ class Chart:
                 + _text(self.left - 6, y(value) + 4, f"{value:g}", anchor="end")
             )
         for value, word in self.marks:
-            is_right = x(value) > (self.left + width - right) / 2
+            side = -1 if x(value) > (self.left + width - right) / 2 else 1
             parts.append(
                 f'<path class="mark" d="M{x(value):.1f} {top}V{height - bottom}"/>'
-                + _text(
-                    x(value) - 4 if is_right else x(value) + 4,
-                    top + 10,
-                    word,
-                    anchor="end" if is_right else "start",
-                )
+                + _text(x(value) + 4 * side, top + 10, word, anchor="end" if side < 0 else "start")
             )
         named = 0
         for number, line in enumerate(self.lines):

@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from test_rows import write_tar
 from torch import Tensor
 
-from harvest.data import shards as module
+from harvest.data import stretches as module
 from harvest.data.dataset import ClipDataset, DataConfig
 from harvest.data.loader import TrainLoader
 from harvest.data.options import PrepareConfig

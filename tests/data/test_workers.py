@@ -180,5 +180,5 @@ def test_batches_may_be_waited_for_in_another_thread(squares: Any) -> None:
 
     thread = threading.Thread(target=read)
     thread.start()
-    thread.join(60)
+    thread.join(200)
     assert got == [[0, 1]]

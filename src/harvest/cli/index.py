@@ -1,8 +1,11 @@
 """`harvest index`: folders of videos become a library that can be searched."""
 
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from harvest.cli.defaults import ABOUT_DEFAULT_MODEL, DEFAULT_MODEL, is_library, read_defaults
 from harvest.cli.parsing import asks_help, printable, run
@@ -41,32 +44,58 @@ Every option: harvest index --help-all
 """
 
 
+@dataclass(frozen=True)
+class IndexOptions:
+    """Where the library lies, and how it is made."""
+
+    out: Annotated[str | None, tyro.conf.arg(aliases=["-o", "--store"])] = None
+    """The library's folder, or a PostgreSQL database (postgresql://user@host/name); without it the default library."""
+    model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None
+    """Model folder, or any source that `harvest convert` takes. A library remembers it; a new one takes
+    google/siglip2-base-patch32-256."""
+    background: Path | None = None
+    """File of sentences that nothing in the library matches, one a line, to calibrate scores against."""
+    rerank: int | None = None
+    """Number of first answers of each search that the matching head orders again; calibrates that too."""
+    trust: tuple[Path, ...] | None = None
+    """Folders that links may lead into, such as a media server's or git-annex's store."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_size: int = 32
+    workers: int = 1
+    """Videos decoded at a time."""
+    verify: bool = False
+    """Read every file to see whether it changed, where otherwise its size and time tell."""
+    reindex: bool = False
+    """Forget everything and start anew, for another model or other settings."""
+    repair: bool = False
+    """Keep what is whole of a damaged library, and index the rest again."""
+
+
+@dataclass(frozen=True)
+class CutOptions:
+    """How videos are cut into moments; None: as the library has it, and new libraries as `Segmentation`."""
+
+    window_s: float | None = None
+    """Length of moments in long shots; new libraries take 4."""
+    overlap: float | None = None
+    """Share of a moment that it has in common with the next; new libraries take 0.5."""
+    num_frames: int | None = None
+    """Frames looked at in a moment; new libraries take the model's own number."""
+    budget: int | None = None
+    """Tubelets seen of each moment; without it all."""
+
+
 def main(args: list[str]) -> None:
     if asks_help(args, HELP):
         return
-    import tyro
-
     from harvest.plain_types import Selector
 
     def index(
         folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
         /,
-        out: Annotated[str | None, tyro.conf.arg(aliases=["-o", "--store"])] = None,
-        model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None,
-        window_s: float | None = None,
-        overlap: float | None = None,
-        num_frames: int | None = None,
-        budget: int | None = None,
+        options: IndexOptions = IndexOptions(),  # frozen, as the other
+        cut: CutOptions = CutOptions(),
         selector: Selector | None = None,
-        background: Path | None = None,
-        rerank: int | None = None,
-        trust: tuple[Path, ...] | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
-        batch_size: int = 32,
-        workers: int = 1,
-        verify: bool = False,
-        reindex: bool = False,
-        repair: bool = False,
     ) -> None:
         """Index folders of videos, or bring their library up to date; a stopped run goes on (docs/search.md).
 
@@ -78,68 +107,42 @@ def main(args: list[str]) -> None:
         Args:
             folders: Folders of videos, searched with all that is in them, or single files; without any, those that the
                 library has.
-            out: The library's folder, or a PostgreSQL database (postgresql://user@host/name); without it the default
-                library.
-            model: Model folder, or any source that `harvest convert` takes. A library remembers it; a new one takes
-                google/siglip2-base-patch32-256.
-            window_s: Length of moments in long shots; new libraries take 4.
-            overlap: Share of a moment that it has in common with the next; new libraries take 0.5.
-            num_frames: Frames looked at in a moment; new libraries take the model's own number.
-            budget: Tubelets seen of each moment; without it all.
-            selector: Which tubelets are seen, with a budget; run_length sees what does not repeat, with or without one. New
-                libraries take motion.
-            background: File of sentences that nothing in the library matches, one a line, to calibrate scores against.
-            rerank: Number of first answers of each search that the matching head orders again; calibrates that too.
-            trust: Folders that links may lead into, such as a media server's or git-annex's store.
-            workers: Videos decoded at a time.
-            verify: Read every file to see whether it changed, where otherwise its size and time tell.
-            reindex: Forget everything and start anew, for another model or other settings.
-            repair: Keep what is whole of a damaged library, and index the rest again.
+            selector: Which tubelets are seen, with a budget; run_length sees what does not repeat, with or without one.
+                New libraries take motion.
         """
-        import dataclasses
-
-        import harvest
-        from harvest.progress import bar
-        from harvest.search.library.ranks import world
-        from harvest.search.library.segmentation import Segmentation
-
-        defaults = read_defaults()
-        library = out or defaults.place
-        if model is None and not is_library(library):
-            model = defaults.model
-            print(
-                f"model: {ABOUT_DEFAULT_MODEL if model == DEFAULT_MODEL else model}",
-                file=sys.stderr,
-                flush=True,
-            )
-        named: dict[str, object] = {"window_s": window_s, "overlap": overlap, "num_frames": num_frames}
-        named |= {"budget": budget, "selector": selector}
-        given = {name: value for name, value in named.items() if value is not None}
-        with world() as is_main, bar("indexing") as progress:
-            made = harvest.Index.build(
-                folders,
-                out=library,
-                model=model,
-                segmentation=dataclasses.replace(Segmentation(), **given) if given else None,  # type: ignore[arg-type]
-                background=background,
-                rerank=rerank,
-                trust=None if trust is None else tuple(str(folder.resolve()) for folder in trust),
-                precision=precision,
-                batch_size=batch_size,
-                workers=workers,
-                verify=verify,
-                reindex=reindex,
-                repair=repair,
-                progress=progress,
-            )
-        report, warning = made.report, made.warning() if is_main else None
-        made.close()
-        if report is not None and is_main:
-            _print_report(report, library)
-            if warning:
-                print(warning, file=sys.stderr)
+        _index(folders, options, vars(cut) | {"selector": selector})
 
     run(index, args, prog="harvest index")
+
+
+def _index(folders: tuple[Path, ...], options: IndexOptions, cut: dict[str, Any]) -> None:
+    import harvest
+    from harvest.progress import bar
+    from harvest.search.library.ranks import world
+    from harvest.search.library.segmentation import Segmentation
+
+    defaults = read_defaults()
+    library, model = options.out or defaults.place, options.model
+    if model is None and not is_library(library):
+        model = defaults.model
+        about = ABOUT_DEFAULT_MODEL if model == DEFAULT_MODEL else model
+        print(f"model: {about}", file=sys.stderr, flush=True)
+    given = {name: value for name, value in cut.items() if value is not None}
+    trust = None if options.trust is None else tuple(str(folder.resolve()) for folder in options.trust)
+    settings = vars(options) | {"out": library, "model": model, "trust": trust}
+    with world() as is_main, bar("indexing") as progress:
+        made = harvest.Index.build(
+            folders,
+            segmentation=replace(Segmentation(), **given) if given else None,
+            progress=progress,
+            **settings,
+        )
+    report, warning = made.report, made.warning() if is_main else None
+    made.close()
+    if report is not None and is_main:
+        _print_report(report, library)
+        if warning:
+            print(warning, file=sys.stderr)
 
 
 def _print_report(report: "IndexReport", library: str) -> None:

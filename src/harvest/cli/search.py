@@ -1,7 +1,7 @@
 """`harvest search`: moments of a library, by a sentence, a picture or a clip."""
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,16 +16,29 @@ if TYPE_CHECKING:
     from harvest.search.results import Answer
 
 
+@dataclass(frozen=True)
+class LikeOptions:
+    """What moments are to be like, and not like, besides words."""
+
+    image: Path | None = None
+    """Find moments like a picture."""
+    clip: Path | None = None
+    """Find moments like a clip, or a stretch of it."""
+    start_s: float = 0.0
+    """Where the stretch of --clip starts."""
+    end_s: float | None = None
+    """Where it ends; without it the clip's end."""
+    moment: str | None = None
+    """Find moments like one of the library's own, by its id in --json."""
+    not_: Annotated[tuple[str, ...], tyro.conf.arg(name="not")] = ()
+    """What must not be there."""
+
+
 def search_command(
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     /,
-    image: Path | None = None,
-    clip: Path | None = None,
-    start_s: float = 0.0,
-    end_s: float | None = None,
-    moment: str | None = None,
-    not_: Annotated[tuple[str, ...], tyro.conf.arg(name="not")] = (),
-    where: Where = Where(),  # noqa: B008  # frozen
+    like: LikeOptions = LikeOptions(),  # frozen, as the other
+    where: Where = Where(),  # noqa: B008
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
     per_video: int | None = None,
     rerank: int | None = None,
@@ -47,12 +60,6 @@ def search_command(
 
     Args:
         words: What to look for; before it, the folder or database of a library that is not the default one.
-        image: Find moments like a picture.
-        clip: Find moments like a clip, or a stretch of it.
-        start_s: Where the stretch of --clip starts.
-        end_s: Where it ends; without it the clip's end.
-        moment: Find moments like one of the library's own, by its id in --json.
-        not_: What must not be there.
         k: How many moments.
         per_video: How many of one video at most.
         rerank: Number of first answers that the matching head orders again; without it, as indexed.
@@ -67,12 +74,12 @@ def search_command(
     with harvest.Index.open(library, model=model) as index:
         answer = index.search(
             " ".join(query) or None,
-            image=image,
-            clip=clip,
-            clip_start_s=start_s,
-            clip_end_s=end_s,
-            moment=moment,
-            without=not_,
+            image=like.image,
+            clip=like.clip,
+            clip_start_s=like.start_s,
+            clip_end_s=like.end_s,
+            moment=like.moment,
+            without=like.not_,
             where=where,
             k=k,
             per_video=per_video,

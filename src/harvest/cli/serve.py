@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -47,12 +48,7 @@ def serve_command(
         library, _ = split_library(())
     import harvest
 
-    try:
-        from harvest.search.serving.server import serve as run
-    except ImportError as error:
-        raise HarvestError(
-            f"serving needs {error.name}: pip install fastapi starlette uvicorn prometheus-client"
-        ) from error
+    run = _service()
     # so that what the service keeps in a temporary folder goes with it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
@@ -85,3 +81,13 @@ def _token(file: Path | None) -> str | None:
         return file.read_text(encoding="utf-8").partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as error:
         raise HarvestError(f"token file {file}: cannot be read: {error}") from error
+
+
+def _service() -> Callable[..., None]:
+    try:
+        from harvest.search.serving.server import serve
+    except ImportError as error:
+        raise HarvestError(
+            f"serving needs {error.name}: pip install fastapi starlette uvicorn prometheus-client"
+        ) from error
+    return serve

@@ -100,17 +100,16 @@ def check(
     for example in examples:
         clips.setdefault((example.video, example.start_s, example.end_s), []).append(example)
     found = Checked(len(examples), len(clips), rotted=dict(rotted or {}))
-    for clip in [clip for clip in clips if is_address(clip[0])]:
-        ids = [row.id for row in clips.pop(clip)]
-        found.num_addresses += len(ids)
-        found.missing.update({id: found.rotted.pop(id) for id in ids if id in found.rotted})
+    _set_addresses_aside(clips, found)
     found.licence_column = next((name for name in LICENCE if name in columns), None)
     first_that_shows: dict[str, str] = {}
-    seconds: list[float] = []
-    sides: list[float] = []
-    rates: list[float] = []
-    codecs: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
+    measured: dict[str, list[float]] = {
+        "length of a clip, s": [],
+        "short side, pixels": [],
+        "frames a second": [],
+    }
+    seconds, sides, rates = measured.values()
+    codecs, sizes = Counter[str](), Counter[str]()
     results = guarded_map(look, list(clips), workers=workers, limit_s=config.video_limit_s)
     for done, (rows, result) in enumerate(zip(clips.values(), results, strict=True), 1):
         progress(done, len(clips))
@@ -131,6 +130,35 @@ def check(
         first = first_that_shows.setdefault(result.pictures, ids[0])
         if first != ids[0]:
             found.duplicate.update(dict.fromkeys(ids, f"shows what {first} shows"))
+    _note_rows(found, examples, similarities, config)
+    found.hours, found.codecs, found.sizes = (
+        math.fsum(seconds) / 3600,
+        dict(codecs.most_common()),
+        dict(sizes.most_common(12)),
+    )
+    found.values = measured | {
+        "words of a caption": [float(len(text.split())) for e in examples for text in e.texts],
+        "captions of a row": [float(len(e.texts)) for e in examples],
+        "similarity of clip and caption": list((similarities or {}).values()),
+    }
+    return found
+
+
+def _set_addresses_aside(clips: dict[tuple[str, float, float | None], list[Example]], found: Checked) -> None:
+    """Leave out clips that are addresses: nobody decodes them."""
+    for clip in [clip for clip in clips if is_address(clip[0])]:
+        ids = [row.id for row in clips.pop(clip)]
+        found.num_addresses += len(ids)
+        found.missing.update({id: found.rotted.pop(id) for id in ids if id in found.rotted})
+
+
+def _note_rows(
+    found: Checked,
+    examples: Sequence[Example],
+    similarities: Mapping[str, float] | None,
+    config: CheckConfig,
+) -> None:
+    """What is wrong with rows whatever their clips show."""
     if isinstance(examples, Rows):
         found.duplicate.update(
             dict.fromkeys(examples.repeated, "says what a row before says of the same stretch")
@@ -142,17 +170,6 @@ def check(
     if similarities is not None and config.min_similarity is not None:
         low = {id: s for id, s in similarities.items() if s < config.min_similarity}
         found.unlike = {id: f"similarity {s:.3f}" for id, s in sorted(low.items(), key=lambda item: item[1])}
-    found.hours = math.fsum(seconds) / 3600
-    found.codecs, found.sizes = dict(codecs.most_common()), dict(sizes.most_common(12))
-    found.values = {
-        "length of a clip, s": seconds,
-        "short side, pixels": sides,
-        "frames a second": rates,
-        "words of a caption": [float(len(text.split())) for e in examples for text in e.texts],
-        "captions of a row": [float(len(e.texts)) for e in examples],
-        "similarity of clip and caption": list((similarities or {}).values()),
-    }
-    return found
 
 
 def look(video: str, start_s: float, end_s: float | None) -> Looked:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from harvest.data.shards import filesystem
 from harvest.data.sidecars import SUFFIXES as VIDEO_SUFFIXES
+from harvest.data.stretches import filesystem
 from harvest.interfaces import HarvestError, OnProgress
 
 _AGENT = "harvest-check"

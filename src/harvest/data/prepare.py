@@ -18,7 +18,7 @@ import math
 import os
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -71,26 +71,14 @@ def prepare(
     todo = [shard for shard in shards if not _is_done(shard)]
     done = sum(len(rows[shard]) for shard in shards) - sum(len(rows[shard]) for shard in todo)
     progress(done, len(examples))
+
+    def arguments_of(shard: Path) -> tuple[Any, ...]:
+        return shard, [examples[row] for row in rows[shard]], rows[shard].start, config
+
     try:
-        if workers < 1:
-            for shard in todo:
-                _write_shard(shard, [examples[row] for row in rows[shard]], rows[shard].start, config)
-                done += len(rows[shard])
-                progress(done, len(examples))
-        else:
-            # spawned, so that each can guard its decoder by a fork of its own
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                waiting = list(todo)
-                running: dict[Future[None], Path] = {}
-                while waiting or running:
-                    while waiting and len(running) < 2 * workers:  # the rows of few shards are in flight
-                        shard = waiting.pop(0)
-                        chosen = [examples[row] for row in rows[shard]]
-                        running[pool.submit(_write_shard, shard, chosen, rows[shard].start, config)] = shard
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        future.result()
-                        done += len(rows[running.pop(future)])
-                        progress(done, len(examples))
+        for shard in _written(todo, arguments_of, workers):
+            done += len(rows[shard])
+            progress(done, len(examples))
     except BrokenProcessPool as error:
         raise HarvestError(
             "a process that prepares clips was ended by the system, mostly for want of memory: take fewer --workers."
@@ -109,6 +97,28 @@ def prepare(
         sum(index.num_bytes for index in indexes),
         broken,
     )
+
+
+def _written(
+    shards: Sequence[Path], arguments_of: Callable[[Path], tuple[Any, ...]], workers: int
+) -> Iterator[Path]:
+    """Write shards, here or on `workers` processes; each is given when it is there."""
+    if workers < 1:
+        for shard in shards:
+            _write_shard(*arguments_of(shard))
+            yield shard
+        return
+    # spawned, so that each can guard its decoder by a fork of its own
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = list(shards)
+        running: dict[Future[None], Path] = {}
+        while waiting or running:
+            while waiting and len(running) < 2 * workers:  # the rows of few shards are in flight
+                shard = waiting.pop(0)
+                running[pool.submit(_write_shard, *arguments_of(shard))] = shard
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                future.result()
+                yield running.pop(future)
 
 
 def verify(out: Path, *, progress: OnProgress = lambda done, of: None) -> list[str]:

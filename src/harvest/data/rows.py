@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from harvest.data.manifest import read_manifest
-from harvest.data.shards import ShardSet, are_shards, open_shard, read_bytes, read_shards
+from harvest.data.shards import ShardSet, are_shards, open_shard, read_shards
+from harvest.data.stretches import read_bytes
 from harvest.data.tables import parquet_cell
 from harvest.data.video import PackedVideo, VideoError
 from harvest.interfaces import Example, HarvestError, OnProgress

@@ -27,22 +27,21 @@ import json
 import os
 import re
 import tarfile
-import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
-import fsspec
 import numpy as np
 import torch
 
 from harvest.data.sidecars import SUFFIXES as VIDEO_SUFFIXES
 from harvest.data.sidecars import json_of, label_beside, texts_beside
+from harvest.data.stretches import Reader, filesystem, is_remote, tried
 from harvest.data.video import IMAGE_SUFFIXES, PackedVideo, VideoError
 from harvest.files import write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
@@ -53,13 +52,8 @@ _DOTTED = re.compile(
     rf"(.+\.(?:\d+|[^.]*[^.\w][^.]*))\.({'|'.join(VIDEO_SUFFIXES)}|txt|json|cls)", re.IGNORECASE
 )
 _FORMAT = 3
-_TRIES = 5
-_FIRST_PAUSE_S = 0.5  # then twice as long each time
-_OPEN_FILES = 64
 _KEPT = 4096  # samples whose captions are remembered for a moment
 _ROWS_AHEAD = 64  # samples asked of a bucket in one go where all are read in order
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ class ShardSet(Sequence[Example]):
         ]
         self._remembered: OrderedDict[int, Example] = OrderedDict()
         self._ahead: dict[int, bytes] = {}
-        self._reader = _Reader()
+        self._reader = Reader()
         if len(self) == 0:
             raise HarvestError(
                 f"the {len(self.shards)} shards hold no sample with a video or picture"
@@ -236,7 +230,7 @@ class ShardSet(Sequence[Example]):
     def read_ahead(self, samples: Iterable[int]) -> None:
         """Fetch samples that will be asked for next in one go: for buckets, where each read waits a while."""
         self._ahead = {}
-        wanted = [s for s in samples if _is_remote(self.shards[self._shard_of(s)])]
+        wanted = [s for s in samples if is_remote(self.shards[self._shard_of(s)])]
         if wanted:
             places = [
                 (self.shards[self._shard_of(s)], int(self._offsets[s]), int(self._sizes[s])) for s in wanted
@@ -247,7 +241,7 @@ class ShardSet(Sequence[Example]):
         return int(np.searchsorted(self._first, sample, side="right")) - 1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": _Reader(), "_ahead": {}, "_remembered": OrderedDict()}
+        return {**self.__dict__, "_reader": Reader(), "_ahead": {}, "_remembered": OrderedDict()}
 
 
 def read_shards(
@@ -276,14 +270,6 @@ def open_shard(name: str) -> ShardSet:
     return ShardSet([name], [_index_of(name)])
 
 
-def read_bytes(path: str, offset: int, size: int) -> bytes:
-    """A stretch of a file, near or far. Local files stay open, a few at a time."""
-    data = _READER.read(path, offset, size)
-    if len(data) < size:
-        raise VideoError(f"{path}#@{offset}+{size}", f"{size - len(data)} of {size} bytes are missing")
-    return data
-
-
 def expand(pattern: str) -> list[str]:
     """The shards behind a pattern with `{000..999}`, `{a,b}`, `*`, or a folder; sorted where the file system lists them."""
     if "://" not in pattern and Path(pattern).is_dir():
@@ -299,10 +285,10 @@ def expand(pattern: str) -> list[str]:
             names.append(name)
             continue
         fs, path = filesystem(name)
-        found = sorted(_tried(lambda fs=fs, path=path: fs.glob(path), name))  # type: ignore[misc]
+        found = sorted(tried(lambda fs=fs, path=path: fs.glob(path), name))  # type: ignore[misc]
         if not found:
             raise HarvestError(f"no shards match {name}")
-        names += [fs.unstrip_protocol(f) if _is_remote(name) else f for f in found]
+        names += [fs.unstrip_protocol(f) if is_remote(name) else f for f in found]
     return names
 
 
@@ -326,86 +312,17 @@ def _braces(pattern: str) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Files near and far
-
-
-def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """fsspec's file system for a path or address, and the path within it."""
-    try:
-        return fsspec.core.url_to_fs(path)  # type: ignore[no-any-return]
-    except (ImportError, ValueError) as error:
-        raise HarvestError(
-            f"{path}: {error}. Addresses need their library: pip install s3fs for s3://, gcsfs for gs://"
-        ) from error
-
-
-def _is_remote(path: str) -> bool:
-    return "://" in path and not path.startswith("file://")
-
-
-def _tried(function: Callable[[], T], what: str) -> T:
-    """Call, and call again after a pause where a network or a disk fails; what is simply not there is told at once."""
-    for number in range(_TRIES):
-        try:
-            return function()
-        except FileNotFoundError as error:
-            raise HarvestError(f"{what} does not exist") from error
-        except PermissionError as error:
-            raise HarvestError(f"{what} may not be read: {error}") from error
-        except (OSError, TimeoutError, ConnectionError) as error:
-            if number + 1 == _TRIES:
-                raise HarvestError(f"{what} cannot be read after {_TRIES} tries: {error}") from error
-            time.sleep(_FIRST_PAUSE_S * 2**number)
-    raise AssertionError
-
-
-class _Reader:
-    """Reads stretches of shards. Local files stay open, a few at a time."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[str, int] = OrderedDict()
-
-    def __del__(self) -> None:
-        for file in self._files.values():
-            os.close(file)
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        if _is_remote(path):
-            return self.read_many([(path, offset, size)])[0]
-        return _tried(lambda: self._read_here(path, offset, size), path)
-
-    def _read_here(self, path: str, offset: int, size: int) -> bytes:
-        if path not in self._files:
-            self._files[path] = os.open(path.removeprefix("file://"), os.O_RDONLY)
-            if len(self._files) > _OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-        self._files.move_to_end(path)
-        return os.pread(self._files[path], size, offset)
-
-    def read_many(self, places: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Stretches (path, offset, size) of a bucket, asked for at the same time."""
-        fs, _ = filesystem(places[0][0])
-        paths = [filesystem(path)[1] for path, _, _ in places]
-        starts = [offset for _, offset, _ in places]
-        ends = [offset + size for _, offset, size in places]
-        return _tried(lambda: list(fs.cat_ranges(paths, starts, ends, on_error="raise")), places[0][0])
-
-
-_READER = _Reader()
-
-
-# ---------------------------------------------------------------------------------------------------------------
 # The index
 
 
 def _index_of(shard: str) -> ShardIndex:
     """From beside the shard, from the cache folder, or by walking the shard."""
     fs, path = filesystem(shard)
-    info = _tried(lambda: fs.info(path), f"shard {shard}")
+    info = tried(lambda: fs.info(path), f"shard {shard}")
     num_bytes = int(info["size"])
     beside = index_path(path)
-    if _tried(lambda: fs.exists(beside), index_path(shard)):
-        index = _from_json(_tried(lambda: fs.cat_file(beside), index_path(shard)), index_path(shard))
+    if tried(lambda: fs.exists(beside), index_path(shard)):
+        index = _from_json(tried(lambda: fs.cat_file(beside), index_path(shard)), index_path(shard))
         if index.num_bytes != num_bytes:
             raise HarvestError(
                 f"shard {shard} has {num_bytes} bytes, its index is of one of {index.num_bytes}: copy it again, or"
@@ -419,9 +336,9 @@ def _index_of(shard: str) -> ShardIndex:
     cached = cache_folder() / "shards" / f"{name}.json"
     if cached.exists():
         return _from_json(cached.read_bytes(), str(cached))
-    with fs.open(path, "rb", **({"block_size": 2**20} if _is_remote(shard) else {})) as file:
+    with fs.open(path, "rb", **({"block_size": 2**20} if is_remote(shard) else {})) as file:
         try:
-            index = _tried(lambda: walk(file, num_bytes), f"shard {shard}")
+            index = tried(lambda: walk(file, num_bytes), f"shard {shard}")
         except HarvestError as error:
             raise error if shard in str(error) else HarvestError(f"{shard}: {error}") from error
     with suppress(OSError):  # without a place to keep it, it is made again next time
@@ -472,31 +389,6 @@ def walk(file: Any, num_bytes: int) -> ShardIndex:
     seen: set[str] = set()
     members: list[tuple[tarfile.TarInfo, bytes]] = []
 
-    def end_of_sample() -> None:
-        if not members:
-            return
-        first, last = members[0][0], members[-1][0]
-        name, _ = _split(first.name)
-        end = last.offset_data + (last.size + 511) // 512 * 512
-        if last.offset_data + last.size > num_bytes:
-            index.left_out[name] = "the shard is cut short"
-            return
-        try:
-            _, example = _sample([(member.name, content) for member, content in members], name)
-        except VideoError as error:
-            index.left_out[name] = error.reason
-            return
-        if not example.texts and example.label is None:
-            index.left_out[name] = "no caption and no label"
-            return
-        if name in seen:
-            index.repeated.append(name)
-        seen.add(name)
-        index.offsets.append(first.offset)
-        index.sizes.append(min(end, num_bytes) - first.offset)
-        index.num_texts.append(len(example.texts))
-        index.labels.append(-1 if example.label is None else example.label)
-
     try:
         with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as tar:
             for member in tar:
@@ -507,7 +399,7 @@ def walk(file: Any, num_bytes: int) -> ShardIndex:
                     sample != _split(members[0][0].name)[0]
                     or any(suffix == _split(other.name)[1] for other, _ in members)
                 ):
-                    end_of_sample()
+                    _add_sample(index, members, seen)
                     members = []
                 is_small = suffix in ("txt", "json", "cls") and member.size < 2**24
                 members.append((member, _content(tar, member) if is_small else b""))
@@ -518,11 +410,38 @@ def walk(file: Any, num_bytes: int) -> ShardIndex:
         ):  # EINVAL: a header names a place that cannot be
             raise
         index.left_out["(end)"] = f"the shard is cut short or damaged: {error}"
-    end_of_sample()
+    _add_sample(index, members, seen)
     last = members[-1][0] if members else None
     if last is not None and num_bytes < last.offset_data + (last.size + 511) // 512 * 512 + 512:
         index.left_out.setdefault("(end)", "the shard is cut short: the mark at the end of a tar is missing")
     return index
+
+
+def _add_sample(index: ShardIndex, members: Sequence[tuple[tarfile.TarInfo, bytes]], seen: set[str]) -> None:
+    """Note a sample, or why it is left out; `seen` are the names of those before it."""
+    if not members:
+        return
+    first, last = members[0][0], members[-1][0]
+    name, _ = _split(first.name)
+    end = last.offset_data + (last.size + 511) // 512 * 512
+    if last.offset_data + last.size > index.num_bytes:
+        index.left_out[name] = "the shard is cut short"
+        return
+    try:
+        _, example = _sample([(member.name, content) for member, content in members], name)
+    except VideoError as error:
+        index.left_out[name] = error.reason
+        return
+    if not example.texts and example.label is None:
+        index.left_out[name] = "no caption and no label"
+        return
+    if name in seen:
+        index.repeated.append(name)
+    seen.add(name)
+    index.offsets.append(first.offset)
+    index.sizes.append(min(end, index.num_bytes) - first.offset)
+    index.num_texts.append(len(example.texts))
+    index.labels.append(-1 if example.label is None else example.label)
 
 
 class _Member(tarfile.TarInfo):

@@ -54,14 +54,7 @@ def ava(files: Files, split: str) -> SplitRows:
     for (video, second), boxes in pictures.items():
         id = f"{video},{second:04d}"
         rows.append(BenchmarkRow(id, (video,), start_s=second - _HALF_S, end_s=second + _HALF_S))
-        boxes_of[id] = tuple(
-            ActingBox(
-                (box[0], box[1], box[2], box[3]),
-                tuple(done),
-                int(files.number(id, "a person's number", person)) if person else None,
-            )
-            for (box, person), done in boxes.items()
-        )
+        boxes_of[id] = tuple(_acting(files, id, *seen, done) for seen, done in boxes.items())
     return SplitRows(
         rows,
         f"frame-mAP at intersection over union 0.5, the mean over {len(actions)} actions; pictures of the exclusion"
@@ -76,6 +69,11 @@ def ava(files: Files, split: str) -> SplitRows:
             "actions": len(actions),
         },
     )
+
+
+def _acting(files: Files, id: str, box: tuple[float, ...], person: str, actions: list[int]) -> ActingBox:
+    number = int(files.number(id, "a person's number", person)) if person else None
+    return ActingBox((box[0], box[1], box[2], box[3]), tuple(actions), number)
 
 
 def _actions(files: Files, path: Path) -> dict[int, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from fractions import Fraction
@@ -127,12 +127,7 @@ def write_miniworld(
         "train": config.train,
         "retrieval": config.retrieval,
     }
-    if config.size < 64 or config.size % 2:
-        raise HarvestError(f"size: expected an even number of pixels, at least 64, got {config.size}")
-    if config.retrieval > MOST_RETRIEVAL:
-        raise HarvestError(f"retrieval: expected at most {MOST_RETRIEVAL} clips, got {config.retrieval}")
-    if min(counts.values()) < 0 or workers < 1:
-        raise HarvestError(f"expected counts of at least 0 and a worker, got {config} and workers={workers}")
+    _check(config, counts, workers)
     folder = Path(folder)
     world = MiniWorld(folder, config)
     mark = folder / "world.json"
@@ -154,29 +149,43 @@ def write_miniworld(
     ]
     lines: dict[str, list[str]] = {split: [] for split in (*SPLITS, "stills")}
     done, total = 0, sum(counts.values())
-
-    def keep(split: str, some: dict[str, list[str]]) -> None:
-        nonlocal done
+    for split, some in _written(folder, config, jobs, workers):
         for manifest, rows in some.items():
             lines[manifest].extend(rows)
         done += len(some[split])
         if progress is not None:
             progress(done, total)
-
-    if workers == 1:
-        for split, indices in jobs:
-            keep(split, _write_clips(str(folder), config, split, indices))
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(_write_clips, str(folder), config, *job) for job in jobs]
-            try:
-                for (split, _), future in zip(jobs, futures, strict=True):
-                    keep(split, future.result())
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
     for manifest, rows in lines.items():
         write_file(folder / f"{manifest}.jsonl", "".join(row + "\n" for row in rows))
     write_file(world.labels, json.dumps(list(LABELS), indent=1) + "\n")
     write_file(mark, json.dumps(wanted) + "\n")  # last: it says that all the rest is there
     return world
+
+
+def _check(config: MiniWorldConfig, counts: dict[str, int], workers: int) -> None:
+    from harvest.interfaces import HarvestError
+
+    if config.size < 64 or config.size % 2:
+        raise HarvestError(f"size: expected an even number of pixels, at least 64, got {config.size}")
+    if config.retrieval > MOST_RETRIEVAL:
+        raise HarvestError(f"retrieval: expected at most {MOST_RETRIEVAL} clips, got {config.retrieval}")
+    if min(counts.values()) < 0 or workers < 1:
+        raise HarvestError(f"expected counts of at least 0 and a worker, got {config} and workers={workers}")
+
+
+def _written(
+    folder: Path, config: MiniWorldConfig, jobs: list[tuple[str, range]], workers: int
+) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """The split of each job, in their order, and the rows of its clips, which are written then."""
+    if workers == 1:
+        for split, indices in jobs:
+            yield split, _write_clips(str(folder), config, split, indices)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_write_clips, str(folder), config, *job) for job in jobs]
+        try:
+            for (split, _), future in zip(jobs, futures, strict=True):
+                yield split, future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
