@@ -2,6 +2,7 @@
 # make test   set up and run the checks and the tests
 # make lint   format check, lint, types
 # make docs   the documentation as a site, in site/; a link that leads nowhere fails
+# make bounds the video tests with the oldest PyAV that pyproject allows; make test has the newest
 #
 # A torch that fits the machine is taken as pip finds it: the CPU build where that is offered, your CUDA build
 # where VENV already holds one (torch 2.11 or later).
@@ -11,7 +12,7 @@ BIN = $(VENV)/bin
 # Towers are compared with these. They ask for torchvision, which would bring another torch; tests have a stand-in for it.
 PEERS = open_clip_torch==3.3.0 timm==1.0.31
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs bounds clean
 
 demo: $(VENV)/.ready
 	$(BIN)/harvest demo
@@ -26,6 +27,13 @@ lint: $(VENV)/.ready-test
 
 docs: $(VENV)/.ready-docs
 	$(BIN)/zensical build --strict --clean
+
+bounds: $(VENV)/.ready-test
+	OLDEST=$$(sed -n 's/.*"av>=\([0-9.]*\),.*/\1/p' pyproject.toml) && FOLDER=$$(mktemp -d) && \
+	  trap 'rm -rf "$$FOLDER"' EXIT && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target "$$FOLDER" "av==$$OLDEST" && \
+	  PYTHONPATH="$$FOLDER" OMP_NUM_THREADS=1 \
+	  $(BIN)/pytest -q -n 2 --dist loadfile tests/data/test_video.py tests/data/video
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -41,7 +41,7 @@ from harvest.data.options import PrepareConfig
 from harvest.data.prepare import prepare
 from harvest.data.sampling import segment_times
 from harvest.data.shards import read_shards
-from harvest.data.video import LENIENT, Decoder, write_video
+from harvest.data.video import Decoder, write_video
 from harvest.files import write_file
 from harvest.interfaces import Example, HarvestError, OnProgress
 from harvest.objectives.reach import random_batch
@@ -290,7 +290,7 @@ def read_whole(
     Returns uint8 `[T, 3, S, S]`.
     """
     pictures: list[np.ndarray] = []
-    with av.open(example.video, **LENIENT) as container:
+    with av.open(example.video, metadata_errors="ignore") as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1

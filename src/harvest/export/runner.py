@@ -38,7 +38,7 @@ REQUIREMENTS = (
     "numpy>=1.26",
     "onnxruntime>=1.20",
     "tokenizers>=0.21",
-    "av>=17,<19",
+    "av>=18,<19",
     "pillow>=11",
     "ftfy>=6.1",
 )
@@ -192,6 +192,10 @@ def opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
             raise ValueError(
                 f"{path}: this runner reads MP4, MOV, Matroska and WebM, whose frames have times of their own; this file is "
                 f"{container.format.long_name}. Convert it first"
+            )
+        if (stream.average_rate or 0) > 1000:
+            raise ValueError(
+                f"{path}: the times of its frames are lost. Write it anew: ffmpeg -r RATE -i IN OUT"
             )
         yield container, stream
 

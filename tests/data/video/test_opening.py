@@ -188,7 +188,7 @@ def stamped(path: Path, stamps: list[int], base: Fraction, *, codec: str = "mpeg
     """A video of frames shown at `stamps` of `base` seconds, each of its own brightness."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.time_base = stream.time_base = base
         stream.codec_context.gop_size = 1
         if codec == "libx264":
@@ -231,6 +231,39 @@ def test_frames_held_for_hours_end_the_file(tmp_path: Path) -> None:
     hours = [3_600_000 * number for number in range(8)]  # none too long, all together are
     count, said = streamed(stamped(tmp_path / "b.mkv", hours, Fraction(1, 1000)))
     assert count <= 4 * 3600 * 4 + 4 and "held for 5.0 hours in all" in said
+
+
+def without_times(path: Path, out: Path, *, every: int = 1) -> Path:
+    """The same packets, `every` of them at one time after another."""
+    with av.open(str(path)) as old, av.open(str(out), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(packet for packet in old.demux(video=0) if packet.size):
+            packet.pts = packet.dts = number // every * packet.duration
+            packet.stream = stream
+            new.mux(packet)
+    return out
+
+
+def test_frames_whose_times_are_lost_are_counted_by_the_headers_rate(tmp_path: Path) -> None:
+    """As in files that a tool wrote without times: all sixty frames at 0 s."""
+    path = tmp_path / "a.mp4"
+    levels = torch.arange(20, 20 + 30 * 8, 30, dtype=torch.uint8)
+    write_video(path, levels[:, None, None, None].expand(8, 3, 32, 32), fps=25)
+    lost = without_times(path, tmp_path / "lost.mp4", every=8)
+    assert (probe(lost).fps, probe(lost).duration_s) == (25, pytest.approx(0.32))
+    whole, found = (read_clip(one, num_frames=8, image_size=16) for one in (path, lost))
+    assert found.frames.equal(whole.frames)
+    assert found.times_s.tolist() == pytest.approx(whole.times_s.tolist())
+    assert streamed(lost) == (2, "")
+    assert transcode(lost, short_side=16)[1].num_frames == 8
+
+
+def test_frames_whose_times_are_lost_and_whose_rate_is_not_said_are_refused(tmp_path: Path) -> None:
+    path = stamped(tmp_path / "a.mp4", [512 * n for n in range(8)], Fraction(1, 12_800), codec="mjpeg")
+    lost = without_times(path, tmp_path / "lost.mp4", every=8)
+    with pytest.raises(VideoError, match=r"its 8 frames have 1 different times .*ffmpeg -r RATE"):
+        read_clip(lost, num_frames=4, image_size=16)
+    assert "write it anew" in streamed(lost)[1]
 
 
 def test_a_transport_stream_that_jumps_is_counted_on(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ second_decoder  the same by torchcodec, where asked for
 writing     write_video, transcode
 """
 
-from harvest.data.video.opening import LENIENT
 from harvest.data.video.pictures import FOLDER_FPS, IMAGE_SUFFIXES, write_pictures
 from harvest.data.video.reading import probe, read_clip, read_frames, stream_frames
 from harvest.data.video.second_decoder import Decoder
@@ -21,7 +20,6 @@ from harvest.data.video.writing import transcode, write_video
 __all__ = [
     "FOLDER_FPS",
     "IMAGE_SUFFIXES",
-    "LENIENT",
     "Decoder",
     "PackedVideo",
     "VideoError",

@@ -46,7 +46,7 @@ def frames_in_order(container: Any, stream: Any, clock: Clock) -> Iterator[tuple
         for frame in frames:
             if frame.is_corrupt and last is None:
                 continue
-            pts = frame.dts if is_avi else frame.pts
+            pts = None if clock.counted else frame.dts if is_avi else frame.pts
             if is_avi and last is None and pts is not None:
                 shift = clock.zero - pts
             if pts is None:

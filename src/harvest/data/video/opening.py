@@ -62,9 +62,6 @@ SELF_CONTAINED = {_MP4, _MATROSKA}
 # Recordings may be joined by writing one behind the other; the clock then starts again, as players expect it to.
 _JOINABLE = {"mpegts", "mpeg"}
 
-# Names and titles in bytes that are no UTF-8 are no reason to refuse a video; PyAV does so by itself from 19 on.
-LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-
 
 @contextmanager
 def opened(path: Source) -> Iterator[tuple[Any, Any]]:
@@ -88,7 +85,7 @@ def opened(path: Source) -> Iterator[tuple[Any, Any]]:
             if size == 0:
                 raise VideoError(path, "the file is empty (0 bytes)")
             try:
-                container = av.open(file, options=options, **LENIENT)
+                container = av.open(file, options=options, metadata_errors="ignore")
             except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not listed
                 raise VideoError(
                     path,
@@ -164,6 +161,7 @@ class Clock:
     zero: int
     step: int  # between frames that have no timestamps
     restarts: bool = False  # recordings were joined: where the clock starts again or jumps, it is counted on
+    counted: bool = False  # the frames' times are lost: they are counted by the header's rate
 
     def ticks(self, times_s: npt.ArrayLike) -> list[int]:
         per_second = float(1 / self.time_base)
@@ -174,6 +172,11 @@ class Clock:
 
     def seconds(self, ticks: int) -> float:
         return float((ticks - self.zero) * self.time_base)
+
+    @property
+    def rate(self) -> Fraction | None:
+        """Of frames that are counted: so many a second."""
+        return 1 / (self.step * self.time_base) if self.counted else None
 
     def is_broken(self, before: int, after: int) -> bool:
         """Whether from one timestamp to the next the clock starts again, or jumps."""
@@ -217,14 +220,15 @@ def timeline_of(path: Source, container: Any, stream: Any) -> Timeline:
     rate = rate_of(container, stream)
     step = max(1, round(1 / (rate * stream.time_base))) if rate else 0
     claim = None if name in _JOINABLE or name in _RAW else _claimed_end_s(container, stream)
-    if claim is None:
+    head, smallest = _first_packets(packets)
+    packets = itertools.chain(head, packets)
+    if claim is None or _at_one_time(head):
         timeline = _measured(path, stream, packets, step, name)
     else:
-        head, smallest = _first_packets(packets)
         zero = (stream.start_time or 0) if smallest is None or name == "avi" else smallest
         length_s = max(0.0, claim[0] - float(zero * stream.time_base))
         clock = Clock(stream.time_base, zero, step or 1)
-        timeline = Timeline(clock, length_s, claim[1], itertools.chain(head, packets))
+        timeline = Timeline(clock, length_s, claim[1], packets)
     if timeline.duration_s > MAX_LENGTH_S:
         hours = f"{timeline.duration_s / 3600:,.0f} hours, more than the {MAX_LENGTH_S / 3600:.0f}"
         raise VideoError(path, f"it claims to last {hours} that are read")
@@ -233,8 +237,13 @@ def timeline_of(path: Source, container: Any, stream: Any) -> Timeline:
 
 def rate_of(container: Any, stream: Any) -> Fraction | None:
     """Frames a second: of an elementary stream what its header says, where that can be."""
+    said = _said_rate(stream) if container.format.name in _RAW else None
+    return said or stream.average_rate
+
+
+def _said_rate(stream: Any) -> Fraction | None:
     said: Fraction | None = stream.codec_context.framerate
-    return said if container.format.name in _RAW and said and 1 <= said <= 240 else stream.average_rate
+    return said if said and 1 <= said <= 240 else None
 
 
 def _claimed_end_s(container: Any, stream: Any) -> tuple[float, bool] | None:
@@ -251,7 +260,7 @@ def _claimed_end_s(container: Any, stream: Any) -> tuple[float, bool] | None:
 
 
 def _first_packets(packets: Iterator[Any]) -> tuple[list[Any], int | None]:
-    """Packets until none that follows can have a smaller timestamp, and the smallest."""
+    """Three packets or more, until none that follows can have a smaller timestamp, and the smallest."""
     head: list[Any] = []
     smallest: int | None = None
     for packet in itertools.islice(packets, 64):
@@ -260,17 +269,26 @@ def _first_packets(packets: Iterator[Any]) -> tuple[list[Any], int | None]:
             break
         if not packet.is_discard:
             smallest = packet.pts if smallest is None else min(smallest, packet.pts)
-            if packet.dts is not None and packet.dts >= smallest:
+            if packet.dts is not None and packet.dts >= smallest and len(head) >= 3:
                 break
     return head, smallest
 
 
+def _at_one_time(packets: list[Any]) -> bool:
+    """Whether the first packets are decoded at one time, which no file says that has times of its own."""
+    return len(packets) >= 3 and len({packet.dts for packet in packets[:3]}) == 1
+
+
 def _measured(path: Source, stream: Any, packets: Iterator[Any], step: int, name: str) -> Timeline:
-    """By the times of all packets; where there are none, by their number. A step of 0 is not known."""
+    """By the times of all packets; where there are none, or most are no time of their own, by their number.
+
+    A step of 0 is not known.
+    """
     clock = Clock(stream.time_base, 0, step or 1)
     zero = end = before = None
     shift = number = 0
     restarts = False
+    times = set()
     for packet in packets:
         if not packet.size:
             continue
@@ -287,10 +305,21 @@ def _measured(path: Source, stream: Any, packets: Iterator[Any], step: int, name
             step = max(0, order - before)
         before = order
         zero = min(zero, stamp + shift)
+        times.add(stamp + shift)
         end = max(end, stamp + shift + (packet.duration or step))
     if not number:
         raise VideoError(path, "the video has no frames")
     if zero is None or end is None:
+        return Timeline(clock, float(number * clock.step * stream.time_base), False, None, can_seek=False)
+    if number > 2 * max(1, len(times)):
+        rate = _said_rate(stream)
+        if rate is None:
+            raise VideoError(
+                path,
+                f"its {number} frames have {len(times)} different times and its header names no rate: write it anew"
+                " with `ffmpeg -r RATE -i IN OUT`",
+            )
+        clock = Clock(stream.time_base, zero, max(1, round(1 / (rate * stream.time_base))), counted=True)
         return Timeline(clock, float(number * clock.step * stream.time_base), False, None, can_seek=False)
     clock = Clock(stream.time_base, zero, step or 1, restarts)
     can_seek = name in _JOINABLE and not restarts

@@ -177,7 +177,7 @@ def probe(path: str | Path | PackedVideo) -> VideoInfo:
         timeline = timeline_of(path, container, stream)
     with opened(path) as (container, stream):
         width, height = shown_size(first_frame(path, container, stream, timeline.clock), stream)
-        rate = rate_of(container, stream)
+        rate = timeline.clock.rate or rate_of(container, stream)
         start_s = container.start_time / 1e6 if container.start_time else 0.0
         return VideoInfo(
             duration_s=timeline.duration_s,
@@ -208,7 +208,7 @@ def _read(path: Source, pick: Pick, fitting: Fitting, folder_fps: float, decoder
         times = pick(timeline.duration_s)
         targets = clock.ticks(times)
         shown = None
-        if found != "pyav" and container.format.name in SELF_CONTAINED:
+        if found != "pyav" and container.format.name in SELF_CONTAINED and not clock.counted:
             shown = read_by_torchcodec(path, stream, targets, fitting, found)
         if shown is None and timeline.packets is not None:
             shown = read_by_key_frames(container, stream, timeline, fitting, targets)

@@ -103,9 +103,9 @@ def transcode(
     last = None if end_s is None else clock.ticks([end_s])[0]
     wanted_s = math.inf if end_s is None else end_s
     with opened(path) as (container, stream):
-        if start_s > SEEK_S and container.format.name in SEEKABLE:
+        if start_s > SEEK_S and container.format.name in SEEKABLE and not clock.counted:
             container.seek(first, stream=stream, backward=True)
-        fps = float(rate_of(container, stream) or 25)
+        fps = float(clock.rate or rate_of(container, stream) or 25)
         writer = _Writer(buffer, fps if max_fps is None else min(fps, max_fps), key_every, crf, preset)
         least = 0 if max_fps is None else math.floor(0.9 / max_fps / stream.time_base)
         before = written = None
