@@ -94,8 +94,17 @@ def ours(path: Path) -> tuple[int, Frames]:
 
 
 def ffmpegs(path: Path, stream: int) -> Frames:
-    words = [str(FFMPEG), *"-nostdin -v error -noautorotate -copyts -threads 1".split(), "-i", str(path)]
-    words += ["-map", f"0:{stream}", *"-fps_mode passthrough -enc_time_base -1 -f framemd5 -".split()]
+    words = [
+        str(FFMPEG),
+        *["-nostdin", "-v", "error", "-noautorotate", "-copyts", "-threads", "1"],
+        "-i",
+        str(path),
+    ]
+    words += [
+        "-map",
+        f"0:{stream}",
+        *["-fps_mode", "passthrough", "-enc_time_base", "-1", "-f", "framemd5", "-"],
+    ]
     found = subprocess.run(words, capture_output=True, timeout=300, check=False).stdout.decode()
     base, stamps, hashes = Fraction(1), [], []
     for line in found.splitlines():
