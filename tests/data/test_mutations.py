@@ -11,18 +11,20 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from harvest.data.manifest import Rows, read_manifest
-from harvest.data.rows import read_rows
+from harvest.data.rows import read_rows, video_of
+from harvest.data.video import PackedVideo
 from harvest.interfaces import HarvestError
 
 NUM_EXAMPLES = int(os.environ.get("HARVEST_MUTATIONS", "120"))
@@ -235,6 +237,161 @@ def test_a_damaged_file_loses_no_row_in_silence(tmp_path: Path, name: str, data:
             )
             assert any(piece in content for piece in pieces) or "\ufffd" in text
     assert len(rows) + len(rows.left_out) >= len(CAPTIONS) - 1  # two rows may have become one that is named
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Columns renamed, types changed, nested, encoded otherwise: all at once
+
+
+def as_shard(rows: list[Row]) -> bytes:
+    """Each row as one sample: its caption as text or within JSON, its times in JSON."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as tar:
+        for n, row in enumerate(rows):
+            for name, content in ((f"{n}.mp4", b"video %d" % n), (f"{n}.json", json.dumps(row).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return sink.getvalue()
+
+
+NAMES = {
+    "video": ["video", "Video", "path", "file_name", "clip_path", "videoid", "blurb"],
+    "caption": ["caption", "captions", "Text", "prompt", "sentence", "title", "recap", "x"],
+    "start": ["start", "start_s", "start_time", "span_start", "Start_timestamp", "begin"],
+    "end": ["end", "end_s", "end_time", "span_end", "End_timestamp", "stop"],
+}
+CAPTION_AS: dict[str, Callable[[str], Any]] = {
+    "text": str,
+    "list": lambda text: [text],
+    "json": lambda text: json.dumps([text]),
+    "python": lambda text: repr([text]),
+    "numpy": lambda text: f"[{text!r}\n {text!r}]",
+    "list in list": lambda text: [[text]],
+    "object": lambda text: {"en": text},
+    "objects": lambda text: [{"caption": text}],
+    "spaces": lambda text: f"  {text}\n",
+    "latin": lambda text: text.encode("utf-8").decode("latin-1"),
+    "bytes": lambda text: text.encode(),
+    "number": len,
+}
+VIDEO_AS: dict[str, Callable[[str], Any]] = {
+    "path": str,
+    "page": lambda name: f"https://www.youtube.com/watch?v={name[:1] * 11}",
+    "struct": lambda name: {"path": name, "bytes": None},
+    "backslashes": lambda name: f"clips\\{name}",
+    "list": lambda name: [name],
+    "bytes": lambda name: name.encode(),
+}
+TIME_AS: dict[str, Callable[[float], Any]] = {
+    "number": float,
+    "text": str,
+    "clock": lambda value: f"00:00:{value:06.3f}",
+    "nothing": lambda _: None,
+}
+
+
+def mostly(values: Iterable[str]) -> st.SearchStrategy[str]:
+    """The first, as a right file has it, four times of five."""
+    first, *others = values
+    return st.sampled_from([first] * 4 * len(others) + others)
+
+
+mutations = st.fixed_dictionaries(
+    {
+        **{f"{part} is called": mostly(names) for part, names in NAMES.items()},
+        "caption as": st.sampled_from(list(CAPTION_AS)),
+        "video as": mostly(VIDEO_AS),
+        "times as": st.sampled_from(list(TIME_AS)),
+        "rows": st.sampled_from(["all", "one"]),
+        "written as": st.sampled_from([*FORMATS, "s.tar"]),
+        "encoding": mostly(ENCODINGS),
+    }
+)
+
+
+def mutated(how: dict[str, str]) -> bytes:
+    rows = []
+    for n, row in enumerate(good_rows()):
+        other = how["rows"] == "all" or n == 2
+        caption, video, time = (
+            kinds[how[f"{part} as"] if other else first]
+            for part, kinds, first in (
+                ("caption", CAPTION_AS, "text"),
+                ("video", VIDEO_AS, "path"),
+                ("times", TIME_AS, "number"),
+            )
+        )
+        rows.append(
+            {
+                how["video is called"]: video(row["video"]),
+                how["caption is called"]: caption(row["caption"]),
+                how["start is called"]: time(row["start"]),
+                how["end is called"]: time(row["end"]),
+            }
+        )
+    name = how["written as"]
+    content = as_shard(rows) if name == "s.tar" else FORMATS[name](rows)
+    is_text = not name.endswith((".gz", ".parquet", ".tar"))
+    return ENCODINGS[how["encoding"]](content) if is_text else content
+
+
+def test_a_mutated_file_is_read_rightly_or_its_rows_are_named(tmp_path: Path) -> None:
+    """HARVEST_MUTATIONS=1000 is the campaign; what ran is printed."""
+    seen: dict[str, str] = {}
+
+    @settings(max_examples=NUM_EXAMPLES, deadline=None, database=None, derandomize=True)
+    @given(mutations)
+    def run(how: dict[str, str]) -> None:
+        try:
+            content = mutated(how)
+        except (TypeError, pyarrow.ArrowException):
+            reject()  # a format that cannot hold it
+        path = tmp_path / how["written as"]
+        path.write_bytes(content)
+        try:
+            rows, left_out = outcome(path)
+        except HarvestError as error:
+            assert path.name in str(error), error
+            seen[json.dumps(how)] = "refused by name"
+            return
+        assert len(rows) + len(left_out) == len(CAPTIONS)
+        for row in rows:
+            number = number_of(row.video)
+            assert set(row.texts) <= right_texts(how, number), (row.texts, how)
+            if how["times as"] != "nothing" and how["written as"] != "s.tar":
+                assert (row.start_s, row.end_s) == (number, number + 1.5), how
+        seen[json.dumps(how)] = "right" if not left_out else "rows named"
+
+    run()
+    print(f"\n{len(seen)} different mutations: {dict(Counter(seen.values()))}")
+    assert len(seen) >= min(200, NUM_EXAMPLES // 2)
+
+
+def outcome(path: Path) -> tuple[list[Any], list[str]]:
+    if path.suffix == ".tar":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(path.parent / f"cache-{path.stat().st_mtime_ns}"))
+            rows, gone = read_rows(str(path))
+            return list(rows), list(gone)
+    found = read_manifest(path)
+    return list(found), list(found.left_out)
+
+
+def number_of(video: str) -> int:
+    """Of the row that a video belongs to, by its name or, in a shard, by its bytes."""
+    packed = video_of(video)
+    if isinstance(packed, PackedVideo):
+        return int(packed.files[0].split()[1])
+    return int(Path(packed.replace("\\", "/")).stem)
+
+
+def right_texts(how: dict[str, str], number: int) -> set[str]:
+    """What the file says of that row: its caption; a number in a table of text is text."""
+    text = CAPTIONS[number]
+    other = how["rows"] == "all" or number == 2
+    as_text = how["caption as"] == "latin" or (how["caption as"] == "number" and "sv" in how["written as"])
+    return {text, str(CAPTION_AS[how["caption as"]](text))} if other and as_text else {text}
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def texts_of(value: Any, what: str = "a caption") -> tuple[str, ...]:
         value = text_of(value, what)
     if isinstance(value, str):
         listed = text_list(value)
-        value = [value] if listed is None else listed
+        value = [_not_an_object(value, what)] if listed is None else listed
     if not isinstance(value, Sequence):
         raise HarvestError(f"{what} must be text or a list of texts, got {shown(value)}")
     return tuple(text_of(text, what) for text in value if not is_blank(text))
@@ -128,6 +128,23 @@ def _written_list(text: str) -> list[str] | None:
     raise HarvestError(
         f"begins like a list of texts and is none from {text[place : place + 20]!r} on: {text:.60}"
     )
+
+
+def _not_an_object(text: str, what: str) -> str:
+    """The text, or that of bytes that pandas wrote, b'…'. HarvestError for an object or a list as a program writes it."""
+    bare = text.strip()
+    if not bare.startswith(("{", "[", "(", "b'", 'b"')) or not ("'" in bare or '"' in bare):
+        return text
+    value: Any = text
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        value = ast.literal_eval(bare[:_MAX_TEXT])
+    with suppress(ValueError, RecursionError):
+        value = json.loads(bare[:_MAX_TEXT])
+    if isinstance(value, bytes):
+        return text_of(value, what)
+    if not isinstance(value, str):
+        raise HarvestError(f"{what} must be text, got the {type(value).__name__} {shown(bare)}")
+    return text
 
 
 def literal_of(value: Any, what: str) -> Any:
@@ -224,6 +241,8 @@ def video_of_cell(value: Any) -> str:
         raise HarvestError(f"the video must be a path or an address, got {shown(value)}")
     if "\0" in value or whole_text(value) != value.strip():
         raise HarvestError(f"the path {value!r:.80} holds what no path does")
+    if _not_an_object(value, "the video") is not value:
+        raise HarvestError(f"the video must be a path or an address, got bytes: {shown(value)}")
     if _PAGES.match(value):
         raise HarvestError(
             f"{value:.80} is the page of a video, not a video: download it and give its file, or --form and the folder"
