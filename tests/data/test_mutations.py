@@ -379,10 +379,10 @@ def outcome(path: Path) -> tuple[list[Any], list[str]]:
 
 
 def number_of(video: str) -> int:
-    """Of the row that a video belongs to, by its name or, in a shard, by its bytes."""
+    """Of the row that a video belongs to, by its name or, in a shard or a Parquet file, by its bytes."""
     packed = video_of(video)
     if isinstance(packed, PackedVideo):
-        return int(packed.files[0].split()[1])
+        return int(packed.files[0].lstrip(b"video ")[:1])
     return int(Path(packed.replace("\\", "/")).stem)
 
 

@@ -82,6 +82,36 @@ def test_as_transformers(pictures: list[Path], name: str, fit: Fit) -> None:
         assert found.shape == expected.shape and off.max() <= 1.01 and off.mean() < 0.05, path
 
 
+ODD = [(w, h) for h in (97, 300) for w in range(h + 1, 2 * h) if (224 * w // h - 224) % 4 == 3][:60:10]
+"""Width and height of pictures of whose longer side an odd number is cut off, half of which rounds up to the even."""
+
+
+@pytest.mark.parametrize("size", ODD)
+@pytest.mark.parametrize("is_upright", [False, True])
+def test_an_odd_rest_is_cut_as_torchvision_cuts_it_and_transformers_one_pixel_before(
+    tmp_path: Path, size: tuple[int, int], is_upright: bool
+) -> None:
+    """Torchvision's `center_crop`, and so OpenAI's and OpenCLIP's, begins at round(rest / 2), transformers' at rest // 2."""
+    picture = scene(*(size[::-1] if is_upright else size), 0)
+    picture.save(tmp_path / "a.png")
+    longer = 224 * size[0] // size[1]
+    whole = picture.resize((224, longer) if is_upright else (longer, 224), Image.Resampling.BICUBIC)
+    found = read_clip(tmp_path / "a.png", num_frames=1, image_size=224).frames[0]
+
+    def cut(at: int) -> Tensor:
+        box = (0, at, 224, at + 224) if is_upright else (at, 0, at + 224, 224)
+        return torch.from_numpy(np.array(whole.crop(box))).permute(2, 0, 1)
+
+    first = round((longer - 224) / 2)
+    assert first == (longer - 224) // 2 + 1
+    assert (found.int() - cut(first).int()).abs().max() <= 1
+    assert (found.int() - cut(first - 1).int()).abs().max() > 1
+    peer = processor("CLIPImageProcessor")
+    pixels = peer(picture, return_tensors="pt")["pixel_values"][0]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (peer.image_mean, peer.image_std))
+    assert ((pixels * std + mean) * 255 - cut(first - 1)).abs().max() <= 1.01
+
+
 def as_video(picture: Tensor, fit: Fit) -> Tensor:
     return fit_square(picture[None], 224, fit=fit)[0]
 
