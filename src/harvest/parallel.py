@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import gc
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store, _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from harvest.interfaces import HarvestError
 from harvest.launched import end_with_launcher
@@ -308,33 +309,63 @@ class LargestOfRanks:
 
 def merge_over_ranks(values: Mapping[K, V]) -> dict[K, V]:
     """The entries of every rank's dictionary. Every rank must call it."""
-    _, size = world_rank_size()
-    if size == 1:
-        return dict(values)
-    parts: list[Any] = [None] * size
-    dist.all_gather_object(parts, values)
-    return {key: value for part in parts for key, value in part.items()}
+    return {key: value for part in all_gather_ordered([dict(values)]) for key, value in part.items()}
+
+
+@dataclass(frozen=True)
+class _Like:
+    """Stands for a tensor that travels apart."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 def all_gather_ordered(own: Iterable[Any], device: torch.device | str = "cpu") -> Iterator[Any]:
     """The items of all ranks on every rank, the first of each in rank order, then the second of each, to the last.
 
-    Tensors in them, also inside tuples, come to `device`. Every rank must read it to its end; alone, it gives `own`.
+    Tensors in them, also inside tuples, come to `device`; they are gathered as bytes, all of a round at once, and only
+    what is around them is pickled. Every rank must read it to its end; alone, it gives `own`.
     """
     _, size = world_rank_size()
     if size == 1:
         yield from own
         return
-    items = iter(own)
+    items, carrier = iter(own), own_device() if dist.get_backend() == "nccl" else torch.device("cpu")
     nothing = "there is no more"
     while True:
-        parts: list[Any] = [None] * size
         item = next(items, nothing)
-        dist.all_gather_object(parts, tree_map_only(Tensor, Tensor.cpu, item))
-        given = [part for part in parts if not isinstance(part, str)]
-        if not given:
+        around: list[Any] = [None] * size
+        dist.all_gather_object(around, tree_map_only(Tensor, lambda t: _Like(t.dtype, tuple(t.shape)), item))
+        if all(isinstance(part, str) for part in around):
             return
-        yield from (tree_map_only(Tensor, lambda tensor: tensor.to(device), part) for part in given)
+        sizes = [sum(like.size for like in tree_leaves(p) if isinstance(like, _Like)) for p in around]
+        longest = max(1, *sizes)
+        data = torch.zeros(longest, dtype=torch.uint8, device=carrier)
+        start = 0
+        for tensor in tree_leaves(item):
+            if isinstance(tensor, Tensor):
+                flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+                data[start : start + len(flat)] = flat
+                start += len(flat)
+        for part, row in zip(around, _gathered(data).view(size, longest), strict=True):
+            if not isinstance(part, str):
+                yield _with_tensors(part, row.to(device))
+
+
+def _with_tensors(around: Any, data: Tensor) -> Any:
+    """An item with its tensors, whose bytes stand one behind the other."""
+    start = 0
+
+    def taken(like: _Like) -> Tensor:
+        nonlocal start
+        part, start = data[start : start + like.size].clone(), start + like.size
+        return part.view(like.dtype).view(like.shape)
+
+    return tree_map_only(_Like, taken, around)
 
 
 def barrier() -> None:

@@ -99,6 +99,8 @@ def test_memory_by_hand() -> None:
     blocks = BYTES_A_TOKEN * 320 * 768 * 12
     pixels = 8 * 3 * 224**2 + 6 * 320 * 768
     assert alone.clip_gb == pytest.approx((blocks + pixels) / 1e9)
+    half = changed(config, "loop", precision="fp16")
+    assert memory_of(half, sizes, 320, gpus=1) == alone  # as wide as bf16
     light = memory_of(changed(config, "loop", checkpointing=True), sizes, 320, gpus=1)
     assert light.clip_gb == pytest.approx((blocks / 12 + 4 * 320 * 768 * 12 + pixels) / 1e9)
 
@@ -160,6 +162,18 @@ def test_a_plan_counts_what_the_machine_around_the_devices_needs() -> None:
     assert stored["encoded captions on disk"] == "11.0 GB for 10.7 million"
     assert "encoded captions on disk" not in told(config)
     assert "frames in memory" in told(RECIPES["mini-harvest"]())
+    row = 78 * 8 * (6 + 6 * 512)  # of 40 % of the places: place and attention, and six layers in 8 bits
+    umt = RECIPES["umt-stage1-b16"]()
+    still = dataclasses.replace(umt.data, times="middle", crop_scale=(1.0, 1.0), flip=False)
+    umt = dataclasses.replace(umt, data=still)
+    seen = told(changed(umt, "objective", teacher_cache="cache"))
+    assert seen["what a teacher sees, on disk"] == f"{row / 1e6:.3f} MB a clip"
+    frames, both = (
+        told(one)["shared memory of all devices' workers (/dev/shm)"]
+        for one in (umt, changed(umt, "objective", teacher_cache="c"))
+    )
+    ratio = float(both.split()[0].replace(",", "")) / float(frames.split()[0].replace(",", ""))
+    assert ratio == pytest.approx(1 + row / (8 * 3 * 224**2), rel=0.01)
 
 
 def test_what_was_timed_here_counts_for_this_machine_alone() -> None:

@@ -12,8 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils._pytree import tree_leaves
 
 from harvest.evaluation import evaluate
+from harvest.evaluation.embed import embed_videos
 from harvest.evaluation.probe import ProbeConfig, probe
 from harvest.evaluation.result import Result
 from harvest.evaluation.settings import EvalSettings
@@ -86,7 +88,20 @@ def scores(tokenizer: Tokenizer, examples: list[Example]) -> dict[str, Any]:
 def on_a_rank(rank: int, size: int, folder: str, videos: list[str], tokenizer: Tokenizer) -> None:
     torch.set_num_threads(1)
     meet(dist.FileStore(f"{folder}/meet", size), rank, size)
+    gather = dist.all_gather_object
+
+    def without_tensors(parts: list[Any], item: Any) -> None:
+        assert not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(item)), "a tensor is pickled"
+        gather(parts, item)
+
+    dist.all_gather_object = without_tensors
     found = scores(tokenizer, rows(videos))
+    model = make_models(tokenizer, matches=True)[1]
+    held = embed_videos(model, rows(videos), batch_size=2, with_tokens=True)
+    assert (
+        held.tokens is not None and held.token_rows is not None and len(held.tokens) == len(held.token_rows)
+    )
+    found["held"] = held.token_rows.tolist()
     try:
         scores(tokenizer, rows(["nowhere.mp4"] * 4))
     except HarvestError as error:  # on every rank, or one would wait for ever
@@ -140,3 +155,12 @@ def test_two_processes_find_what_one_finds(
 def test_what_fails_fails_everywhere(found: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     for rank in found[1]:
         assert "none of the 7 videos could be read" in rank["broken"]
+
+
+def test_each_process_holds_the_tokens_of_its_own_clips(
+    found: tuple[dict[str, Any], list[dict[str, Any]]],
+) -> None:
+    """And reads the pairs of those: each clip is held once."""
+    first, second = (rank["held"] for rank in found[1])
+    assert sorted(first + second) == list(range(CLIPS - 2))
+    assert first and second

@@ -331,14 +331,15 @@ def gpu_command(
     if minutes <= 0:
         raise HarvestError(f"minutes: expected more than 0, got {minutes}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise HarvestError("PyTorch finds no GPU here: give --device cpu for a trial at tiny sizes")
     machine = Machine(place, seconds=1.0 if place.type != "cpu" else 0.01)
     found = _opened(out, describe_machine(place))
     left = [part for part in parts if not found["parts"].get(part, {}).get("done")]
     end_s = time.monotonic() + 60 * minutes
-    while left:
-        share = PARTS[left[0]][1] / sum(PARTS[part][1] for part in left)
-        _measure(left[0], machine, found, out, seconds=max(0.1, share * (end_s - time.monotonic())))
-        left.pop(0)
+    for place_in, part in enumerate(left):
+        share = PARTS[part][1] / sum(PARTS[later][1] for later in left[place_in:])
+        _measure(part, machine, found, out, seconds=max(0.1, share * (end_s - time.monotonic())))
     say(f"written: {out / 'gpu.md'}, {out / 'gpu.json'}")
     print(page_of(found))
 

@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from harvest.bench.work import OPTIONS, teacher_sizes
 from harvest.config import RunConfig
+from harvest.data.stored_rows import row_size
+from harvest.interfaces import Grid
 from harvest.model.video_text import ModelConfig
+from harvest.objectives.embedding_alignment import EmbeddingAlignmentConfig
+from harvest.objectives.masked_alignment import MaskedAlignmentConfig
+from harvest.objectives.post_pretraining import PostPretrainingConfig
+from harvest.objectives.teacher_cache import fields_of
+from harvest.objectives.text_store import STORED
 
 DAY_H = 24.0
 PREFETCH = 4
@@ -97,19 +105,42 @@ def host_lines(config: RunConfig, sizes: ModelConfig, stages: Sequence[Stage], g
     """Memory and disk of the machine that `gpus` devices are in."""
     video, data, lines = sizes.video, config.data, []
     share = max(-(-stage.global_batch // gpus) for stage in stages)
-    clip = data.num_frames * 3 * video.image_size**2
+    stored = stored_bytes(config, sizes)
+    clip = data.num_frames * 3 * video.image_size**2 + stored
     if data.cache == "none" and data.workers:
         shared = gpus * data.workers * PREFETCH * share * clip / 1e9
         lines.append(Line("shared memory of all devices' workers (/dev/shm)", f"{shared:,.1f} GB", "formula"))
     else:
         lines.append(Line("frames in memory", f"{clip / 1e6:.1f} MB a clip, for each device", "formula"))
     copied = max(stage.clips_per_s for stage in stages) * clip / gpus / 1e9
-    lines.append(Line("frames copied to a device", f"{copied:.2f} GB/s at most", "formula"))
+    lines.append(Line("copied to a device", f"{copied:.2f} GB/s at most", "formula"))
     if getattr(config.objective, "cache_texts", False):
-        size = {"fp32": 4, "fp16": 2}[config.objective.text_store_type]  # type: ignore[attr-defined]
-        stored = size * video.embed_dim * CAPTIONS / 1e9
-        lines.append(Line("encoded captions on disk", f"{stored:,.1f} GB for 10.7 million", "formula"))
+        disk = stored / (data.captions_per_clip or OPTIONS) * CAPTIONS / 1e9
+        lines.append(Line("encoded captions on disk", f"{disk:,.1f} GB for 10.7 million", "formula"))
+    elif stored:
+        lines.append(Line("what a teacher sees, on disk", f"{stored / 1e6:.3f} MB a clip", "formula"))
     return lines
+
+
+def stored_bytes(config: RunConfig, sizes: ModelConfig) -> int:
+    """Of a clip in a batch, what comes from a store (`Batch.stored`)."""
+    objective, video = config.objective, sizes.video
+    if isinstance(objective, PostPretrainingConfig) and objective.cache_texts:
+        size = STORED[objective.text_store_type].itemsize * video.embed_dim
+        return size * (config.data.captions_per_clip or OPTIONS)
+    if isinstance(objective, EmbeddingAlignmentConfig):
+        return 2 * video.embed_dim
+    if isinstance(objective, MaskedAlignmentConfig) and objective.teacher_cache is not None:
+        grid = Grid(video.num_times, video.num_patches, video.tubelet_size, video.patch_size)
+        fields = fields_of(
+            grid,
+            layers=objective.num_layers,
+            width=teacher_sizes(objective).video.embed_dim,
+            share=objective.teacher_cache_ratio,
+            stored=objective.teacher_cache_type,
+        )
+        return row_size(fields)
+    return 0
 
 
 def time_text(hours: float) -> str:

@@ -203,7 +203,7 @@ class Memory:
 
 
 def memory_of(config: RunConfig, sizes: ModelConfig, kept: int, *, gpus: int) -> Memory:
-    """By formula: weights, gradients, moments and buckets in fp32, bf16 copies of weights, and what blocks keep."""
+    """By formula: weights, gradients, moments and buckets in fp32, copies of weights in 16 bits, and what blocks keep."""
     objective, video = config.objective, sizes.video
     with torch.device("meta"):
         model = VideoTextModel(sizes)
@@ -217,12 +217,12 @@ def memory_of(config: RunConfig, sizes: ModelConfig, kept: int, *, gpus: int) ->
     state: float = 4 * weights + (4 + 8 + buckets + average) * trained
     if config.loop.parallel == "fsdp":
         state = state / gpus
-    state += (2 if config.loop.precision == "bf16" else 0) * trained
+    state += (0 if config.loop.precision == "fp32" else 2) * trained
     teacher = teacher_of(objective) if isinstance(objective, MaskedAlignmentConfig) else None
     if teacher is not None:
         with torch.device("meta"):
             state += 4 * sum(p.numel() for p in VideoTextModel(teacher).video.parameters())
-    wide = 1 if config.loop.precision == "bf16" else 2
+    wide = 2 if config.loop.precision == "fp32" else 1
     tokens = num_seen(video, kept)
     block = wide * BYTES_A_TOKEN * tokens * video.width
     blocks = block * video.depth

@@ -135,7 +135,7 @@ def with_rows(objective: MaskedAlignment, batch: Batch, place: torch.device, pre
     """The batch with what the teacher sees of it, as the loader's workers bring it."""
     grid, settings, teaching = objective.model.grid(batch.video), objective.config, objective.teaching
     share = settings.teacher_cache_ratio
-    fields = teacher_cache.fields_of(teaching, grid, share=share, stored=settings.teacher_cache_type)
+    fields = teaching.fields(grid, share=share, stored=settings.teacher_cache_type)
     with autocast(place, precision):
         looks = teacher_cache.look(teaching, batch.example, batch.video, grid, share=share, seed=0)
     teaching.stored = fields

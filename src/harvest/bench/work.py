@@ -76,10 +76,11 @@ def teacher_of(objective: MaskedAlignmentConfig) -> ModelConfig | None:
     """Sizes of the teacher, None where the run computes none; HarvestError where they are not known here."""
     if objective.teacher_cache is not None or not objective.needs_teacher:
         return None
-    return _teacher_sizes(objective)
+    return teacher_sizes(objective)
 
 
-def _teacher_sizes(objective: MaskedAlignmentConfig) -> ModelConfig:
+def teacher_sizes(objective: MaskedAlignmentConfig) -> ModelConfig:
+    """Sizes of the teacher; HarvestError where they are not known here."""
     if objective.teacher not in KNOWN:
         raise HarvestError(
             f"plan does not know the sizes of the teacher {objective.teacher!r}; it knows {', '.join(KNOWN)}"
@@ -92,7 +93,7 @@ def _taught_mac(objective: MaskedAlignmentConfig, sizes: ModelConfig, kept: int)
     """What a teacher computes, and the heads that carry the student's layers to it."""
     macs = 0.0
     if objective.aligns:
-        width = _teacher_sizes(objective).video.embed_dim
+        width = teacher_sizes(objective).video.embed_dim
         macs += 3 * objective.num_layers * kept * sizes.video.width * width
     teacher = teacher_of(objective)
     if teacher is None:

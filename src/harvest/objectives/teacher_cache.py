@@ -72,14 +72,13 @@ def check(selection: Selection, grid: Grid, *, num_stored: int) -> None:
         )
 
 
-def fields_of(teaching: Teaching, grid: Grid, *, share: float, stored: Stored) -> Fields:
-    """What a row holds: in each frame `share` of the places."""
-    taught, M = teaching.teacher.config, num_stored(grid, share)
-    width = taught.embed_dim if taught.projection else taught.width
+def fields_of(grid: Grid, *, layers: int, width: int, share: float, stored: Stored) -> Fields:
+    """What a row holds of `layers` of `width`: in each frame `share` of the places."""
+    M = num_stored(grid, share)
     return {
         "places": (torch.int32, (M,)),
         "attention": (torch.float16, (M,)),
-        "layers": (DTYPES[stored], (len(teaching.teacher_layers), M, width)),
+        "layers": (DTYPES[stored], (layers, M, width)),
     }
 
 
@@ -133,6 +132,6 @@ def prepare(objective: Any, ready: Ready) -> None:
         Path(settings.teacher_cache),
         "teacher",
         made_of,
-        fields_of(teaching, grid, share=share, stored=settings.teacher_cache_type),
+        teaching.fields(grid, share=share, stored=settings.teacher_cache_type),
         lambda clips, video: look(teaching, clips, video, grid, share=share, seed=run.loop.seed),
     ).fields

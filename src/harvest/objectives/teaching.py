@@ -125,6 +125,13 @@ class Teaching(nn.Module):
         self.teacher._apply(fn)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
+    def fields(self, grid: Grid, *, share: float, stored: teacher_cache.Stored) -> Fields:
+        """What a store holds of a clip."""
+        taught = self.teacher.config
+        width = taught.embed_dim if taught.projection else taught.width
+        layers = len(self.teacher_layers)
+        return teacher_cache.fields_of(grid, layers=layers, width=width, share=share, stored=stored)
+
     def draw(
         self,
         batch: Batch,
