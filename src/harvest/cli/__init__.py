@@ -8,6 +8,7 @@ import os
 import sys
 
 from harvest import __version__
+from harvest.cli.encodings import write_in_any_encoding
 from harvest.cli.parsing import nearest, run
 from harvest.errors import HarvestError, RunStopped, need_torch
 from harvest.launched import end_with_launcher
@@ -78,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     A user's mistake is one message on stderr and code 2, what the machine refuses (a full disk) code 1, and a
     run that was stopped and saved code 130, or 143 where SIGTERM stopped it.
     """
+    write_in_any_encoding()
     if argv is None:
         end_with_launcher()  # before what takes seconds to import
     code = _run_safely(list(sys.argv[1:] if argv is None else argv))

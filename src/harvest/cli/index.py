@@ -59,7 +59,8 @@ class IndexOptions:
     """Number of first answers of each search that the matching head orders again; calibrates that too."""
     trust: tuple[Path, ...] | None = None
     """Folders that links may lead into, such as a media server's or git-annex's store."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] | None = None
+    """None: bf16 by PyTorch, in fp32 on a CPU without its instructions; ONNX as it was exported."""
     batch_size: int = 32
     workers: int = 1
     """Videos decoded at a time."""
@@ -80,7 +81,9 @@ class CutOptions:
     overlap: float | None = None
     """Share of a moment that it has in common with the next; new libraries take 0.5."""
     num_frames: int | None = None
-    """Frames looked at in a moment; new libraries take the model's own number."""
+    """Frames looked at in a moment; new libraries of a video model take the model's own number."""
+    frames_per_s: float | None = None
+    """Frames looked at in a second, by an image model; its new libraries take 1."""
     budget: int | None = None
     """Tubelets seen of each moment; without it all."""
 

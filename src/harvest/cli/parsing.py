@@ -1,5 +1,6 @@
 """What every command needs of a command line: functions become parsers, options are read, results printed."""
 
+import os
 from collections.abc import Callable, Iterable
 
 from harvest.errors import HarvestError
@@ -8,10 +9,18 @@ from harvest.errors import HarvestError
 def run(function: Callable[..., None], args: list[str], *, prog: str) -> None:
     import tyro
 
+    heed_no_color()
     # Settings that come as one dataclass are options like any other; a switch has the one form that changes it.
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     args = ["--help" if arg == "--help-all" else arg for arg in args]
     tyro.cli(function, args=args, prog=prog, config=config)
+
+
+def heed_no_color() -> None:
+    """Help without colours where NO_COLOR is set; tyro itself asks only whether it writes to a terminal."""
+    import tyro
+
+    tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
 
 
 def asks_help(args: list[str], text: str) -> bool:

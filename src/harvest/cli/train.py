@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harvest.cli.parsing import nearest, take_option
+from harvest.cli.parsing import heed_no_color, nearest, take_option
 from harvest.errors import HarvestError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def config_of(args: list[str], *, command: str) -> "RunConfig":
         config = tiny(name) if "--tiny" in args else RECIPES[name]()
         args = [a for a in args if a != "--tiny"]
     args = _with_none(config, args)
+    heed_no_color()
     config = tyro.cli(
         RunConfig,
         args=args,

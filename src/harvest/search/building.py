@@ -52,7 +52,7 @@ class Settings:
     background: Sequence[str] | None = None
     rerank: Annotated[int | None, Range(least=0, most=MAX_RERANK)] = None
     trust: tuple[str, ...] | None = None
-    precision: Precision = "fp32"
+    precision: Precision | None = None
     batch_size: Annotated[int, Range(least=1)] = 32
     workers: Annotated[int, Range(least=1, most=64)] = 1
     verify: bool = False
@@ -89,10 +89,10 @@ def build(
         raise HarvestError("--repair is for libraries in a folder: PostgreSQL is restored from its backup")
     started = time.monotonic()
     if world_rank_size()[0] == 0:
-        with writing(out):
+        with writing(out) as claim:
             if settings.repair and (Path(out) / "library.db").exists():
                 repair(Path(out) / "library.db")
-            return _Run(out, settings, progress).run(paths, started)
+            return _Run(out, settings, progress, claim).run(paths, started)
     barrier()  # until rank 0 has made the library
     return _Run(out, dataclasses.replace(settings, reindex=False), None).run(paths, started)
 
@@ -100,9 +100,13 @@ def build(
 class _Run:
     """One run of the indexer."""
 
-    def __init__(self, out: str | Path, settings: Settings, progress: OnProgress | None) -> None:
+    def __init__(
+        self, out: str | Path, settings: Settings, progress: OnProgress | None, claim: bytes | None = None
+    ) -> None:
         self.settings, self.progress = settings, progress
         self.library, self.model = _open(out, settings)
+        if isinstance(self.library.database, PostgresDatabase):
+            self.library.database.join(claim)
         self.counts = Counter[str]()
 
     def run(self, paths: Sequence[Path], started: float) -> IndexReport:
@@ -222,7 +226,7 @@ class _Run:
             [path for path, _ in wanted],
             self.library.facts.segmentation,
             decoders=decoders,
-            precision=self.settings.precision,
+            precision=self.settings.precision or self.model.precision,
             batch_size=self.settings.batch_size,
             workers=self.settings.workers,
         )
@@ -253,7 +257,7 @@ def _opened(
         )
     if facts is None or settings.reindex:
         return _begin(database, facts, settings)
-    if settings.segmentation is not None and settings.segmentation != facts.segmentation:
+    if settings.segmentation is not None and _asked(settings.segmentation, facts) != facts.segmentation:
         raise HarvestError(
             f"{database.name} was cut with {facts.segmentation}, and {settings.segmentation} is asked for: give --reindex to cut anew"
         )
@@ -287,6 +291,23 @@ def _check_matches(model: Encoder) -> None:
     matching(model)
 
 
+def _asked(segmentation: Segmentation, facts: Facts) -> Segmentation:
+    """What is asked for, with a library's own way of counting frames where that is left open."""
+    if segmentation.num_frames is not None or segmentation.frames_per_s is not None:
+        return segmentation
+    return dataclasses.replace(segmentation, frames_per_s=facts.segmentation.frames_per_s)
+
+
+def _begun(asked: Segmentation | None, before: Segmentation | None, model: Encoder) -> Segmentation:
+    """How a new library is cut: as asked for, else as before; an image model sees a frame a second unless told otherwise."""
+    found = asked or before or Segmentation()
+    if model.is_frame_wise and found.num_frames is None and found.frames_per_s is None:
+        found = dataclasses.replace(found, frames_per_s=1.0)
+    if not model.is_frame_wise and asked is None:
+        found = dataclasses.replace(found, frames_per_s=None)
+    return model.settle(found)
+
+
 def _has_quarantine(database: Database | PostgresDatabase) -> bool:
     return isinstance(database, Database) and database.path.with_name("quarantine.jsonl").exists()
 
@@ -301,18 +322,20 @@ def _begin(
     model = open_encoder(source)
     if settings.rerank:
         _check_matches(model)
-    segmentation = settings.segmentation or (facts.segmentation if facts else Segmentation())
+    segmentation = _begun(settings.segmentation, facts.segmentation if facts else None, model)
     facts = Facts(
         model=model.source,
         model_digest=model.digest,
         model_signature=signature(model.source),
         width=model.width,
-        segmentation=model.settle(segmentation),
+        segmentation=segmentation,
         rerank=settings.rerank or 0,
         knows_everyday_words=knows_everyday_words(model),
         trust=settings.trust or (facts.trust if facts else ()),
     )
-    model.check(facts.segmentation, settings.precision)
+    if facts.segmentation.frames_per_s is not None and not model.is_frame_wise:
+        raise HarvestError("frames_per_s is for image models: a video model sees num_frames of each moment")
+    model.check(facts.segmentation, settings.precision or model.precision)
     if model.budgets and facts.segmentation.budget is None:
         say(
             f"{model.source} was trained to see {', '.join(map(str, model.budgets))} tubelets of a clip, and is worse"

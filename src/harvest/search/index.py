@@ -29,7 +29,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from harvest.data.video import IMAGE_SUFFIXES, read_clip
+from harvest.data.video import IMAGE_SUFFIXES, probe, read_clip
 from harvest.errors import HarvestError, need_torch
 from harvest.plain_types import OnProgress
 from harvest.ranges import Range, check_range
@@ -55,6 +55,7 @@ from harvest.search.results import Answer, Broken, Hit, IndexReport, Moment, Sta
 T = TypeVar("T")
 MAX_QUERY_CHARACTERS = 2000
 MAX_HITS = 1000
+MOST_FRAMES = 32  # of a clip that is asked with, where frames are counted by the second
 MOST_LOOKED_AT = 20_000  # moments of a search whose nearest are nearly all unwanted, or overlap
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NUM_EXAMPLES = 4
@@ -410,14 +411,22 @@ class Index:
         clip = self.decode(
             read_clip,
             path,
-            num_frames=1 if is_picture else segmentation.num_frames or model.num_frames,
+            num_frames=1 if is_picture else self._frames_of(path, start_s, end_s),
             **model.squares,
             start_s=start_s,
             end_s=end_s,
         )
         # as the library's own moments are seen
-        vector: Floats = model.embed_clips(clip.pixels[None], None if is_picture else segmentation)[0]
-        return vector
+        clips = clip.pixels[:, None] if model.is_frame_wise else clip.pixels[None]
+        return _unit(model.embed_clips(clips, None if is_picture else segmentation).mean(axis=0))
+
+    def _frames_of(self, path: Path, start_s: float, end_s: float | None) -> int:
+        """Frames of a clip that is asked with, as many as the library's moments have."""
+        segmentation = self._library.facts.segmentation
+        if segmentation.frames_per_s is None:
+            return segmentation.num_frames or self._model().num_frames
+        long_s = (self.decode(probe, path).duration_s if end_s is None else end_s) - start_s
+        return max(1, min(MOST_FRAMES, round(long_s * segmentation.frames_per_s)))
 
     # ---- moments
 

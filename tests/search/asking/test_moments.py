@@ -112,13 +112,19 @@ def test_pictures_of_windows_that_overlap_are_encoded_once(tmp_path: Path, image
         path, ground.repeat_interleave(8, 2).repeat_interleave(8, 3).repeat(96, 1, 1, 1), fps=8
     )  # 12 s, one shot
     model, _ = load_model(image_model)
-    encoder = WindowEncoder(TorchEncoder(str(image_model)), Segmentation())
-    found = [w for w in windows(path, Segmentation(), num_frames=8, squares=SQUARES) if isinstance(w, Window)]
-    assert [w.start_s for w in found] == [0.0, 2.0, 4.0, 6.0]
-    vectors = np.concatenate([encoder(found[:2]), encoder(found[2:])])
-    assert encoder.num_encoded < 8 * len(found)
-    whole = encode_clips(model, torch.from_numpy(np.stack([w.pictures for w in found])), mode="image").pooled
-    torch.testing.assert_close(torch.from_numpy(vectors), whole, atol=1e-5, rtol=1e-5)
+    for by_second in (None, 1.0):
+        segmentation = Segmentation(frames_per_s=by_second)
+        encoder = WindowEncoder(TorchEncoder(str(image_model)), segmentation)
+        found = [
+            w for w in windows(path, segmentation, num_frames=8, squares=SQUARES) if isinstance(w, Window)
+        ]
+        assert [w.start_s for w in found] == [0.0, 2.0, 4.0, 6.0]
+        vectors = np.concatenate([encoder(found[:2]), encoder(found[2:])])
+        assert encoder.num_encoded == (12 if by_second else len({id(p) for w in found for p in w.pictures}))
+        for window, vector in zip(found, vectors, strict=True):
+            video = torch.from_numpy(np.stack(window.pictures))[None]
+            whole = encode_clips(model, video, mode="image").pooled[0]
+            torch.testing.assert_close(torch.from_numpy(vector), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_the_picture_of_a_curve() -> None:

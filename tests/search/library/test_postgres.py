@@ -141,6 +141,25 @@ def test_one_indexer_at_a_time_is_named(address: str) -> None:
         pass
 
 
+def test_an_indexer_that_lost_its_lock_to_another_writes_no_more(store: PostgresStore, address: str) -> None:
+    """As after a restart of the server: the second may begin, and the first is told at its next write."""
+    first = indexing_alone(address)
+    store.database.join(first.__enter__())
+    store.put([video("a", 3, seed=1)])
+    end_connections(address)
+    store.put([video("b", 3, seed=2)])  # nobody else has begun: it goes on
+    with indexing_alone(address) as claim:
+        other = PostgresStore(PostgresDatabase(address, create=True), width=WIDTH)
+        other.database.join(claim)
+        for write in (lambda: store.put([video("c", 3, seed=3)]), lambda: store.database.set(facts=b"old")):
+            with pytest.raises(HarvestError, match=r"is being indexed by harvest \d+ on .*this run ends"):
+                write()
+        other.put([video("d", 3, seed=4)])
+        assert other.entries().keys() == {"a", "b", "d"} and other.database.get("facts") is None
+        other.database.close()
+    first.__exit__(None, None, None)
+
+
 def test_a_server_that_is_not_there_is_one_sentence_without_the_password(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -63,6 +63,33 @@ def test_a_window_shows_what_a_clip_of_its_stretch_shows(three_scenes: Path) -> 
         assert np.array_equal(np.stack(window.pictures), clip.pixels)
 
 
+def test_frames_by_the_second_are_seen_once(three_scenes: Path) -> None:
+    """One for each second of a shot, from its middle; windows that overlap show the same."""
+    found, end = cut_up(three_scenes, Segmentation(window_s=4.0, frames_per_s=1.0))
+    spans = [(window.start_s, window.end_s) for window in found]
+    assert spans == [(0.0, 3.0), (3.0, 5.0), (5.0, 9.0), (7.0, 11.0), (9.0, 13.0), (11.0, 16.0)]
+    assert [len(window.pictures) for window in found] == [3, 2, 4, 4, 4, 5]
+    assert len({id(picture) for window in found for picture in window.pictures}) == end.duration_s
+    for window in found:
+        clip = read_clip(
+            three_scenes,
+            num_frames=len(window.pictures),
+            image_size=64,
+            start_s=window.start_s,
+            end_s=window.end_s,
+        )
+        assert np.array_equal(np.stack(window.pictures), clip.pixels)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"window_s": 0.4}, {"window_s": 4.0, "overlap": 0.9}, {"window_s": 1.0}]
+)
+def test_every_window_has_a_frame(settings: dict, three_scenes: Path) -> None:
+    for frames_per_s in (0.1, 1.0, 3.0):
+        found, _ = cut_up(three_scenes, Segmentation(**settings, frames_per_s=frames_per_s))
+        assert all(window.pictures for window in found)
+
+
 def test_every_second_belongs_to_a_window(three_scenes: Path) -> None:
     for overlap in (0.0, 0.5, 0.8):
         found, end = cut_up(three_scenes, Segmentation(window_s=2.0, overlap=overlap))
@@ -97,7 +124,8 @@ def test_a_file_that_is_no_video(tmp_path: Path) -> None:
         list(windows(path, Segmentation(), num_frames=4, squares=SQUARES))
 
 
-@pytest.mark.parametrize("wrong", [{"window_s": 0.0}, {"overlap": 0.95}, {"num_frames": 0}, {"budget": 0}])
+@pytest.mark.parametrize("wrong", [{"window_s": 0.0}, {"overlap": 0.95}, {"num_frames": 0}, {"budget": 0},
+                                   {"frames_per_s": 0.0}, {"frames_per_s": 1.0, "num_frames": 4}])  # fmt: skip
 def test_settings_check_themselves(wrong: dict) -> None:
     with pytest.raises(HarvestError):
         Segmentation(**wrong)

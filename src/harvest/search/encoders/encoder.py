@@ -61,6 +61,8 @@ class Encoder(Protocol):
     """E."""
     num_frames: int
     """The frames that a moment is shown with, where nobody says another number."""
+    precision: Precision
+    """The fastest that gives the vectors of fp32 nearly (`docs/results.md`), on a machine that computes in it."""
     is_frame_wise: bool
     """It sees frames one by one; the vector of a clip is the mean of its frames'."""
     context_length: int

@@ -19,6 +19,8 @@ from harvest.search.library.store import Floats
 class OnnxEncoder:
     """`Encoder` by the runner of an export."""
 
+    precision: Precision = "fp32"
+
     def __init__(self, folder: Path) -> None:
         self.source = named(str(folder))
         try:

@@ -25,6 +25,8 @@ from harvest.tokens import budget_of
 class TorchEncoder:
     """`Encoder` by `load_pretrained`, on this rank's GPU where there is one."""
 
+    precision: Precision = "bf16"
+
     def __init__(self, source: str) -> None:
         self.source = named(source)
         self.model: VideoTextModel

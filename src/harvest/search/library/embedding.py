@@ -27,6 +27,7 @@ from harvest.search.library.segmentation import Cut, Segmentation, Window
 from harvest.search.library.store import Floats, Spans
 
 Item = Window | Cut | VideoError
+PICTURES = 32  # of a frame-wise tower, encoded at once
 
 
 class Embedded(NamedTuple):
@@ -110,13 +111,14 @@ class WindowEncoder:
             self.num_encoded += len(batch)
             return self._encode(video)
         distinct = {id(picture): picture for window in batch for picture in window.pictures}
-        new = {key: picture for key, picture in distinct.items() if key not in self._seen}
-        if new:
-            pooled = self._encode(np.stack(list(new.values()))[:, None])
+        new = [item for item in distinct.items() if item[0] not in self._seen]
+        for start in range(0, len(new), PICTURES):
+            some = new[start : start + PICTURES]
+            pooled = self._encode(np.stack([picture for _, picture in some])[:, None])
             self._seen |= {
-                key: (picture, vector) for (key, picture), vector in zip(new.items(), pooled, strict=True)
+                key: (picture, vector) for (key, picture), vector in zip(some, pooled, strict=True)
             }
-            self.num_encoded += len(new)
+        self.num_encoded += len(new)
         self._seen = {key: value for key, value in self._seen.items() if key in distinct}
         means = [
             np.stack([self._seen[id(picture)][1] for picture in window.pictures]).mean(axis=0)

@@ -152,11 +152,14 @@ def read_facts(database: Database | PostgresDatabase) -> Facts | None:
 
 
 @contextmanager
-def writing(place: str | Path) -> Iterator[None]:
-    """Be the only indexer of a library; HarvestError where another is at work. The lock ends with the process."""
+def writing(place: str | Path) -> Iterator[bytes | None]:
+    """Be the only indexer of a library; HarvestError where another is at work. The lock ends with the process.
+
+    Yields what a database knows the run by (`PostgresDatabase.join`).
+    """
     if is_address(place):
-        with indexing_alone(str(place)):
-            yield
+        with indexing_alone(str(place)) as claim:
+            yield claim
         return
     folder = Path(place)
     try:
@@ -174,7 +177,7 @@ def writing(place: str | Path) -> Iterator[None]:
             ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        yield
+        yield None
     finally:
         os.close(lock)
 

@@ -20,6 +20,7 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from queue import Empty, LifoQueue
@@ -42,6 +43,7 @@ _CANDIDATES = 100  # of HNSW at least
 _WAIT_S = 60.0  # for a server that was there before
 _AGAIN_S = 0.5
 _LOCK = 0x68617276657374  # "harvest": of the one indexer, and of migrations
+_CLAIM = "indexer"  # the fact that says which run may write
 _LOST = {"57P01", "57P02", "57P03", "40001", "40P01"}  # shut down, crashed, starting; serialisation, deadlock
 
 MIGRATIONS: tuple[str, ...] = (
@@ -85,6 +87,7 @@ class PostgresDatabase:
         self.name = f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
         """For messages: without user and password."""
         self._create, self._is_ready = create, False
+        self._claim: bytes | None = None
         self.run(lambda _: None)
 
     def run(self, work: Callable[[Connection], T]) -> T:
@@ -107,6 +110,27 @@ class PostgresDatabase:
                 time.sleep(_AGAIN_S)
             except psycopg.Error as error:
                 raise Unavailable(f"{self.name}: {_first_line(error)}") from error
+
+    def join(self, claim: bytes | None) -> None:
+        """Write from now on as part of the run with this claim (`indexing_alone`); None: the one that has it now."""
+        self._claim = self.get(_CLAIM) if claim is None else claim
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """`run`, of an indexer; HarvestError where another has begun since, as after a restart of the server."""
+
+        def guarded(connection: Connection) -> T:
+            if self._claim is not None:  # the row stays as it is until this transaction ends
+                sql = "SELECT value FROM harvest_meta WHERE key = %s FOR SHARE"
+                row = connection.execute(sql, (_CLAIM,)).fetchone()
+                if row is None or bytes(row[0]) != self._claim:
+                    who = "another" if row is None else bytes(row[0]).rpartition(b" ")[0].decode()
+                    raise HarvestError(
+                        f"{self.name} is being indexed by {who}, which began when the server had lost this run's lock:"
+                        " this run ends, what it wrote stays"
+                    )
+            return work(connection)
+
+        return self.run(guarded)
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -179,11 +203,11 @@ class PostgresDatabase:
         sql = (
             "INSERT INTO harvest_meta VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
         )
-        self.run(lambda connection: connection.cursor().executemany(sql, list(facts.items())))
+        self.write(lambda connection: connection.cursor().executemany(sql, list(facts.items())))
 
     def remove(self, *keys: str) -> None:
         sql = "DELETE FROM harvest_meta WHERE key = ANY(%s)"
-        self.run(lambda connection: connection.execute(sql, (list(keys),)))
+        self.write(lambda connection: connection.execute(sql, (list(keys),)))
 
     def size_bytes(self) -> int:
         sql = (
@@ -205,11 +229,11 @@ class PostgresDatabase:
 
 
 @contextmanager
-def indexing_alone(address: str) -> Iterator[None]:
+def indexing_alone(address: str) -> Iterator[bytes]:
     """Be the only indexer of a library, with the other ranks of its run; HarvestError where another is at work.
 
-    The lock ends with the process, and with the server, whose restart lets a second indexer begin; transactions keep
-    each video whole all the same.
+    The lock ends with the process, and with the server. A second indexer may begin after a restart of the server: it
+    takes the claim that is yielded here, and the first is refused at its next write (`PostgresDatabase.write`).
     """
     database = PostgresDatabase(address, create=True)
     try:
@@ -231,7 +255,9 @@ def indexing_alone(address: str) -> Iterator[None]:
                 raise HarvestError(
                     f"{database.name} is being indexed by {row[0] if row else 'another'}: wait for it, or end it"
                 )
-            yield
+            claim = f"harvest {os.getpid()} on {socket.gethostname()} {uuid.uuid4().hex}".encode()
+            database.set(**{_CLAIM: claim})
+            yield claim
     finally:
         database.close()
 
@@ -262,19 +288,19 @@ class PostgresStore:
                     for number, (start, end, vector) in enumerate(zip(*(spans or ((), (), ())), strict=True)):
                         copy.write_row((entry.id, number, float(start), float(end), _half(vector)))
 
-        self.database.run(work)
+        self.database.write(work)
 
     def update(self, entries: Sequence[Entry]) -> None:
         sql = "UPDATE harvest_videos SET size_bytes = %s, modified_ns = %s WHERE id = %s"
         rows = [(entry.size_bytes, entry.modified_ns, entry.id) for entry in entries]
-        self.database.run(lambda connection: connection.cursor().executemany(sql, rows))
+        self.database.write(lambda connection: connection.cursor().executemany(sql, rows))
 
     def begin(self) -> None:
         def work(connection: Connection) -> None:
             connection.execute(_MOMENTS.format(width=self.width).encode())
             connection.execute("DELETE FROM harvest_videos")
 
-        self.database.run(work)
+        self.database.write(work)
 
     def optimise(self) -> None:
         """Make the HNSW index of a large library; PostgreSQL keeps it up to date from then on."""
@@ -287,7 +313,7 @@ class PostgresStore:
                     "USING hnsw (vector halfvec_ip_ops) WITH (m = 16, ef_construction = 100)"
                 )
 
-            self.database.run(work)
+            self.database.write(work)
 
     # ---- reading
 

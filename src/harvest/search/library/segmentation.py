@@ -2,7 +2,8 @@
 
 The video is decoded once, in order, in the memory of one window. Pictures are taken twice as often as an encoder
 wants them, so that each window finds its own, and overlapping windows of a shot find the same ones: what was
-decoded, or by a frame-wise tower encoded, for one of them serves the next.
+decoded, or by a frame-wise tower encoded, for one of them serves the next. Where frames are counted by the second
+(`Segmentation.frames_per_s`), the second, fourth, … picture of a shot are seen, by every window that they are in.
 
 A cut is a change from one picture to the next that stands out from those around it, seen in the pictures that are
 decoded anyway. (PySceneDetect finds such hard cuts too, by a second pass of decoding and with 150 MB of OpenCV.)
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from harvest.data.video import VideoError, probe, stream_frames
 from harvest.data.video.opening import opened
 from harvest.data.video.source import as_source
+from harvest.errors import HarvestError
 from harvest.plain_types import Pixels, Selector, Squares
 from harvest.ranges import Range, check_ranges
 
@@ -44,6 +46,8 @@ class Segmentation:
     """Share of a window that it has in common with the next."""
     num_frames: Annotated[int | None, Range(least=1, most=256)] = None
     """Frames looked at in a moment; None is the model's own number."""
+    frames_per_s: Annotated[float | None, Range(above=0, most=30)] = None
+    """Frames looked at in a second, in place of a number in each moment, by a tower that sees each frame alone."""
     budget: Annotated[int | None, Range(least=1)] = None
     """Tubelets of a moment that the encoder sees; None is all."""
     selector: Selector = "motion"
@@ -58,6 +62,16 @@ class Segmentation:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.frames_per_s is not None and self.num_frames is not None:
+            raise HarvestError(
+                "frames_per_s counts by the second, num_frames by the moment: give one of them"
+            )
+
+    def frame_s(self, num_frames: int) -> float:
+        """The seconds from one frame that the encoder sees to the next, in a window of `num_frames`."""
+        if self.frames_per_s is None:
+            return self.window_s / num_frames
+        return min(1 / self.frames_per_s, self.window_s)
 
 
 class Window(NamedTuple):
@@ -83,7 +97,7 @@ def windows(
 
     Raises VideoError where nothing can be read at all.
     """
-    every_s = segmentation.window_s / (num_frames * PICTURES_PER_FRAME)
+    every_s = segmentation.frame_s(num_frames) / PICTURES_PER_FRAME
     shot = _Shot(segmentation, num_frames, 0.0)
     end_s = 0.0
     damage: str | None = None
@@ -181,9 +195,11 @@ class _Shot:
     def __init__(self, segmentation: Segmentation, num_frames: int, start_s: float) -> None:
         self.window_s = segmentation.window_s
         self.num_frames = num_frames
-        every_s = segmentation.window_s / (num_frames * PICTURES_PER_FRAME)
-        # The step is a whole number of pictures, so that windows that overlap look at the same ones.
-        self.step_s = max(1, round(segmentation.window_s * (1 - segmentation.overlap) / every_s)) * every_s
+        self.is_by_second = segmentation.frames_per_s is not None
+        self.frame_s = segmentation.frame_s(num_frames)
+        # The step is a whole number of pictures, or of frames, so that windows that overlap look at the same ones.
+        unit_s = self.frame_s / (1 if self.is_by_second else PICTURES_PER_FRAME)
+        self.step_s = max(1, round(segmentation.window_s * (1 - segmentation.overlap) / unit_s)) * unit_s
         self.start_s = start_s
         self.next_s = start_s
         self.times_s: list[float] = []
@@ -203,6 +219,8 @@ class _Shot:
             yield self._window(end_s)
 
     def _window(self, end_s: float) -> Window:
+        if self.is_by_second:
+            return Window(self.next_s, end_s, self._every_frame(end_s))
         length_s = end_s - self.next_s
         chosen: list[int] = []
         place = 0
@@ -213,3 +231,13 @@ class _Shot:
             chosen.append(place)
         pictures = tuple(self.pictures[place] for place in chosen)
         return Window(self.next_s, end_s, pictures)
+
+    def _every_frame(self, end_s: float) -> tuple[Pixels, ...]:
+        """The pictures in the middles of the window's frames, or its first where it is shorter than half of one."""
+        shown = [
+            picture
+            for time_s, picture in zip(self.times_s, self.pictures, strict=True)
+            if time_s < end_s - 1e-6
+            and round(PICTURES_PER_FRAME * (time_s - self.start_s) / self.frame_s) % PICTURES_PER_FRAME
+        ]
+        return tuple(shown or self.pictures[:1])
