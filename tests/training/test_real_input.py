@@ -47,7 +47,7 @@ def test_real_clips_are_learnt_by_heart_and_odd_files_reported(
     words = f"train mini-harvest --out {run} --data.train {WEBVID} --data.more {more} --data.cache memory"
     learn = (
         "--objective.text-tower trained --objective.no-cache-texts --objective.text-bank 0 --objective.selector random "
-        "--objective.drop-ratio 0.75 --objective.masked-words-weight 0 --loop.global-batch 64 --loop.steps 250 --loop.threads 1 "
+        "--objective.drop-ratio 0.75 --objective.masked-words-weight 0 --loop.global-batch 64 --loop.steps 150 --loop.threads 1 "
         "--tuning.steps 30 --tuning.drop-ratio 0 --tuning.lr 3e-4"
     )
     assert main([*words.split(), *learn.split()]) == 0
