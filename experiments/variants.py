@@ -24,8 +24,10 @@ from harvest.files import write_file
 from harvest.interfaces import HarvestError
 from harvest.machine import num_cores
 from harvest.model.importing.pretrained import load_pretrained
+from harvest.objectives.text_tuning import TextTuningConfig
 from harvest.progress import bar, say
 from harvest.recipes.mini import mini_harvest
+from harvest.tokens.hard_negatives import RULES
 from harvest.training import loop
 
 
@@ -40,8 +42,8 @@ VARIANTS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "plain": lambda config: config,
     "mirrored by caption": _changed("data", flip=True),
     "mirrored always": _changed("data", flip=True, flip_sides=True),
-    "1 hard text": _changed("objective", hard_negatives=1, hard_rules=("direction", "order", "action")),
-    "1 hard text, order": _changed("objective", hard_negatives=1, hard_rules=("order",)),
+    "no hard texts": _changed("objective", hard_negatives=0, hard_rules=RULES),
+    "text tower as it was": _changed("objective", text_tuning=TextTuningConfig()),
 }
 _SHOWN = {
     "left or right": "motion_choice.horizontal",
@@ -57,7 +59,7 @@ _SHOWN = {
 def variants(
     names: tuple[str, ...] = tuple(VARIANTS),
     seeds: tuple[int, ...] = (0, 1, 2),
-    steps: int = 700,
+    steps: int = 500,
     threads: int = 1,
     out: Path = Path("runs/variants"),
 ) -> None:

@@ -20,7 +20,7 @@ from harvest.interfaces import Example, HardTextSource, HarvestError
 from harvest.objectives.contrast import HardTexts, contrast, paraphrase
 from harvest.objectives.image_text import ImageTextConfig
 from harvest.objectives.post_pretraining import PostPretrainingConfig
-from harvest.tokens.hard_negatives import false_sentences
+from harvest.tokens.hard_negatives import RULES, false_sentences
 from harvest.training.loop import train
 
 SCALE = 7.0
@@ -116,7 +116,7 @@ def test_a_run_with_hard_texts(name: str, runs: Path, tiny_run: Callable[..., Ru
 
     def first_loss(num: int) -> float:
         config = tiny_run(name, loop={"steps": 1}, tuning={"steps": 0})
-        objective = dataclasses.replace(config.objective, hard_negatives=num)
+        objective = dataclasses.replace(config.objective, hard_negatives=num, hard_rules=RULES)
         run = runs / f"hard-{name}-{num}"
         train(dataclasses.replace(config, objective=objective), run)
         line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])

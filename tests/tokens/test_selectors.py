@@ -162,6 +162,14 @@ def test_motion_keeps_the_largest_changes_of_every_part(
             assert set((changes[start:end].topk(first).indices + start).tolist()) <= kept
 
 
+def test_what_has_appeared_is_seen_while_it_stays() -> None:
+    """Two places change from time 0 to 1: at times 2 and 3 they are kept, although nothing changes there."""
+    change = torch.zeros(500, 4, 20)
+    change[:, :2, :2] = 50.0
+    keep = motion_keep(change.flatten(1), 4, budget=8, random_ratio=0.0, generator=seeded())
+    assert torch.equal(keep, torch.tensor([0, 1, 20, 21, 40, 41, 60, 61]).expand(500, -1))
+
+
 def test_still_things_are_seen_too() -> None:
     change = torch.zeros(4000, 20)
     change[:, :4] = 50.0

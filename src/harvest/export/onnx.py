@@ -38,7 +38,7 @@ from harvest.model.video_text import VideoTextModel
 from harvest.parallel import generator_for
 from harvest.tokens import Selection, budget_of
 from harvest.tokens.change import GREY_LEVELS_PER_UNIT, differences
-from harvest.tokens.selectors import STILL
+from harvest.tokens.selectors import motion_priority
 
 IN_GRAPH = ("motion", "random", "tube")
 """Selectors that a graph can hold: those that keep equally many tubelets of every clip and need no second look."""
@@ -216,7 +216,7 @@ class VideoGraph(nn.Module):
         cuts = ends * K // grid.num_times
         counts = cuts[1:] - cuts[:-1]
         moving = counts - (counts * Selection().random_ratio).round().long()
-        priority = torch.maximum(change, STILL * noise)
+        priority = motion_priority(change, noise, grid.num_times)
         inside = [(place >= ends[g]) & (place < ends[g + 1]) for g in range(NUM_GROUPS)]
         chosen = torch.zeros_like(change, dtype=torch.bool)
         for g in range(NUM_GROUPS):

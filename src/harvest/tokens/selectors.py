@@ -133,6 +133,16 @@ STILL = 1.0
 """Grey levels. Smaller changes are noise of a camera or a codec; among tubelets that change less, chance decides."""
 
 
+def motion_priority(change: Tensor, noise: Tensor, num_times: int) -> Tensor:
+    """What is seen first, `[B, N]`: the largest change; then places that change at another time; then by chance.
+
+    `change` in grey levels, `noise` from 0 to 1.
+    """
+    at_some_time = change.view(change.shape[0], num_times, -1).amax(dim=1, keepdim=True) > STILL
+    quiet = at_some_time.float().expand(-1, num_times, -1).flatten(1) + noise
+    return torch.where(change > STILL, change, STILL * quiet / 2)
+
+
 def motion_keep(
     change: Tensor,
     num_times: int,
@@ -148,7 +158,8 @@ def motion_keep(
     `change` `[B, N]` in grey levels, as `tubelet_change` measures it. The times are cut into `num_groups` runs of
     neighbours (at most one a time), each of which keeps its share of the budget, so that no part of the clip goes
     unseen. In each, `random_ratio` of what is kept is drawn from all the rest, so that still things are seen too.
-    Where nothing changes, in a still clip or one of a single frame, all is drawn at random.
+    Of what does not change, places that do at another time come first, so that what has appeared, or has not moved yet,
+    is seen. In a still clip or one of a single frame all is drawn at random.
 
     Returns int64 `[B, budget]` on the device of `change`.
     """
@@ -165,7 +176,8 @@ def motion_keep(
     noise = send(_uniform(B, N, generator, same_draws), change.device)
     moving = [count - round(count * random_ratio) for count in counts]
     if any(moving):
-        chosen = _largest(torch.maximum(change.float(), STILL * noise), sizes, moving)
+        priority = motion_priority(change.float(), noise, num_times)
+        chosen = _largest(priority, sizes, moving)
         noise = noise.scatter(1, chosen, 2.0)  # above all noise, so these are kept
     return _largest(noise, sizes, counts)
 

@@ -110,7 +110,10 @@ _GROUP_SHARES = {
     "circle": 2, "spin": 2, "still": 2,
 }  # fmt: skip
 _GROUP_DRAW = tuple(group for group, share in _GROUP_SHARES.items() for _ in range(share))
-_MOVING_GROUP_DRAW = tuple(group for group in _GROUP_DRAW if group != "still")
+# Most events are an order of two: what a caption says of it is the hardest to learn.
+_EVENT_DRAW = ("pass", "swap", "follow", *(("vanish", "jump") * 3))
+_TRAIN_DRAW = (*_GROUP_DRAW, *("visibility",) * 3)  # which takes longest to learn
+_MOVING_TRAIN_DRAW = tuple(group for group in _TRAIN_DRAW if group != "still")
 MOST_RETRIEVAL = 5000  # about half of what the pairs of appearances allow
 
 
@@ -121,10 +124,10 @@ def _others(rng: Generator, taken: Appearance, count: int) -> list[Appearance]:
 
 def _train_clip(rng: Generator, config: MiniWorldConfig, index: int) -> _Clip:
     kind = rng.random()
-    if kind >= 0.88:
-        return _event_clip(rng, choice(rng, ("pass", "swap", "follow", "vanish", "jump")))
-    num_still = 0 if kind < 0.68 else 1 if kind < 0.85 else 2
-    group = choice(rng, _MOVING_GROUP_DRAW if num_still else _GROUP_DRAW)
+    if kind >= 0.80:
+        return _event_clip(rng, choice(rng, _EVENT_DRAW))
+    num_still = 0 if kind < 0.63 else 1 if kind < 0.77 else 2
+    group = choice(rng, _MOVING_TRAIN_DRAW if num_still else _TRAIN_DRAW)
     actor = choice(rng, appearances(group))
     still = _others(rng, actor, num_still)
     motion = MOTIONS[choice(rng, GROUPS[group])]
