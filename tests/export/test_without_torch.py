@@ -65,7 +65,8 @@ def libraries(
     folder = tmp_path_factory.mktemp("libraries")
     plain, light = folder / "plain", folder / "light"
     cut = Segmentation(window_s=1.0, budget=BUDGET)
-    harvest.Index.build(clips, out=plain, model=video_model, segmentation=cut, background=BANK).close()
+    settings = {"segmentation": cut, "background": BANK, "precision": "fp32"}  # as the export
+    harvest.Index.build(clips, out=plain, model=video_model, **settings).close()
     made = run(
         *("index", *clips, "--out", light, "--model", exported, "--window-s", 1.0), "--background", background
     )
@@ -135,7 +136,12 @@ def test_an_image_model_sees_each_picture_once(frame_model: Path, tmp_path: Path
     vectors = []
     for number, model in enumerate((frame_model, tmp_path / "model")):
         with harvest.Index.build(
-            clips, out=tmp_path / str(number), model=model, segmentation=cut, background=BANK
+            clips,
+            out=tmp_path / str(number),
+            model=model,
+            segmentation=cut,
+            background=BANK,
+            precision="fp32",
         ) as index:
             store = index._library.store
             vectors.append(np.concatenate([store.spans(video.id).vectors for video in index.videos()]))
