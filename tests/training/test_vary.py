@@ -17,6 +17,7 @@ from harvest.evaluation.embed import embed_texts
 from harvest.interfaces import Batch, HarvestError, Losses
 from harvest.model.importing.pretrained import load_pretrained
 from harvest.objectives.post_pretraining import PostPretraining
+from harvest.objectives.text_tuning import TextTuningConfig
 from harvest.recipes.mini import mini_harvest, mini_umt_stage1
 from harvest.training.loop import train
 from harvest.training.vary import VaryConfig, show_frames, show_size, value_at
@@ -181,7 +182,8 @@ def test_a_last_stage_that_hides_nothing_has_nothing_to_rebuild(tiny_run: TinyRu
 
 
 def test_a_run_with_nested_sizes_turns_the_shared_space(runs: Path, tiny_run: TinyRun) -> None:
-    config = tiny_run(objective={"dims": (16, 64)}, loop={"steps": 2}, tuning={"steps": 0}, blend=0.5)
+    changes = {"dims": (16, 64), "text_tuning": TextTuningConfig()}
+    config = tiny_run(objective=changes, loop={"steps": 2}, tuning={"steps": 0}, blend=0.5)
     folder = train(config, runs / "nested")
     plain, tokenizer, _ = load_pretrained(config.start.model)
     nested, _, _ = load_pretrained(folder)

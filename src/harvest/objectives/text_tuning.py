@@ -99,6 +99,8 @@ def tune_text_tower(model: VideoTextModel, config: TextTuningConfig, ready: Read
     barrier()
     if path.exists():
         tower.load_state_dict(load_file(path))
+        if ready.image_model is not None:  # which may be blended in at the end
+            ready.image_model.text.load_state_dict(tower.state_dict())
 
 
 def tune(
