@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from harvest.bench import gpu
 from harvest.cli import main
 from harvest.interfaces import HarvestError
 from harvest.objectives import OBJECTIVES
+from harvest.objectives.multimodal import MultimodalConfig
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,24 @@ def test_a_part_that_fails_or_takes_too_long_is_named_and_the_rest_goes_on(
         assert said in text
     found = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert [told["done"] for told in found.values()] == [False, False, True]
+
+
+def test_losses_depend_on_no_generator_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout draws from the device's own: a GPU's differ from a CPU's."""
+    objective, batch = gpu.made(MultimodalConfig, clips=2)
+    cpu = torch.device("cpu")
+    found = []
+    for seed in (1, 2):
+        monkeypatch.setattr("harvest.objectives.multimodal.step_seed", lambda *_, of=seed: of)
+        found.append(gpu.losses_of(objective, [batch], cpu, "fp32", steps=1))
+    assert found[0] == found[1]
+
+
+def test_a_gpu_that_is_not_there_is_said(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(HarvestError, match="finds no GPU"):
+            gpu.gpu_command(tmp_path / "none", "cuda")
+        assert not (tmp_path / "none").exists()
 
 
 def test_wrong_losses_do_not_hold() -> None:

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import harvest
@@ -201,23 +202,24 @@ def memory(machine: Machine) -> Iterator[Row]:
 def packed(machine: Machine) -> Iterator[Row]:
     """Clips that keep different numbers of tubelets, packed, against equally many of each; several budgets in turns."""
     small: dict[str, Any] = {} if machine.is_gpu else {"image_size": 32}
-    found = measure_tokens(
-        machine.sizes[0],
-        selectors=("random", "run_length"),
-        budgets=(0.1, 0.2, 0.5) if machine.is_gpu else (0.2, 0.5),
-        batches=(64 if machine.is_gpu else 2,),
-        frames=8 if machine.is_gpu else 4,
-        precision=machine.precisions[-1],
-        compile=(False, True) if machine.is_gpu else (False,),
-        seconds=machine.seconds,
-        device=str(machine.device),
-        **small,
-    )
     shown = ("selector", "budget", "batch", "compiled", "step_s", "clips_per_s", "choose_ratio", "peak_gb")
-    for row in found.rows:
-        yield {name: getattr(row, name) for name in shown}
-    if machine.is_gpu:
-        yield {"graphs compiled after warm-up": found.compiled_after_warm_up}
+    for compiled in (False, True) if machine.is_gpu else (False,):
+        found = measure_tokens(
+            machine.sizes[0],
+            selectors=("random", "run_length"),
+            budgets=(0.1, 0.2, 0.5) if machine.is_gpu else (0.2, 0.5),
+            batches=(64 if machine.is_gpu else 2,),
+            frames=8 if machine.is_gpu else 4,
+            precision=machine.precisions[-1],
+            compile=(compiled,),
+            seconds=machine.seconds,
+            device=str(machine.device),
+            **small,
+        )
+        for row in found.rows:
+            yield {name: getattr(row, name) for name in shown}
+        if compiled:
+            yield {"graphs compiled after warm-up": found.compiled_after_warm_up}
 
 
 def curve(machine: Machine) -> Iterator[Row]:
@@ -291,14 +293,26 @@ def made(settings: type[Objective], *, clips: int) -> tuple[Any, Batch]:
 def losses_of(
     objective: Any, batches: list[Batch], device: torch.device, precision: Precision, *, steps: int
 ) -> list[float]:
-    """The losses of some steps of a copy of the objective on a device, with the draws of a CPU."""
-    with deterministic(True):
+    """The losses of some steps of a copy of the objective on a device, with the draws of a CPU and without dropout."""
+    with deterministic(True), without_dropout():
         torch.use_deterministic_algorithms(True, warn_only=True)  # the draws matter here
         own = copy.deepcopy(objective).to(device).train()
         step = OptimizerStep(own, build_optimizer(own, OptimConfig(lr=3e-4)), device, precision, 1.0)
         shown = [Batch(*(part.to(device) for part in batch)) for batch in batches]
         totals: list[Tensor] = [step(shown[n % len(shown)], n).total.detach() for n in range(steps)]
     return torch.stack(totals).float().cpu().tolist()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def without_dropout() -> Iterator[None]:
+    """PyTorch's dropout, which a GPU draws for itself, does nothing in the block, in attention neither."""
+    dropout, attention = F.dropout, F.scaled_dot_product_attention
+    F.dropout = lambda x, *_, **__: x
+    F.scaled_dot_product_attention = lambda *qkv, **how: attention(*qkv, **{**how, "dropout_p": 0.0})
+    try:
+        yield
+    finally:
+        F.dropout, F.scaled_dot_product_attention = dropout, attention
 
 
 # ---- one after the other -----------------------------------------------------------------------------------------
