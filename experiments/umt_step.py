@@ -10,6 +10,7 @@ import torch
 from experiments import main
 from harvest.bench.step import describe_machine, print_table, take_turns, warm_up
 from harvest.bench.umt import umt_variants
+from harvest.interfaces import HarvestError
 from harvest.parallel import Precision
 
 
@@ -39,6 +40,10 @@ def umt_step(
         seconds: For each, after two steps of warm-up.
         device: cpu or cuda; without it the GPU where there is one.
     """
+    if batch < 1 or seconds <= 0:
+        raise HarvestError(
+            f"expected a batch of at least 1 and more than 0 seconds, got {batch} and {seconds}"
+        )
     if threads is not None:
         torch.set_num_threads(threads)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
