@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,12 @@ def pytest_fixture_setup() -> None:
 
 def pytest_runtest_call() -> None:
     _seed()
+
+
+def pytest_runtest_teardown() -> None:
+    """SVT-AV1, where root encodes with it, makes the calling thread a real-time one, which starves other processes."""
+    if sys.platform == "linux" and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

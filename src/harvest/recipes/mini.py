@@ -114,8 +114,8 @@ def mini_harvest() -> RunConfig:
                 "fusion": 0.67,
             },
         ),
-        loop=LoopConfig(steps=500, global_batch=128, save_every=500),
-        tuning=TuningConfig(steps=200, drop_ratio=0.6, selector="random", lr=1e-3),
+        loop=LoopConfig(steps=800, global_batch=128, save_every=500),
+        tuning=TuningConfig(steps=250, drop_ratio=0.6, selector="random", lr=1e-3),
     )
 
 

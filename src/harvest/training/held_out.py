@@ -20,9 +20,7 @@ from harvest.data.rows import read_rows
 from harvest.evaluation.embed import mode_of
 from harvest.evaluation.settings import EvalSettings
 from harvest.evaluation.task import Evaluation, Task
-from harvest.evaluation.tasks import evaluate
-from harvest.evaluation.tasks.multiple_choice import MultipleChoiceTask
-from harvest.evaluation.tasks.retrieval import RetrievalTask
+from harvest.evaluation.tasks import evaluate, task_named
 from harvest.files import new_folder
 from harvest.interfaces import Example, HarvestError, RunStopped
 from harvest.model.folder import write_model
@@ -59,11 +57,8 @@ class Part:
     task: Task
     examples: Sequence[Example]
     left_out: dict[str, str]
-
-    @property
-    def by(self) -> str:
-        """The score that stands for it."""
-        return f"{self.name}/{'accuracy' if isinstance(self.task, MultipleChoiceTask) else 't2v_r1'}"
+    by: str
+    """The score that stands for it, `NAME/METRIC`."""
 
 
 class HeldOut:
@@ -184,7 +179,7 @@ def _part(config: RunConfig, run: Path, here: World, name: str) -> Part:
         examples, left_out = read_rows(name, videos=videos)
     if not len(examples):
         raise HarvestError(f"eval.data: {name} has no clip to score")
-    task: Task = RetrievalTask()
-    if examples[0].label is not None and len(examples[0].texts) > 1:
-        task = MultipleChoiceTask()
-    return Part(re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-"), task, examples, left_out)
+    has_options = examples[0].label is not None and len(examples[0].texts) > 1
+    task = task_named("choice" if has_options else "retrieval")()
+    label = re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-")
+    return Part(label, task, examples, left_out, f"{label}/{'accuracy' if has_options else 't2v_r1'}")

@@ -59,6 +59,13 @@ def folder(image_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def nearest(folder: Path) -> str:
+    """The file that the library itself finds first; the model, six steps old, knows nothing."""
+    with harvest.Index.open(folder) as index:
+        return Path(index.search(SEEN, k=1).hits[0].path).name
+
+
+@pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     with served(folder) as (address, _):
         yield address
@@ -112,14 +119,14 @@ def search(page: Any, text: str) -> None:
     page.wait_for_selector(".card .line svg >> visible=true")
 
 
-def test_a_sentence_finds_moments_as_one_types(page: Any) -> None:
+def test_a_sentence_finds_moments_as_one_types(page: Any, nearest: str) -> None:
     assert page.inner_text("#status").partition(",")[0] == f"{9 if SHARED.is_dir() else 7} videos"
     page.locator("#text").press_sequentially(SEEN, delay=30)  # without Enter
     page.wait_for_selector(".card .line svg >> visible=true")
     assert re.fullmatch(r"\d+ moments in \d videos", page.inner_text("#status"))
     first = page.locator(".card").first
     assert (
-        first.locator(".path").inner_text() == "day 0.mp4"
+        first.locator(".path").inner_text() == nearest
         and first.locator(".match").inner_text() == "Possible match"
         and "of sentences about nothing here" in first.locator(".match").get_attribute("title")
     )
@@ -319,14 +326,14 @@ def test_back_closes_the_player_and_returns_to_the_last_search(page: Any) -> Non
     until(page, "document.querySelector('#text').value === 'an orange cross'")
 
 
-def test_a_link_to_a_moment_plays_it(page: Any, browser: Any) -> None:
+def test_a_link_to_a_moment_plays_it(page: Any, browser: Any, nearest: str) -> None:
     search(page, SEEN)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.locator(".media").first.click()
     title = page.inner_text("#player-title")
     page.click("[data-do=path]")
     until(page, "document.querySelector('#player .note').textContent === 'Copied the path.'")
-    assert page.evaluate("navigator.clipboard.readText()").endswith("day 0.mp4")
+    assert page.evaluate("navigator.clipboard.readText()").endswith(nearest)
     page.click("[data-do=link]")
     until(page, "document.querySelector('#player .note').textContent === 'Copied the link.'")
     link = page.evaluate("navigator.clipboard.readText()")
@@ -339,7 +346,7 @@ def test_a_link_to_a_moment_plays_it(page: Any, browser: Any) -> None:
     other.close()
     with page.expect_download() as download:
         page.click("#download")
-    assert download.value.suggested_filename == "day 0.mp4"
+    assert download.value.suggested_filename == nearest
 
 
 def test_a_picture_that_starts_after_the_sound_is_shown_at_its_second(page: Any, address: str) -> None:
