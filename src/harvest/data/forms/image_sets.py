@@ -28,6 +28,26 @@ def pixel_prose(record: Record) -> Iterator[Entry]:
 
 FORMS = (
     Form(
+        "cc3m",
+        "CC3M (Conceptual Captions)",
+        ("caption", "video"),
+        size="3.3 M pictures",
+        terms="free to use, Google's; the owners' on the pictures",
+        hosted="addresses",
+        note="A file without a header, the caption first; read without being named too.",
+        automatic=False,
+    ),
+    Form(
+        "cc12m",
+        "CC12M (Conceptual 12M)",
+        ("video", "caption"),
+        size="12.4 M pictures",
+        terms="free to use, Google's; the owners' on the pictures",
+        hosted="addresses",
+        note="A file without a header, the address first; read without being named too. Names of people are <PERSON>.",
+        automatic=False,
+    ),
+    Form(
         "coco",
         "COCO Captions",
         ("images", "annotations"),

@@ -332,6 +332,17 @@ FORMS = (
         note="Clips of 0.8 s on average. Times are those of whole videos, not of chunks of 600 s.",
     ),
     Form(
+        "k710",
+        "Kinetics-710 (UniFormerV2)",
+        ("video", "label"),
+        size="658,000 clips of K400, K600 and K700 (list of UMT)",
+        terms="CC-BY-4.0 on the lists; YouTube's on the videos",
+        hosted="ids",
+        overlaps="K400, K600, K700",
+        note="A file without a header, as VideoMAE and UMT write lists: video, label; read without being named too.",
+        automatic=False,
+    ),
+    Form(
         "caption-list",
         "a list of files and captions (UMT, VindLU)",
         ("video", "caption"),
