@@ -12,6 +12,8 @@ from experiments import selectors, umt_stages
 from harvest.config import RunConfig
 from harvest.data.miniworld import MiniWorldConfig
 from harvest.interfaces import HarvestError
+from harvest.objectives.post_pretraining import PostPretrainingConfig
+from harvest.objectives.text_tuning import TextTuningConfig
 
 SMALL = MiniWorldConfig(seed=7, train=48, retrieval=20, questions=8)
 
@@ -19,7 +21,13 @@ SMALL = MiniWorldConfig(seed=7, train=48, retrieval=20, questions=8)
 def small(config: RunConfig) -> RunConfig:
     loop = dataclasses.replace(config.loop, global_batch=8)
     optim = dataclasses.replace(config.optim, warmup_steps=1)
-    return dataclasses.replace(config, world=SMALL, loop=loop, optim=optim)
+    config = dataclasses.replace(config, world=SMALL, loop=loop, optim=optim)
+    if isinstance(config.objective, PostPretrainingConfig):
+        tuning = TextTuningConfig(steps=2, captions=4)
+        config = dataclasses.replace(
+            config, objective=dataclasses.replace(config.objective, text_tuning=tuning)
+        )
+    return config
 
 
 def test_ways_of_choosing_get_equal_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
