@@ -260,10 +260,8 @@ Part = Literal["objectives", "curve", "ceilings", "steps", "memory", "umt", "pac
 
 def made(settings: type[Objective], *, clips: int) -> tuple[Any, Batch]:
     """An objective on a model of the mini-world's size with random weights, and clips of noise that it can learn from."""
-    place, run = (
-        torch.device("cpu"),
-        SimpleNamespace(loop=SimpleNamespace(seed=0)),
-    )  # PyAV is behind RunConfig
+    place = torch.device("cpu")
+    run = SimpleNamespace(loop=SimpleNamespace(seed=0))  # all that is read of it: RunConfig needs PyAV
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if issubclass(settings, MaskedAlignmentConfig):

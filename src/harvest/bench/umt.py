@@ -14,7 +14,7 @@ from harvest.interfaces import Batch
 from harvest.model.alignment import student_tower
 from harvest.model.fusion import FusionConfig
 from harvest.model.inflation import as_teacher
-from harvest.model.text_encoder import TextEncoderConfig
+from harvest.model.text_encoder import bert_text
 from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel, compile_blocks
 from harvest.objectives import teacher_cache
@@ -57,20 +57,13 @@ def stage1(
 def stage2(model: Size, frames: int, place: torch.device, precision: Precision) -> Multimodal:
     torch.manual_seed(0)
     is_small = model == "mini"
-    text = TextEncoderConfig(
+    text = bert_text(
         vocab_size=768 if is_small else 30522,
         context_length=32,
         width=128 if is_small else 768,
         depth=3 if is_small else 9,
         num_heads=4 if is_small else 12,
         mlp_width=512 if is_small else 3072,
-        activation="gelu",
-        norm_eps=1e-12,
-        causal=False,
-        norms="after",
-        dropout=0.1,
-        pooling="first",
-        projection_bias=True,
         start_id=101,
         end_id=None,
         pad_id=0,

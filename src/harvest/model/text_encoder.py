@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,20 @@ class TextEncoderConfig:
             raise HarvestError("text.class_token goes with causal texts")
         if self.width % self.num_heads:
             raise HarvestError(f"text.width {self.width} is not a multiple of num_heads {self.num_heads}")
+
+
+def bert_text(**settings: Any) -> TextEncoderConfig:
+    """A BERT's text tower with a projection: `settings` are its sizes and ids, and what differs from BERT-base."""
+    bert = {
+        "activation": "gelu",
+        "norm_eps": 1e-12,
+        "causal": False,
+        "norms": "after",
+        "dropout": 0.1,
+        "pooling": "first",
+        "projection_bias": True,
+    }
+    return TextEncoderConfig(**{**bert, **settings})
 
 
 class TextEncoder(nn.Module):

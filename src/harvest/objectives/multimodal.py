@@ -22,7 +22,7 @@ from harvest.model.alignment import AlignmentHeads
 from harvest.model.fusion import FusionConfig
 from harvest.model.importing.sources import find_model
 from harvest.model.importing.umt import read_heads
-from harvest.model.text_encoder import TextEncoderConfig
+from harvest.model.text_encoder import bert_text
 from harvest.model.video_encoder import VideoEncoder
 from harvest.model.video_text import ModelConfig, VideoTextModel
 from harvest.objectives import teacher_cache
@@ -42,20 +42,13 @@ from harvest.tokens import DropRatio, Selection, at_hidden, choose_equally, mask
 if TYPE_CHECKING:
     from harvest.config import RunConfig
 
-_TINY_BERT = TextEncoderConfig(
+_TINY_BERT = bert_text(
     vocab_size=768,
     context_length=32,
     width=64,
     depth=1,
     num_heads=2,
     mlp_width=128,
-    activation="gelu",
-    norm_eps=1e-12,
-    causal=False,
-    norms="after",
-    dropout=0.1,
-    pooling="first",
-    projection_bias=True,
     start_id=0,
     end_id=1,
     pad_id=2,

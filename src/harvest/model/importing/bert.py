@@ -19,7 +19,7 @@ from harvest.model.importing.assembly import check_tokenizer
 from harvest.model.importing.files import read_folder
 from harvest.model.importing.tables import ImportReport, Row, Table, layer_rows, rename, stack_depth
 from harvest.model.importing.vocabularies import bert_ids, bert_tokenizer, find_vocabulary
-from harvest.model.text_encoder import TextEncoderConfig
+from harvest.model.text_encoder import TextEncoderConfig, bert_text
 from harvest.model.tokenizer import Tokenizer
 from harvest.settings import read_json
 
@@ -167,7 +167,7 @@ def load_bert(
     if activation != "gelu":
         raise HarvestError(f"{folder}: activation {activation!r} is not supported in a BERT, only 'gelu'")
     num_heads = config.get("num_attention_heads", 12)
-    text = TextEncoderConfig(
+    text = bert_text(
         vocab_size=vocab_size,
         context_length=ours["text.positions"].shape[0],
         width=width,
@@ -175,13 +175,8 @@ def load_bert(
         num_heads=num_heads,
         mlp_width=config.get("intermediate_size", 4 * width),
         embed_dim=embed_dim,
-        activation="gelu",
         norm_eps=config.get("layer_norm_eps", 1e-12),
-        causal=False,
-        norms="after",
         dropout=config.get("hidden_dropout_prob", 0.1),
-        pooling="first",
-        projection_bias=True,
         **bert_ids(tokenizer),
     )
     check_tokenizer(tokenizer, text, str(folder))

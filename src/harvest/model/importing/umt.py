@@ -41,7 +41,7 @@ from harvest.model.importing.tables import (
 )
 from harvest.model.importing.vocabularies import bert_ids, bert_tokenizer, find_vocabulary
 from harvest.model.layers import resize_positions, sinusoid
-from harvest.model.text_encoder import TextEncoderConfig
+from harvest.model.text_encoder import bert_text
 from harvest.model.tokenizer import Tokenizer
 from harvest.model.video_encoder import VideoEncoder, VideoEncoderConfig
 from harvest.model.video_text import ModelConfig, VideoTextModel
@@ -490,7 +490,7 @@ def load_stage2(
             pooled_norm="video.norm_pooled.weight" in ours,
             pool_times=True,
         ),
-        text=TextEncoderConfig(
+        text=bert_text(
             vocab_size=vocab_size,
             context_length=ours["text.positions"].shape[0],
             width=text_width,
@@ -498,12 +498,6 @@ def load_stage2(
             num_heads=heads,
             mlp_width=ours["fusion.blocks.0.mlp.up.bias"].shape[0],
             embed_dim=embed_dim,
-            activation="gelu",
-            norm_eps=1e-12,
-            causal=False,
-            norms="after",
-            dropout=0.1,
-            pooling="first",
             projection=has_projection,
             projection_bias=has_projection,
             **bert_ids(tokenizer),
